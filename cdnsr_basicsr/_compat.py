@@ -1,0 +1,184 @@
+"""Everything that is needed to run basicsr 1.4.2 on current Python, torch and torchvision.
+
+Nothing else in this package knows of these matters. `provide_missing_modules` acts where an import fails,
+`patch_basicsr` where BasicSR itself misbehaves; what upstream has mended is left alone or replaced by the same
+behaviour, so all of it is harmless with BasicSR's git master. Numbers are threads on
+https://github.com/XPixelGroup/BasicSR; where none is named, none could be found.
+"""
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import os
+import pickle
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any, Callable, Iterator, Optional
+
+from .options import OptionError, OptionLoader, force_yml_value, parse_force_yml
+
+
+def _fill_functional_tensor(module: types.ModuleType) -> None:
+    from torchvision.transforms.functional import rgb_to_grayscale
+    module.rgb_to_grayscale = rgb_to_grayscale
+
+
+def _fill_distutils(module: types.ModuleType) -> None:
+    module.__path__ = []
+
+
+def _fill_distutils_version(module: types.ModuleType) -> None:
+    from packaging.version import parse
+    module.LooseVersion = parse
+
+
+class _MissingModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands last in ``sys.meta_path``, so it is asked only for modules that nothing else could find."""
+
+    stand_ins: dict[str, Callable[[types.ModuleType], None]] = {
+        # degradations.py imports it, torchvision 0.17 removed it: #649, #663, #711, mended on master by #650.
+        'torchvision.transforms.functional_tensor': _fill_functional_tensor,
+        # arch_util.py compares versions with it, Python 3.12 removed it.
+        'distutils': _fill_distutils,
+        'distutils.version': _fill_distutils_version,
+    }
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname in self.stand_ins:
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=fullname == 'distutils')
+        return None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        self.stand_ins[module.__name__](module)
+
+
+def provide_missing_modules() -> None:
+    """Lets BasicSR import modules that torchvision and Python have removed. Costs nothing where they exist."""
+    if not any(isinstance(finder, _MissingModuleFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_MissingModuleFinder())
+
+
+def _ordered_yaml() -> tuple[type, type]:
+    """#768: BasicSR's loader constructs any Python object (``!!python/object/apply`` runs code). This one does not."""
+    import yaml
+    return OptionLoader, yaml.SafeDumper
+
+
+def _checked_parse_options(original: Callable) -> Callable:
+    """``--force_yml`` reaches an ``exec`` inside parse_options: only key:sub=value may get there."""
+
+    def parse_options(root_path: str, is_train: bool = True):
+        if '--force_yml' in sys.argv:
+            for entry in sys.argv[sys.argv.index('--force_yml') + 1:]:
+                if entry.startswith('-'):
+                    break
+                parse_force_yml(entry)
+        return original(root_path, is_train)
+
+    return parse_options
+
+
+def _expanduser_each(path: Any) -> Any:
+    """parse_options expands ``~`` in every ``pretrain_network*`` path and stops at a list of them."""
+    return [os.path.expanduser(item) for item in path] if isinstance(path, list) else os.path.expanduser(path)
+
+
+def _load_resume_state(opt: dict) -> Optional[dict]:
+    """Loads the newest complete training state, on any device.
+
+    BasicSR moves it to the current CUDA device, which fails where there is none, and takes the newest file name,
+    which after a kill may be a half-written file.
+    """
+    import torch
+
+    from basicsr.utils import check_resume
+
+    if opt['auto_resume']:
+        folder = Path(opt['root_path'], 'experiments', opt['name'], 'training_states')
+        paths = sorted(folder.glob('[0-9]*.state'), key=lambda path: float(path.stem), reverse=True)
+    elif opt['path'].get('resume_state'):
+        paths = [Path(opt['path']['resume_state'])]
+    else:
+        return None
+    for path in paths:
+        try:
+            state = torch.load(path, map_location='cpu', weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            if not opt['auto_resume']:
+                raise OptionError('path.resume_state', f'{path} is no complete training state') from error
+            print(f'{path} is not complete, trying the state before it.', flush=True)
+            continue
+        opt['path']['resume_state'] = str(path)
+        check_resume(opt, state['iter'])
+        return state
+    return None
+
+
+@contextlib.contextmanager
+def _one_pretended_gpu() -> Iterator[None]:
+    """BasicSR picks ``rank % device_count()`` as this process's GPU: a division by zero where there is none."""
+    import torch
+    device_count, set_device = torch.cuda.device_count, torch.cuda.set_device
+    torch.cuda.device_count, torch.cuda.set_device = (lambda: 1), (lambda device: None)
+    try:
+        yield
+    finally:
+        torch.cuda.device_count, torch.cuda.set_device = device_count, set_device
+
+
+def _init_dist_anywhere(original: Callable) -> Callable:
+    """Starts distributed training with gloo where there is no GPU; NCCL, BasicSR's choice, needs one.
+
+    #729 (CVE-2024-27763): BasicSR also pastes SLURM_NODELIST into a shell command.
+    """
+
+    def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
+        import torch
+        if launcher == 'slurm' and not re.fullmatch(r'[A-Za-z0-9_.,\[\]-]+', os.environ.get('SLURM_NODELIST', '')):
+            raise OptionError('--launcher slurm', 'SLURM_NODELIST is unset or no list of host names')
+        if torch.cuda.device_count() > 0:
+            original(launcher, backend, **kwargs)
+            return
+        with _one_pretended_gpu():
+            original(launcher, 'gloo', **kwargs)
+
+    return init_dist
+
+
+def _model_to_any_device(original: Callable) -> Callable:
+    """Wraps a network for distributed training on CPU, where ``device_ids`` must not be given."""
+
+    def model_to_device(self, net):
+        if not self.opt['dist'] or self.device.type != 'cpu':
+            return original(self, net)
+        from torch.nn.parallel import DistributedDataParallel
+        unused = self.opt.get('find_unused_parameters', False)
+        return DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
+
+    return model_to_device
+
+
+def patch_basicsr() -> None:
+    """Mends BasicSR's functions in place. Calling it again does nothing."""
+    provide_missing_modules()
+    import basicsr.test
+    import basicsr.train
+    from basicsr.models import base_model
+    from basicsr.utils import dist_util, options
+
+    if getattr(options, 'patched_by_cdnsr_basicsr', False):
+        return
+    options.patched_by_cdnsr_basicsr = True
+
+    options.ordered_yaml = _ordered_yaml
+    options._postprocess_yml_value = force_yml_value  # upstream's evaluates lists
+    options.osp = types.SimpleNamespace(**{**vars(os.path), 'expanduser': _expanduser_each})
+    parse_options = _checked_parse_options(options.parse_options)
+    init_dist = _init_dist_anywhere(dist_util.init_dist)
+    options.parse_options = basicsr.train.parse_options = basicsr.test.parse_options = parse_options
+    options.init_dist = dist_util.init_dist = init_dist
+    basicsr.train.load_resume_state = _load_resume_state
+    base_model.BaseModel.model_to_device = _model_to_any_device(base_model.BaseModel.model_to_device)

@@ -1,0 +1,174 @@
+import contextlib
+import torch
+from torch import nn as nn
+from torch.nn import functional as F
+from typing import NamedTuple, Optional
+
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+class Routing(NamedTuple):
+    """What CDNSR decided for a batch of patches.
+
+    Attributes:
+        logits (Tensor): of shape (b, M). Output of the classifier.
+        weights (Tensor): of shape (b, M), rows sum to 1. Mixture weights in training, one-hot in evaluation.
+        branch_outputs (Tensor | None): of shape (b, M, c, h*upscale, w*upscale). None in evaluation, where each
+            patch goes through one branch only.
+    """
+    logits: torch.Tensor
+    weights: torch.Tensor
+    branch_outputs: Optional[torch.Tensor]
+
+
+def gumbel_softmax(logits, tau, uniform=None):
+    """Differentiable sample of a class: softmax((logits + g) / tau) with g = -log(-log(u)).
+
+    Paper: Categorical Reparameterization with Gumbel-Softmax (ICLR 2017).
+
+    Args:
+        logits (Tensor): of shape (b, M).
+        tau (float): Temperature; the smaller, the closer to one-hot.
+        uniform (Tensor | None): of shape (b, M), noise in [0, 1). Drawn if None. Default: None.
+
+    Returns:
+        Tensor: of shape (b, M), rows sum to 1.
+    """
+    if uniform is None:
+        uniform = torch.rand_like(logits)
+    gumbel = -torch.log(-torch.log(uniform + 1e-20) + 1e-20)
+    return F.softmax((logits + gumbel) / tau, dim=1)
+
+
+@ARCH_REGISTRY.register()
+class PatchClassifier(nn.Module):
+    """Says how hard a patch is: one logit per class, class 0 being the easiest.
+
+    Paper: ClassSR: A General Framework to Accelerate Super-Resolution Networks by Data Characteristic (CVPR 2021).
+
+    Args:
+        num_in_ch (int): Channel number of inputs. Default: 3.
+        num_feat (int): Channel number of intermediate features. Default: 128.
+        num_classes (int): Number of classes M. CDNSR sets it to its number of branches. Default: 3.
+    """
+
+    def __init__(self, num_in_ch=3, num_feat=128, num_classes=3):
+        super(PatchClassifier, self).__init__()
+        layers = [nn.Conv2d(num_in_ch, num_feat, 4, stride=4)]
+        layers += [nn.Conv2d(num_feat, num_feat, 1) for _ in range(3)]
+        layers += [nn.Conv2d(num_feat, 32, 1)]
+        self.convs = nn.ModuleList(layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(32, num_classes)
+
+    def forward(self, x):
+        """
+        Args:
+            x (Tensor): of shape (b, c, h, w), in [0, 1]. Patches below 4x4 are padded.
+
+        Returns:
+            Tensor: of shape (b, M), logits.
+        """
+        h, w = x.shape[-2:]
+        if h < 4 or w < 4:
+            x = F.pad(x, (0, max(0, 4 - w), 0, max(0, 4 - h)), mode='replicate')
+        for conv in self.convs[:-1]:
+            x = F.leaky_relu(conv(x), negative_slope=0.1, inplace=True)
+        return self.fc(self.pool(self.convs[-1](x)).flatten(1))
+
+
+@ARCH_REGISTRY.register()
+class CDNSR(nn.Module):
+    """Classification-based dynamic network: a patch classifier and M branches of growing capacity.
+
+    Paper: Classification-Based Dynamic Network for Efficient Super-Resolution (ICASSP 2023).
+
+    In training every branch runs on the whole batch and the output is the mixture sum_i p_i * branch_i. In evaluation
+    every patch goes through the branch of its most probable class. Either way there is one pass per branch.
+
+    Args:
+        branches (list[dict]): Option blocks of 2 to 5 registered archs, the cheapest first.
+        classifier (dict): Option block of a registered classifier, for instance PatchClassifier. If it takes
+            num_classes, that is set to the number of branches.
+        upscale (int): Upsampling factor of all branches. Default: 4.
+        mixture (str): 'gumbel' (CDNSR) | 'softmax' (ClassSR): mixture weights in training. Default: 'gumbel'.
+
+    Attributes:
+        tau (float): Temperature of the Gumbel mixture; the model anneals it.
+    """
+
+    def __init__(self, branches, classifier, upscale=4, mixture='gumbel'):
+        super(CDNSR, self).__init__()
+        if not 2 <= len(branches) <= 5:
+            raise ValueError(f'CDNSR: expected 2 to 5 branches, but got {len(branches)}.')
+        if mixture not in ('gumbel', 'softmax'):
+            raise ValueError(f"CDNSR: expected mixture 'gumbel' or 'softmax', but got {mixture!r}.")
+        classifier = dict(classifier)
+        num_classes = classifier.setdefault('num_classes', len(branches))
+        if num_classes != len(branches):
+            raise ValueError(f'CDNSR: the classifier has {num_classes} classes for {len(branches)} branches.')
+        self.upscale = upscale
+        self.mixture = mixture
+        self.tau = 1.0
+        self.frozen = ()
+        self.classifier = build_network(classifier)
+        self.branches = nn.ModuleList([build_network(branch) for branch in branches])
+
+    def freeze(self, parts):
+        """Keeps parts of the network as they are: no gradient, no graph, evaluation mode also in training.
+
+        Args:
+            parts (list[str]): Any of 'classifier' and 'branches'.
+        """
+        for part in parts:
+            if part not in ('classifier', 'branches'):
+                raise ValueError(f"CDNSR.freeze: expected 'classifier' or 'branches', but got {part!r}.")
+        self.frozen = tuple(parts)
+        for part in parts:
+            getattr(self, part).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode=True):
+        super(CDNSR, self).train(mode)
+        for part in self.frozen:
+            getattr(self, part).eval()
+        return self
+
+    def _graph_of(self, part):
+        return torch.no_grad() if part in self.frozen else contextlib.nullcontext()
+
+    def forward(self, x, return_routing=False):
+        """
+        Args:
+            x (Tensor): of shape (b, c, h, w), in [0, 1]. Patches of one size.
+            return_routing (bool): Whether to return the routing too. Default: False.
+
+        Returns:
+            Tensor: of shape (b, c, h*upscale, w*upscale), about [0, 1]; or a tuple of it and a Routing.
+        """
+        with self._graph_of('classifier'):
+            logits = self.classifier(x)
+        output, routing = self._mix(x, logits) if self.training else self._route(x, logits)
+        return (output, routing) if return_routing else output
+
+    def _mix(self, x, logits):
+        weights = gumbel_softmax(logits, self.tau) if self.mixture == 'gumbel' else F.softmax(logits, dim=1)
+        with self._graph_of('branches'):
+            branch_outputs = torch.stack([branch(x) for branch in self.branches], dim=1)
+        output = torch.einsum('bm,bmchw->bchw', weights, branch_outputs)
+        return output, Routing(logits, weights, branch_outputs)
+
+    def _route(self, x, logits):
+        classes = logits.argmax(dim=1)
+        output = None
+        for i, branch in enumerate(self.branches):
+            index = (classes == i).nonzero().squeeze(1)
+            if index.numel() == 0:
+                continue
+            routed = branch(x[index])
+            if output is None:
+                output = routed.new_empty(x.shape[0], *routed.shape[1:])
+            output[index] = routed
+        weights = F.one_hot(classes, len(self.branches)).type_as(logits)
+        return output, Routing(logits, weights, None)

@@ -1,0 +1,55 @@
+from torch import nn as nn
+
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+@ARCH_REGISTRY.register()
+class FSRCNN(nn.Module):
+    """FSRCNN on RGB images, in the form that ClassSR and CDNSR use (no activation between the mapping convs).
+
+    Paper: Accelerating the Super-Resolution Convolutional Neural Network (ECCV 2016).
+
+    Args:
+        num_in_ch (int): Channel number of inputs. Default: 3.
+        num_out_ch (int): Channel number of outputs. Default: 3.
+        num_feat (int): Channel number d of the feature extraction. Default: 56.
+        num_shrink (int): Channel number s of the mapping. Default: 12.
+        num_map (int): Number m of mapping convs. Default: 4.
+        upscale (int): Upsampling factor, 1 to 9. Default: 4.
+    """
+
+    def __init__(self, num_in_ch=3, num_out_ch=3, num_feat=56, num_shrink=12, num_map=4, upscale=4):
+        super(FSRCNN, self).__init__()
+        if not 1 <= upscale <= 9:
+            raise ValueError(f'FSRCNN: expected upscale from 1 to 9, but got {upscale}.')
+        self.upscale = upscale
+        self.extract = nn.Sequential(nn.Conv2d(num_in_ch, num_feat, 5, padding=2), nn.PReLU())
+        self.shrink = nn.Sequential(nn.Conv2d(num_feat, num_shrink, 1), nn.PReLU())
+        self.map = nn.Sequential(*[nn.Conv2d(num_shrink, num_shrink, 3, padding=1) for _ in range(num_map)], nn.PReLU())
+        self.expand = nn.Sequential(nn.Conv2d(num_shrink, num_feat, 1), nn.PReLU())
+        # Exactly h*upscale pixels, each LQ pixel's kernel centred on its GT pixels as nearly as the parities allow. The
+        # published code has padding 3 and output_padding 1, which is this for x4 and the wrong size for any other.
+        padding = (10 - upscale) // 2
+        self.deconv = nn.ConvTranspose2d(
+            num_feat, num_out_ch, 9, stride=upscale, padding=padding, output_padding=upscale - 9 + 2 * padding)
+        self.init_weights()
+
+    def init_weights(self):
+        """He initialisation for PReLU, and a small one for the deconvolution (section 3.3 of the paper)."""
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, a=0.25)
+                nn.init.zeros_(m.bias)
+        nn.init.normal_(self.deconv.weight, std=0.001)
+        nn.init.zeros_(self.deconv.bias)
+
+    def forward(self, x):
+        """
+        Args:
+            x (Tensor): of shape (b, c, h, w), in [0, 1].
+
+        Returns:
+            Tensor: of shape (b, c, h*upscale, w*upscale), about [0, 1].
+        """
+        out = self.expand(self.map(self.shrink(self.extract(x))))
+        return self.deconv(out)

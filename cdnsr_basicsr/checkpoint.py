@@ -1,0 +1,74 @@
+"""Self-describing checkpoints: BasicSR's weights plus what is needed to build the network."""
+from __future__ import annotations
+
+import pickle
+import torch
+from collections.abc import Mapping
+from os import path as osp
+from torch import nn
+from typing import Any, Optional, Union
+
+from .files import replace_when_done
+from .options import OptionError, check_network, read_options
+
+
+def save_checkpoint(content: dict, path: str) -> None:
+    """Saves to a temporary file and renames it, so that a killed run leaves no half-written checkpoint."""
+    with replace_when_done(path) as temporary:
+        torch.save(content, temporary)
+
+
+def plain(value: Any) -> Any:
+    """An option block as plain dicts, lists and scalars, which torch.load accepts with weights_only=True."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def load_checkpoint(path: str) -> dict:
+    """Loads a checkpoint onto the CPU without running code from it.
+
+    Raises:
+        OptionError: The file is missing or no checkpoint.
+    """
+    if not osp.isfile(path):
+        raise OptionError(path, 'no such checkpoint file')
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except (EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise OptionError(path, f'not a readable checkpoint: {str(error).splitlines()[0]}') from error
+    if not isinstance(content, dict):
+        raise OptionError(path, f'expected a dict of weights, but got {type(content).__name__}')
+    return content
+
+
+def load_network(path: str, opt_path: Optional[str] = None) -> nn.Module:
+    """Builds a network in evaluation mode from a checkpoint, with its EMA weights if there are any.
+
+    Args:
+        path: Checkpoint (.pth).
+        opt_path: Option file whose network_g describes it; needed for files without a description of their own,
+            such as those of BasicSR's SRModel.
+
+    Raises:
+        OptionError: The file cannot be read, says nothing about its network, or holds weights of another one.
+    """
+    from basicsr.archs import build_network
+
+    content = load_checkpoint(path)
+    block: Union[dict, None] = read_options(opt_path).get('network_g') if opt_path else content.get('network_g')
+    if block is None:
+        raise OptionError(opt_path or path, 'has no network_g block; give the option file it was trained with by -opt')
+    check_network(block, f'{opt_path or path}: network_g')
+    weights = content.get('params_ema', content.get('params'))
+    if weights is None:
+        raise OptionError(path, f"expected 'params' or 'params_ema', but found {', '.join(list(content)[:5])}")
+    net = build_network(block)
+    try:
+        net.load_state_dict({key[7:] if key.startswith('module.') else key: value for key, value in weights.items()})
+    except RuntimeError as error:
+        raise OptionError(path,
+                          f'does not fit the network {block["type"]}: {str(error).splitlines()[1].strip()}') from None
+    return net.eval()

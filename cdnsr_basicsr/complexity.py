@@ -1,0 +1,31 @@
+"""Real cost of a network: multiply-accumulate operations, counted by torch itself."""
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@torch.no_grad()
+def count_macs(module: nn.Module, height: int, width: int, channels: int = 3) -> int:
+    """Counts the multiply-accumulates of convs and matrix products for one input of (1, channels, height, width).
+
+    A transposed conv counts at its input size, where it is computed (ClassSR's and CDNSR's tables count it at its
+    output size, 16 times too much for x4). Interpolation and element-wise operations count as nothing.
+
+    Args:
+        module: Any network; it is run once, in evaluation mode, on the device of its weights.
+        height: Input height in pixels.
+        width: Input width in pixels.
+        channels: Input channels.
+    """
+    parameter = next(module.parameters(), torch.empty(0))
+    was_training = module.training
+    module.eval()
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            module(torch.zeros(1, channels, height, width, dtype=parameter.dtype, device=parameter.device))
+    finally:
+        module.train(was_training)
+    return counter.get_total_flops() // 2

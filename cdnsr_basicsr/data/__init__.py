@@ -1,0 +1,3 @@
+from .labeled_patch_dataset import LabeledPatchDataset
+
+__all__ = ['LabeledPatchDataset']

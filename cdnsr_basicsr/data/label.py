@@ -1,0 +1,184 @@
+"""Difficulty labels for the patches of a prepared dataset."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import os
+import torch
+from pathlib import Path
+from torch import nn
+from tqdm import tqdm
+from typing import Iterator, Optional, Sequence
+
+from ..checkpoint import load_network
+from ..options import OptionError
+from .labels import Label, write_labels
+from .prepare import parallel_map
+
+BATCH = 16  # fixed, so that labels do not depend on the number of workers
+
+
+def equal_parts(scores: Sequence[float], num_classes: int) -> list[int]:
+    """Classes of equal size by score, the highest scores being class 0; ties go by position.
+
+    >>> equal_parts([30., 20., 40.], 3)
+    [1, 2, 0]
+    """
+    labels = [0] * len(scores)
+    for rank, index in enumerate(sorted(range(len(scores)), key=lambda i: (-scores[i], i))):
+        labels[index] = rank * num_classes // len(scores)
+    return labels
+
+
+def by_thresholds(scores: Sequence[float], thresholds: Sequence[float]) -> list[int]:
+    """Class of each score: the number of thresholds it does not reach.
+
+    >>> by_thresholds([40., 30., 20.], [27.2, 35.1])
+    [0, 1, 2]
+    """
+    return [sum(score < threshold for threshold in thresholds) for score in scores]
+
+
+def cheapest_within(errors: np.ndarray, margin: float) -> np.ndarray:
+    """The first branch whose error is at most (1 + margin) times that of the best one.
+
+    Args:
+        errors: of shape (n, M), branches from cheap to dear.
+        margin: Relative margin, at least 0.
+
+    Returns:
+        Classes of shape (n, ).
+    """
+    return (errors <= (1 + margin) * errors.min(axis=1, keepdims=True)).argmax(axis=1)
+
+
+def patch_psnr(output: torch.Tensor, gt: torch.Tensor, border: int) -> torch.Tensor:
+    """PSNR of each patch in dB over RGB at 8 bits, without `border` pixels at each side; infinite if equal.
+
+    Args:
+        output: of shape (b, c, h, w).
+        gt: of the same shape.
+        border: Pixels left out, if the patch is larger than that.
+
+    Returns:
+        Tensor of shape (b, ).
+    """
+    error = output.clamp(0, 1).mul(255).round() - gt.mul(255).round()
+    if min(error.shape[-2:]) > 2 * border > 0:
+        error = error[..., border:-border, border:-border]
+    return 10 * torch.log10(255**2 / error.double().square().mean(dim=(1, 2, 3)))
+
+
+def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
+    """Reads the patches of a prepared dataset in the order of their keys.
+
+    Yields:
+        Keys, LQ patches (b, 3, h, w) and GT patches (b, 3, h*scale, w*scale), RGB in [0, 1]; all of one size.
+    """
+    from basicsr.data.data_util import paired_paths_from_lmdb
+    from basicsr.utils import FileClient, imfrombytes, img2tensor
+
+    databases = [str(folder / 'lq.lmdb'), str(folder / 'gt.lmdb')]
+    keys = [paths['lq_path'] for paths in paired_paths_from_lmdb(databases, ['lq', 'gt'])]
+    client = FileClient('lmdb', db_paths=databases, client_keys=['lq', 'gt'])
+
+    def read(key: str) -> tuple[str, torch.Tensor, torch.Tensor]:
+        images = [imfrombytes(client.get(key, name), float32=True) for name in ('lq', 'gt')]
+        return (key, *img2tensor(images))
+
+    batch: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    for item in tqdm(parallel_map(read, keys, workers), total=len(keys), unit='patch', desc='label'):
+        if batch and (len(batch) == BATCH or item[1].shape != batch[0][1].shape):
+            yield [key for key, _, _ in batch], *(torch.stack(part) for part in list(zip(*batch))[1:])
+            batch = []
+        batch.append(item)
+    if batch:
+        yield [key for key, _, _ in batch], *(torch.stack(part) for part in list(zip(*batch))[1:])
+
+
+@torch.no_grad()
+def label(folder: str,
+          by: str,
+          model: Optional[str] = None,
+          opt_path: Optional[str] = None,
+          num_classes: int = 3,
+          thresholds: Optional[Sequence[float]] = None,
+          margin: float = 0.05,
+          workers: Optional[int] = None,
+          overwrite: bool = False) -> tuple[Path, list[int]]:
+    """Labels every patch of a prepared dataset with a class, 0 being the easiest.
+
+    Args:
+        folder: Folder written by `prepare`.
+        by: 'psnr': equal parts, or parts by `thresholds`, of a network's PSNR on each patch (ClassSR).
+            'branches': the cheapest branch of a CDNSR network whose L1 error is within `margin` of its best (CDNSR).
+            'bicubic': as 'psnr', of bicubic upsampling; needs no network.
+        model: Checkpoint of the network.
+        opt_path: Option file that describes it, if it does not do so itself.
+        num_classes: Number of classes for equal parts.
+        thresholds: PSNRs in dB that separate the classes, instead of equal parts.
+        margin: Relative margin of 'branches'.
+        workers: Reading threads. Default: the number of CPUs. The labels do not depend on it.
+        overwrite: Whether to replace existing labels.
+
+    Returns:
+        Label file and number of patches per class.
+
+    Raises:
+        OptionError: An argument does not fit, or the dataset or the network cannot be read.
+    """
+    from ..archs import CDNSR, Interpolation
+
+    root = Path(folder)
+    for name in ('lq.lmdb', 'gt.lmdb'):
+        if not (root / name / 'data.mdb').is_file():
+            raise OptionError(f'-d {folder}', f'holds no {name}; expected a folder that `basicsr prepare` wrote')
+    path = root / f'labels_{by}.txt'
+    if path.exists() and not overwrite:
+        raise OptionError(str(path), 'exists already; --overwrite replaces it')
+    if by != 'bicubic' and model is None:
+        raise OptionError(f'--by {by}', 'needs a network: -m MODEL')
+    if by == 'branches' and thresholds:
+        raise OptionError('--thresholds', 'goes with --by psnr or bicubic only')
+    if not 2 <= num_classes <= 5:
+        raise OptionError(f'--classes {num_classes}', 'expected 2 to 5')
+    if margin < 0:
+        raise OptionError(f'--margin {margin}', 'expected at least 0')
+
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    net: Optional[nn.Module] = None if by == 'bicubic' else load_network(model, opt_path).to(device)
+    if by == 'branches' and not isinstance(net, CDNSR):
+        raise OptionError(f'-m {model}', f'--by branches needs a CDNSR network, but this is {type(net).__name__}')
+
+    keys: list[str] = []
+    rows: list[np.ndarray] = []
+    cv2.setNumThreads(1)  # the readers are threads already
+    for batch_keys, lq, gt in read_batches(root, workers or os.cpu_count() or 1):
+        scale = gt.shape[-1] // lq.shape[-1]
+        if net is None:
+            net = Interpolation(upscale=scale)
+        lq, gt = lq.to(device), gt.to(device)
+        nets = net.branches if by == 'branches' else [net]
+        outputs = [branch(lq) for branch in nets]
+        if outputs[0].shape != gt.shape:
+            raise OptionError(
+                f'-m {model}', f'makes {tuple(outputs[0].shape[-2:])} out of {tuple(lq.shape[-2:])}, but '
+                f'the patches of {folder} are x{scale}')
+        if by == 'branches':
+            scores = torch.stack([255 * (output - gt).abs().mean(dim=(1, 2, 3)) for output in outputs], dim=1)
+        else:
+            scores = patch_psnr(outputs[0], gt, border=scale).unsqueeze(1)
+        keys += batch_keys
+        rows.append(scores.double().cpu().numpy())
+
+    table = np.concatenate(rows)
+    if by == 'branches':
+        classes = cheapest_within(table, margin).tolist()
+        scores = [table[i, k] for i, k in enumerate(classes)]
+        num_classes = table.shape[1]
+    else:
+        scores = table[:, 0].tolist()
+        classes = by_thresholds(scores, thresholds) if thresholds else equal_parts(scores, num_classes)
+        num_classes = len(thresholds) + 1 if thresholds else num_classes
+    write_labels(path, {key: Label(k, score) for key, k, score in zip(keys, classes, scores)})
+    return path, np.bincount(classes, minlength=num_classes).tolist()

@@ -1,0 +1,104 @@
+from collections import Counter
+from os import path as osp
+
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils.registry import DATASET_REGISTRY
+from ..options import OptionError, check_keys
+from .labels import read_labels
+
+OPTION_KEYS = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'meta_info_file', 'io_backend', 'filename_tmpl', 'gt_size',
+               'use_hflip', 'use_rot', 'mean', 'std', 'color', 'label_file', 'classes', 'balance',
+               'dataset_enlarge_ratio', 'num_worker_per_gpu', 'batch_size_per_gpu', 'pin_memory', 'persistent_workers',
+               'prefetch_mode', 'num_prefetch_queue', 'phase', 'scale')
+
+
+@DATASET_REGISTRY.register()
+class LabeledPatchDataset(PairedImageDataset):
+    """Paired patches with a difficulty label each, from LMDB or folders.
+
+    It reads and augments as PairedImageDataset does and takes all its options.
+
+    Args:
+        opt (dict): Config for datasets. Beyond PairedImageDataset's it contains the following keys:
+            label_file (str): Labels written by `basicsr label`. Without it every label is -1.
+            classes (list[int]): Keep only the patches of these classes. That is how a branch is pre-trained on its
+                class with the stock SRModel. Default: all.
+            balance (bool): Repeat patches of the rarer classes until all classes are equally frequent.
+                Default: False.
+    """
+
+    def __init__(self, opt):
+        self.check_options(opt, f"datasets.{opt.get('name', '')}")
+        super(LabeledPatchDataset, self).__init__(opt)
+        self.labels = [-1] * len(self.paths)
+        if opt.get('label_file') is not None:
+            self._read_labels(opt)
+        batch_size, ratio = opt.get('batch_size_per_gpu', 1), opt.get('dataset_enlarge_ratio', 1)
+        if opt.get('phase') == 'train' and len(self.paths) * ratio < batch_size:
+            # BasicSR drops incomplete batches and would end the training without a single iteration
+            raise OptionError(
+                f"datasets.{opt.get('name', '')}", f'{len(self.paths)} patches x dataset_enlarge_ratio '
+                f'{ratio} fill no batch of {batch_size}; raise dataset_enlarge_ratio')
+
+    @staticmethod
+    def check_options(opt, where):
+        """Refuses unknown keys and impossible combinations.
+
+        Args:
+            opt (dict): Dataset block.
+            where (str): Its place in the option file, for messages.
+
+        Raises:
+            OptionError: For the first mistake found.
+        """
+        check_keys(opt, OPTION_KEYS, where, ('dataroot_gt', 'dataroot_lq', 'io_backend'))
+        classes = opt.get('classes')
+        if classes is not None:
+            valid = isinstance(classes, list) and classes and all(type(i) is int and i >= 0 for i in classes)
+            if not valid:
+                raise OptionError(f'{where}.classes', f'expected a list of classes such as [0], but got {classes!r}')
+        for key in ('classes', 'balance'):
+            if opt.get(key) and opt.get('label_file') is None:
+                raise OptionError(f'{where}.{key}', 'needs label_file, the labels that `basicsr label` wrote')
+        if opt.get('label_file') is not None and not osp.isfile(opt['label_file']):
+            raise OptionError(f'{where}.label_file', f"no such file: {opt['label_file']} (`basicsr label` writes it)")
+
+    def _read_labels(self, opt):
+        label_file = opt['label_file']
+        known = read_labels(label_file)
+        keys = [osp.splitext(osp.basename(path['gt_path']))[0] for path in self.paths]
+        unknown = [key for key in keys if key not in known]
+        if unknown:
+            raise OptionError(
+                label_file, f'has no label for {len(unknown)} of {len(keys)} patches, such as {unknown[0]}; '
+                'it was made for other data')
+        wanted = opt.get('classes')
+        kept = [i for i, key in enumerate(keys) if wanted is None or known[key].label in wanted]
+        if not kept:
+            raise OptionError(
+                label_file, f'has no patch of classes {wanted}; it holds '
+                f'{sorted({known[key].label for key in keys})}')
+        if opt.get('balance'):
+            kept = self._balance(kept, [known[keys[i]].label for i in kept])
+        self.paths = [self.paths[i] for i in kept]
+        self.labels = [known[keys[i]].label for i in kept]
+
+    @staticmethod
+    def _balance(indices, labels):
+        """Repeats the indices of every class, in turn, up to the size of the largest class."""
+        size = max(Counter(labels).values())
+        balanced = []
+        for label in sorted(set(labels)):
+            members = [index for index, label_ in zip(indices, labels) if label_ == label]
+            balanced += [members[i % len(members)] for i in range(size)]
+        return balanced
+
+    def __getitem__(self, index):
+        """
+        Returns:
+            dict: lq (Tensor) of shape (c, h, w) and gt (Tensor) of shape (c, h*scale, w*scale), RGB in [0, 1]; label
+                (int); lq_path and gt_path (str).
+        """
+        data = super(LabeledPatchDataset, self).__getitem__(index)
+        data['label'] = self.labels[index]
+        return data

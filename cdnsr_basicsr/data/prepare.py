@@ -1,0 +1,295 @@
+"""From a folder of photographs to aligned GT and LQ patches in BasicSR's LMDB format."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import os
+import re
+import shutil
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tqdm import tqdm
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, TypeVar
+
+from ..inference.tiling import tile_starts
+from ..options import OptionError
+
+IMAGE_SUFFIXES = ('.avif', '.bmp', '.dib', '.exr', '.hdr', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.pic',
+                  '.png', '.pnm', '.ppm', '.pxm', '.ras', '.sr', '.tif', '.tiff', '.webp')
+PNG_COMPRESSION = 1
+MARKER = 'meta_info.txt'  # written last: a folder that has it is finished
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+
+class Pair(NamedTuple):
+    """A GT image and its LQ image, or patches of them: uint8 BGR of shapes (h*scale, w*scale, 3) and (h, w, 3)."""
+    key: str
+    gt: np.ndarray
+    lq: np.ndarray
+
+
+class Prepared(NamedTuple):
+    """What a run of `prepare` did."""
+    pairs: int
+    unreadable: list[str]
+    too_small: list[str]
+
+
+def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Maps in threads, in order, never running more than a few items ahead of the consumer."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def resize(image: np.ndarray, factor: float) -> np.ndarray:
+    """MATLAB's bicubic imresize of a uint8 image of shape (h, w, 3), rounded to uint8 once, at the end."""
+    from basicsr.utils.matlab_functions import imresize
+    resized = imresize(image.astype(np.float32) / 255, factor)
+    return np.round(np.clip(resized, 0, 1) * 255).astype(np.uint8)
+
+
+def make_lq(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Crops an image to a multiple of `scale`, at the top left, and makes its LQ image.
+
+    Args:
+        image: uint8 of shape (h, w, 3), h and w at least `scale`.
+        scale: Downscaling factor.
+
+    Returns:
+        GT and LQ image.
+    """
+    height, width = image.shape[0] // scale * scale, image.shape[1] // scale * scale
+    gt = np.ascontiguousarray(image[:height, :width])
+    return gt, resize(gt, 1 / scale)
+
+
+def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Splits the files below a folder into images (by extension or by content) and others. Hidden ones are left out."""
+    images, others = [], []
+    for path in sorted(folder.rglob('*')):
+        if not path.is_file() or any(part.startswith('.') for part in path.relative_to(folder).parts):
+            continue
+        is_image = path.suffix.lower() in IMAGE_SUFFIXES or cv2.haveImageReader(str(path))
+        (images if is_image else others).append(path)
+    return images, others
+
+
+def patch_keys(paths: list[Path], root: Path) -> dict[Path, str]:
+    """Names images for LMDB: the path below the root, in letters, digits, '-' and '_', and unique."""
+    keys: dict[Path, str] = {}
+    taken = set()
+    for path in paths:
+        name = re.sub(r'[^A-Za-z0-9_-]', '_', str(path.relative_to(root).with_suffix('')))[-200:]
+        key, number = name, 1
+        while key in taken:
+            number += 1
+            key = f'{name}-{number}'
+        taken.add(key)
+        keys[path] = key
+    return keys
+
+
+def cut_pairs(image: np.ndarray, key: str, scale: int, scales: list[float], crop: int, step: int) -> Iterator[Pair]:
+    """Cuts aligned patches from an image and from smaller versions of it.
+
+    Args:
+        image: uint8 of shape (h, w, 3).
+        key: Name of the image; patches are called `<key>_s<thousandths of scale>_y<top>_x<left>`.
+        scale: LQ is this much smaller than GT.
+        scales: Sizes to cut from, as fractions of the image's.
+        crop: Side of a GT patch, a multiple of scale.
+        step: Distance of neighbouring GT patches, a multiple of scale.
+    """
+    for fraction in scales:
+        height, width = (int(np.ceil(length * fraction)) for length in image.shape[:2])
+        if min(height, width) < crop:
+            continue
+        gt, lq = make_lq(image if fraction == 1 else resize(image, fraction), scale)
+        for top in tile_starts(gt.shape[0], crop, step):
+            for left in tile_starts(gt.shape[1], crop, step):
+                rows, columns = slice(top // scale, (top + crop) // scale), slice(left // scale, (left + crop) // scale)
+                yield Pair(f'{key}_s{round(1000 * fraction):04d}_y{top:05d}_x{left:05d}',
+                           gt[top:top + crop, left:left + crop], lq[rows, columns])
+
+
+def encode(image: np.ndarray) -> bytes:
+    """PNG bytes of an image."""
+    ok, data = cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION])
+    assert ok, f'OpenCV could not encode an image of {image.shape}'
+    return data.tobytes()
+
+
+def is_running(pid: str) -> bool:
+    """Whether a process of this number exists."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def finished_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Yields a hidden folder beside `out`, which takes its place when the block ends without an error.
+
+    Raises:
+        OptionError: `out` holds a finished dataset and `overwrite` is not set, or it holds files of another kind.
+    """
+    if out.exists():
+        if not out.is_dir():
+            raise OptionError(f'-o {out}', 'is a file; expected a folder')
+        strange = [
+            path.name for path in out.iterdir()
+            if path.name not in ('gt.lmdb', 'lq.lmdb', 'gt', 'lq', MARKER) and not path.name.startswith('labels_')
+        ]
+        if strange:
+            raise OptionError(f'-o {out}', f'holds {strange[0]}, which is no part of a prepared dataset; choose a new '
+                              'folder')
+        if any(out.iterdir()) and not overwrite:
+            raise OptionError(f'-o {out}', 'is prepared already; --overwrite replaces it, labels included')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for stale in out.parent.glob(f'.{out.name}.preparing-*'):
+        if not is_running(stale.name.split('-')[-1]):  # left by a run that was killed
+            shutil.rmtree(stale)
+    work = out.parent / f'.{out.name}.preparing-{os.getpid()}'
+    work.mkdir()
+    try:
+        yield work
+        replaced = work.with_name(f'{work.name}-replaced')
+        if out.exists():
+            os.rename(out, replaced)
+        os.rename(work, out)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class PairWriter:
+    """Writes pairs into gt.lmdb and lq.lmdb, or into the folders gt and lq as PNG files, and meta_info.txt."""
+
+    def __init__(self, folder: Path, as_files: bool) -> None:
+        from basicsr.utils.lmdb_util import LmdbMaker
+        self.folder, self.as_files, self.lines = folder, as_files, []
+        self.makers = {}
+        for name in ('gt', 'lq'):
+            if as_files:
+                (folder / name).mkdir()
+            else:
+                self.makers[name] = LmdbMaker(str(folder / f'{name}.lmdb'), compress_level=PNG_COMPRESSION)
+
+    def put(self, key: str, shape: tuple, gt: bytes, lq: bytes, lq_shape: tuple) -> None:
+        for name, data, size in (('gt', gt, shape), ('lq', lq, lq_shape)):
+            if self.as_files:
+                (self.folder / name / f'{key}.png').write_bytes(data)
+            else:
+                self.makers[name].put(data, key, size)
+        self.lines.append(f'{key}.png ({shape[0]},{shape[1]},{shape[2]})\n')
+
+    def close(self) -> None:
+        for maker in self.makers.values():
+            maker.close()
+        (self.folder / MARKER).write_text(''.join(self.lines), encoding='ascii')
+
+    def abort(self) -> None:
+        for maker in self.makers.values():
+            maker.txn.abort()
+            maker.env.close()
+            maker.txt_file.close()
+
+
+def prepare(hr_folder: str,
+            out: str,
+            scale: int = 4,
+            scales: Iterable[float] = (1, 0.9, 0.8, 0.7, 0.6),
+            crop: int = 128,
+            step: int = 96,
+            workers: Optional[int] = None,
+            whole: bool = False,
+            overwrite: bool = False) -> Prepared:
+    """Makes a training or validation set out of photographs.
+
+    Args:
+        hr_folder: Folder of photographs, read with its subfolders.
+        out: Folder to write: gt.lmdb, lq.lmdb and meta_info.txt (or, for `whole`, the folders gt and lq of PNG files).
+        scale: LQ is this much smaller than GT.
+        scales: Sizes to cut patches from, as fractions of the photograph's, in (0, 1].
+        crop: Side of a GT patch in pixels, a multiple of scale.
+        step: Distance of neighbouring GT patches in pixels, a multiple of scale, at most crop.
+        workers: Threads. Default: the number of CPUs.
+        whole: Whether to write whole photographs, for validation, instead of patches.
+        overwrite: Whether to replace a finished `out`.
+
+    Raises:
+        OptionError: An argument is out of range, `out` is taken, or there is nothing to write.
+    """
+    root, scales = Path(hr_folder), list(scales)
+    if not root.is_dir():
+        raise OptionError(f'-i {hr_folder}', 'no such folder')
+    if scale < 1:
+        raise OptionError(f'--scale {scale}', 'expected an integer of at least 1')
+    if not scales or not all(0 < fraction <= 1 for fraction in scales):
+        raise OptionError(f'--scales {scales}', 'expected fractions in (0, 1]')
+    if crop < scale or crop % scale:
+        raise OptionError(f'--crop {crop}', f'expected a multiple of the scale {scale}')
+    if not scale <= step <= crop or step % scale:
+        raise OptionError(f'--step {step}', f'expected a multiple of the scale {scale}, at most the crop {crop}')
+    scales = sorted({round(fraction, 3) for fraction in scales}, reverse=True)
+    workers = workers or os.cpu_count() or 1
+
+    paths, others = list_images(root)
+    if not paths:
+        raise OptionError(f'-i {hr_folder}', 'holds no images')
+    if others:
+        print(f'{len(others)} files in {root} are no images and left alone, such as {others[0].name}.', file=sys.stderr)
+    keys = patch_keys(paths, root)
+
+    def encode_pairs(path: Path) -> Optional[list[tuple]]:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            return None
+        if not whole:
+            pairs = cut_pairs(image, keys[path], scale, scales, crop, step)
+        else:
+            pairs = [Pair(keys[path], *make_lq(image, scale))] if min(image.shape[:2]) >= scale else []
+        return [(pair.key, pair.gt.shape, encode(pair.gt), encode(pair.lq), pair.lq.shape) for pair in pairs]
+
+    unreadable, too_small, count = [], [], 0
+    with finished_folder(Path(out), overwrite) as folder:
+        writer = PairWriter(folder, as_files=whole)
+        try:
+            results = parallel_map(encode_pairs, paths, workers)
+            for path, pairs in zip(paths, tqdm(results, total=len(paths), unit='image', desc='prepare')):
+                if pairs is None:
+                    unreadable.append(str(path))
+                elif not pairs:
+                    too_small.append(str(path))
+                else:
+                    count += len(pairs)
+                    for pair in pairs:
+                        writer.put(*pair)
+            if count == 0:
+                raise OptionError(
+                    f'-i {hr_folder}', f'no image could be used: {len(unreadable)} cannot be read, '
+                    f'{len(too_small)} are smaller than a patch')
+        except BaseException:
+            writer.abort()
+            raise
+        writer.close()
+    return Prepared(count, unreadable, too_small)

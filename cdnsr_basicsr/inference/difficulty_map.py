@@ -1,0 +1,46 @@
+"""The picture that shows which class each part of an image was given."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+
+def class_colors(num_classes: int) -> np.ndarray:
+    """One BGR colour per class, of shape (num_classes, 3), uint8: green, over yellow, to red."""
+    hardness = np.linspace(0, 1, num_classes)
+    red, green = np.minimum(1, 2 * hardness), np.minimum(1, 2 * (1 - hardness))
+    return np.round(255 * np.stack([np.zeros_like(red), green, red], axis=1)).astype(np.uint8)
+
+
+def draw_difficulty_map(image: np.ndarray, class_map: np.ndarray, num_classes: int) -> np.ndarray:
+    """Colours an image by class and puts a legend with the classes' shares of the area below.
+
+    Args:
+        image: of shape (H, W, 3), uint8, BGR.
+        class_map: of shape (h, w), class of each LR pixel; H and W are multiples of h and w.
+        num_classes: Number of classes M.
+
+    Returns:
+        Picture of shape (H + legend, max(W, legend's width), 3), uint8, BGR.
+    """
+    colors = class_colors(num_classes)
+    full = cv2.resize(class_map.astype(np.uint8), (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)
+    tinted = cv2.addWeighted(image, 0.6, colors[full], 0.4, 0)
+    edges = np.zeros(full.shape, bool)
+    edges[1:] |= full[1:] != full[:-1]
+    edges[:, 1:] |= full[:, 1:] != full[:, :-1]
+    tinted[edges] = 255
+
+    shares = np.bincount(class_map.ravel(), minlength=num_classes) / class_map.size
+    row, box, width = 26, 16, 190
+    columns = max(1, image.shape[1] // width)
+    rows = -(-num_classes // columns)
+    picture = np.full((image.shape[0] + rows * row, max(image.shape[1], width), 3), 255, np.uint8)
+    picture[:image.shape[0], :image.shape[1]] = tinted
+    for i, share in enumerate(shares):
+        x, y = i % columns * width + 6, image.shape[0] + i // columns * row + 5
+        cv2.rectangle(picture, (x, y), (x + box, y + box), tuple(int(value) for value in colors[i]), -1)
+        name = 'easiest' if i == 0 else 'hardest' if i == num_classes - 1 else ''
+        cv2.putText(picture, f'{i} {name} {100 * share:.1f} %', (x + box + 6, y + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.45,
+                    (0, 0, 0), 1, cv2.LINE_AA)
+    return picture

@@ -1,0 +1,104 @@
+import itertools
+import torch
+from torch import nn as nn
+from torch.nn import functional as F
+
+from basicsr.utils.registry import LOSS_REGISTRY
+
+
+def class_loss(weights):
+    """mean_b[(M - 1) - sum_{i<j} |p_i - p_j|]: 0 for one-hot rows, M - 1 for uniform ones."""
+    num_classes = weights.shape[1]
+    first, second = zip(*itertools.combinations(range(num_classes), 2))
+    gaps = (weights[:, list(first)] - weights[:, list(second)]).abs().sum(dim=1)
+    return (num_classes - 1 - gaps).mean()
+
+
+def average_loss(weights):
+    """sum_i |sum_b p_i - B/M| / (2 (M - 1) B / M): 0 for equal shares, 1 when one class takes all."""
+    batch, num_classes = weights.shape
+    share = batch / num_classes
+    return (weights.sum(dim=0) - share).abs().sum() / (2 * (num_classes - 1) * share)
+
+
+def flops_loss(weights, costs, target):
+    """relu(E - target) / range, with E = mean_b sum_i p_i c_i, costs relative to the dearest branch.
+
+    The published code divides by the range in absolute GFLOPs, so that its weight means something else for every
+    backbone; here it is the relative range: published value = this value / c_max.
+    """
+    expected = (weights * costs).sum(dim=1).mean()
+    return F.relu(expected - target) / (costs.max() - costs.min())
+
+
+@LOSS_REGISTRY.register()
+class ClassLoss(nn.Module):
+    """Confidence loss: pushes every patch's mixture weights towards one class.
+
+    Paper: ClassSR (CVPR 2021), equation 3, for any number of classes.
+
+    Args:
+        loss_weight (float): Loss weight. Default: 1.0.
+    """
+
+    def __init__(self, loss_weight=1.0):
+        super(ClassLoss, self).__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, weights):
+        """
+        Args:
+            weights (Tensor): of shape (b, M), rows sum to 1.
+        """
+        return self.loss_weight * class_loss(weights)
+
+
+@LOSS_REGISTRY.register()
+class AverageLoss(nn.Module):
+    """Balance loss: pushes the classes towards equal shares of the batch.
+
+    Paper: ClassSR (CVPR 2021), equation 4, scaled to [0, 1] as in its code, for any number of classes.
+
+    Args:
+        loss_weight (float): Loss weight. Default: 1.0.
+    """
+
+    def __init__(self, loss_weight=1.0):
+        super(AverageLoss, self).__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, weights):
+        """
+        Args:
+            weights (Tensor): of shape (b, M), rows sum to 1.
+        """
+        return self.loss_weight * average_loss(weights)
+
+
+@LOSS_REGISTRY.register()
+class FLOPsLoss(nn.Module):
+    """Penalises an expected cost above a target.
+
+    Paper: CDNSR (ICASSP 2023). 0 up to the target; (1 - target) / (1 - c_min) when all is hard.
+
+    Args:
+        target (float): Cost aimed at, as a fraction of the dearest branch's. Default: 0.8.
+        loss_weight (float): Loss weight. Default: 1.0.
+    """
+
+    def __init__(self, target=0.8, loss_weight=1.0):
+        super(FLOPsLoss, self).__init__()
+        if not 0 <= target <= 1:
+            raise ValueError(f'FLOPsLoss: expected target in [0, 1], but got {target}.')
+        self.target = target
+        self.loss_weight = loss_weight
+
+    def forward(self, weights, costs):
+        """
+        Args:
+            weights (Tensor): of shape (b, M), rows sum to 1.
+            costs (Tensor): of shape (M, ), cost of each branch relative to the dearest, not all equal.
+        """
+        if bool(torch.all(costs == costs[0])):
+            raise ValueError('FLOPsLoss: all branches cost the same, so there is nothing to trade.')
+        return self.loss_weight * flops_loss(weights, costs, self.target)

@@ -1,0 +1,3 @@
+from .cdnsr_model import CDNSRModel
+
+__all__ = ['CDNSRModel']

@@ -1,0 +1,233 @@
+"""Reading option files and refusing wrong ones with one clear line."""
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import yaml
+from typing import Any, Iterable, Mapping, Optional
+
+
+class OptionError(ValueError):
+    """A mistake in an option file or on the command line.
+
+    Args:
+        key: Where: the option's path (``train.freeze``), a file or a command line flag.
+        message: What is wrong and what is accepted.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f'{key}: {message}')
+
+
+class OptionLoader(yaml.SafeLoader):
+    """YAML loader that builds plain data only and reads ``2e-4`` as a number, as YAML 1.2 does."""
+
+    def construct_mapping_once(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == 'tag:yaml.org,2002:merge':
+                continue
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'key {key!r} stands twice', key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
+                             lambda loader, node: loader.construct_mapping_once(node, deep=True))
+OptionLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$'),
+                                   list('-+0123456789'))
+
+
+def read_options(path: str) -> dict:
+    """Reads an option file without running anything that stands in it.
+
+    Args:
+        path: YAML file.
+
+    Raises:
+        OptionError: The file is missing, is no YAML mapping, or holds a tag other than YAML's own (such as
+            ``!!python/object/apply``, which BasicSR's loader would execute).
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            opt = yaml.load(file, Loader=OptionLoader)
+    except FileNotFoundError:
+        raise OptionError(path, 'no such option file') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(path, f'cannot be read: {error}') from None
+    except yaml.constructor.ConstructorError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else '?'
+        raise OptionError(path,
+                          f'line {line}: {error.problem}; accepted are plain values, lists and mappings') from None
+    except yaml.YAMLError as error:
+        raise OptionError(path, f'not valid YAML: {" ".join(str(error).split())}') from None
+    if not isinstance(opt, dict):
+        raise OptionError(path, f'expected a mapping of options, but got {type(opt).__name__}')
+    return opt
+
+
+def parse_force_yml(entry: str) -> tuple[list[str], Any]:
+    """Splits one ``--force_yml`` entry, ``key:sub=value``, into its keys and its value.
+
+    Raises:
+        OptionError: The entry has another form. BasicSR pastes the keys into code that it executes.
+    """
+    match = re.fullmatch(r'\s*([A-Za-z0-9_.-]+(?::[A-Za-z0-9_.-]+)*)\s*=([^=]*)', entry)
+    if match is None:
+        raise OptionError(f'--force_yml {entry}', 'accepted is key:sub=value, for example train:ema_decay=0.999')
+    return match.group(1).split(':'), force_yml_value(match.group(2).strip())
+
+
+def force_yml_value(text: str) -> Any:
+    """The value of a ``--force_yml`` entry: a YAML scalar or list; ``None``, ``True`` and ``False`` in any case."""
+    if text.lower() == 'none':
+        return None
+    try:
+        return yaml.load(text, Loader=OptionLoader)
+    except yaml.YAMLError:
+        raise OptionError(f'--force_yml ...={text}', 'the value is no YAML scalar or list') from None
+
+
+def apply_force_yml(opt: dict, entries: Iterable[str]) -> None:
+    """Sets ``--force_yml`` entries in ``opt``, in place. A last key may be new, the way to it must exist."""
+    for entry in entries:
+        keys, value = parse_force_yml(entry)
+        block = opt
+        for key in keys[:-1]:
+            if not isinstance(block.get(key), dict):
+                blocks = ', '.join(str(name) for name, sub in block.items() if isinstance(sub, dict))
+                raise OptionError(f'--force_yml {entry}', f'{key!r} is no block of the option file; accepted: {blocks}')
+            block = block[key]
+        block[keys[-1]] = value
+
+
+def check_keys(block: Any, accepted: Iterable[str], where: str, required: Iterable[str] = ()) -> None:
+    """Refuses unknown and missing keys of one option block.
+
+    Raises:
+        OptionError: With the place, the key and what is accepted.
+    """
+    if not isinstance(block, Mapping):
+        raise OptionError(where, f'expected a block of options, but got {block!r}')
+    accepted = list(accepted)
+    for key in block:
+        if key not in accepted:
+            raise OptionError(f'{where}.{key}', f'unknown key; accepted: {", ".join(sorted(accepted))}')
+    for key in required:
+        if key not in block:
+            raise OptionError(where, f'key {key!r} is missing')
+
+
+def check_number(value: Any, where: str, low: float, high: Optional[float] = None, integer: bool = False) -> None:
+    """Refuses a value that is no number (an integer, if asked for) in [low, high]."""
+    kinds = (int, ) if integer else (int, float)
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    if not fits:
+        span = f'at least {low}' if high is None else f'from {low} to {high}'
+        raise OptionError(where, f'expected {"an integer" if integer else "a number"} {span}, but got {value!r}')
+
+
+def find_registered(registry: Any, block: Any, where: str) -> Any:
+    """The class or function that ``block['type']`` names in one of BasicSR's registries."""
+    if not isinstance(block, Mapping) or 'type' not in block:
+        raise OptionError(where, "expected a block of options with a key 'type'")
+    name = block['type']
+    for candidate in (name, f'{name}_basicsr'):
+        if candidate in registry:
+            return registry.get(candidate)
+    raise OptionError(f'{where}.type', f'unknown type {name!r}; accepted: {", ".join(sorted(registry.keys()))}')
+
+
+def check_arguments(target: Any, block: Mapping, where: str, positional: int = 0) -> None:
+    """Compares a block's keys with the arguments of what it builds.
+
+    Args:
+        target: Class or function to be called with the block's values.
+        block: Option block; its ``type`` is left out.
+        where: The block's place, for messages.
+        positional: How many leading arguments the caller gives.
+    """
+    parameters = list(inspect.signature(target).parameters.values())[positional:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    arguments = {key: value for key, value in block.items() if key != 'type'}
+    check_keys(arguments, [parameter.name for parameter in parameters], where, required)
+
+
+def check_network(block: Any, where: str) -> None:
+    """Checks a network block and the networks inside it (branches, classifier) against their constructors."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+    check_arguments(find_registered(ARCH_REGISTRY, block, where), block, where)
+    for key, value in block.items():
+        if isinstance(value, Mapping) and 'type' in value:
+            check_network(value, f'{where}.{key}')
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    check_network(item, f'{where}.{key}[{index}]')
+
+
+def check_loss(block: Any, where: str) -> None:
+    """Checks a loss block against the loss's constructor."""
+    from basicsr.utils.registry import LOSS_REGISTRY
+    check_arguments(find_registered(LOSS_REGISTRY, block, where), block, where)
+
+
+def check_path(value: Any, where: str) -> None:
+    """Refuses a path that does not exist."""
+    if not isinstance(value, str):
+        raise OptionError(where, f'expected a path, but got {value!r}')
+    if not os.path.exists(os.path.expanduser(value)):
+        raise OptionError(where, f'no such file or folder: {value}')
+
+
+def check_options(opt: dict, is_train: bool) -> None:
+    """Checks an option file before BasicSR reads it: types, network and loss arguments, files, our own blocks.
+
+    A model or dataset class may bring its own check as a static method ``check_options``; that is where this
+    plugin's blocks refuse unknown keys. Blocks of other BasicSR models are left to them.
+
+    Args:
+        opt: Content of the option file.
+        is_train: Whether it is about to be trained (otherwise tested).
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
+    from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+
+    for key in ['name', 'model_type', 'num_gpu', 'datasets', 'path'] + (['train', 'logger'] if is_train else ['val']):
+        if opt.get(key) is None:
+            raise OptionError(key, 'is missing from the option file')
+    model = find_registered(MODEL_REGISTRY, {'type': opt['model_type']}, 'model_type')
+
+    for key, block in opt.items():
+        if key.startswith('network_'):
+            check_network(block, key)
+    if is_train:
+        for key, block in opt['train'].items():
+            if key.endswith('_opt') and isinstance(block, Mapping):
+                check_loss(block, f'train.{key}')
+        if 'train' not in opt['datasets']:
+            raise OptionError('datasets.train', 'is missing from the option file')
+    for name, block in ((opt.get('val') or {}).get('metrics') or {}).items():
+        find_registered(METRIC_REGISTRY, block, f'val.metrics.{name}')
+
+    for name, block in opt['datasets'].items():
+        where = f'datasets.{name}'
+        dataset = find_registered(DATASET_REGISTRY, block, where)
+        for key in ('dataroot_gt', 'dataroot_lq', 'meta_info_file'):
+            if isinstance(block.get(key), str):
+                check_path(block[key], f'{where}.{key}')
+        if hasattr(dataset, 'check_options'):
+            dataset.check_options(block, where)
+    for key, value in opt['path'].items():
+        if ('pretrain_network' in key or key == 'resume_state') and value is not None:
+            for path in value if isinstance(value, list) else [value]:
+                check_path(path, f'path.{key}')
+    if hasattr(model, 'check_options'):
+        model.check_options(opt, is_train)

@@ -1,0 +1,56 @@
+from setuptools import find_packages, setup
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    for line in (ROOT / 'cdnsr_basicsr' / '__init__.py').read_text(encoding='utf-8').splitlines():
+        if line.startswith('__version__'):
+            return line.split("'")[1]
+    raise RuntimeError('cdnsr_basicsr/__init__.py defines no __version__')
+
+
+setup(
+    name='cdnsr-basicsr',
+    version=read_version(),
+    description='Difficulty-routed super-resolution (CDNSR) as a BasicSR plugin',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    keywords='super-resolution, BasicSR, dynamic network, CDNSR, ClassSR',
+    packages=find_packages(include=['cdnsr_basicsr', 'cdnsr_basicsr.*']),
+    # basicsr 1.4.2 cannot be built on Python 3.13: its setup.py reads a variable back out of locals() after exec.
+    python_requires='>=3.9,<3.13',
+    install_requires=[
+        'basicsr>=1.4.2',
+        'torch>=2.6',  # the first release whose torch.load is weights_only by default, also inside BasicSR
+        'torchvision>=0.21',
+        'numpy>=1.24',
+        'opencv-python>=4.8',
+        'pyyaml>=6.0',
+        'lmdb>=1.4',
+        'packaging>=21.0',
+        'tqdm>=4.60',
+        # TensorBoard itself comes with basicsr, as tb-nightly. Declaring tensorboard too would install both, and
+        # then the tensorboard command stops with "Duplicate plugins for name projector".
+    ],
+    extras_require={'dev': ['flake8', 'isort', 'pytest', 'yapf']},
+    entry_points={
+        'console_scripts': ['basicsr = cdnsr_basicsr.cli:main'],
+        'basicsr.plugins': ['cdnsr = cdnsr_basicsr:register'],
+    },
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'License :: OSI Approved :: Apache Software License',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.9',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Image Processing',
+    ],
+    zip_safe=False,
+)

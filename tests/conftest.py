@@ -1,0 +1,50 @@
+import os
+import pytest
+import torch
+from pathlib import Path
+
+import cdnsr_basicsr
+
+cdnsr_basicsr.register()
+
+ROOT = Path(__file__).resolve().parent.parent
+# photographs, recorded tensors and weights of other projects; not part of this repository
+SHARED = Path(os.environ.get('CDNSR_TEST_DATA', ROOT.parent / 'shared'))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared():
+    """Finds a file of the test data, or skips the test."""
+
+    def find(name):
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f'{name} is not at hand (CDNSR_TEST_DATA)')
+        return path
+
+    return find
+
+
+def carn(num_feat=4, upscale=4):
+    return {'type': 'CARN_M', 'num_feat': num_feat, 'upscale': upscale}
+
+
+def fsrcnn(num_feat=4, upscale=4):
+    return {'type': 'FSRCNN', 'num_feat': num_feat, 'num_shrink': 3, 'num_map': 1, 'upscale': upscale}
+
+
+@pytest.fixture
+def tiny_net():
+    """Option block of a small CDNSR with three branches of growing cost."""
+
+    def block(upscale=4, branches=None, **kwargs):
+        branches = branches or [fsrcnn(2 * i + 2, upscale) for i in range(3)]
+        classifier = {'type': 'PatchClassifier', 'num_feat': 8}
+        return {'type': 'CDNSR', 'upscale': upscale, 'branches': branches, 'classifier': classifier, **kwargs}
+
+    return block
