@@ -1,3 +1,4 @@
+import torch
 from torch import nn as nn
 
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -34,14 +35,35 @@ class FSRCNN(nn.Module):
             num_feat, num_out_ch, 9, stride=upscale, padding=padding, output_padding=upscale - 9 + 2 * padding)
         self.init_weights()
 
+    @torch.no_grad()
     def init_weights(self):
-        """He initialisation for PReLU, and a small one for the deconvolution (section 3.3 of the paper)."""
+        """He initialisation (section 3.3 of the paper), but starting as bilinear upsampling.
+
+        One channel per colour is passed through all layers and upsampled by the deconvolution; the other channels start
+        random. The network need not learn first what interpolation knows, which takes the paper's initialisation
+        thousands of iterations.
+        """
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, a=0.25)
                 nn.init.zeros_(m.bias)
         nn.init.normal_(self.deconv.weight, std=0.001)
         nn.init.zeros_(self.deconv.bias)
+
+        colors = self.deconv.out_channels
+        if not self.extract[0].in_channels == colors <= min(self.shrink[0].in_channels, self.shrink[0].out_channels):
+            return
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                m.weight[:colors] = 0
+                for i in range(colors):
+                    m.weight[i, i, m.kernel_size[0] // 2, m.kernel_size[1] // 2] = 1
+        # distance of the kernel's taps from the centre of an LQ pixel, in GT pixels
+        distance = (torch.arange(9) - self.deconv.padding[0] - (self.upscale - 1) / 2).abs()
+        ramp = (1 - distance / self.upscale).clamp(min=0)
+        self.deconv.weight[:colors] = 0
+        for i in range(colors):
+            self.deconv.weight[i, i] = ramp[:, None] * ramp
 
     def forward(self, x):
         """

@@ -8,9 +8,18 @@ from cdnsr_basicsr.archs.cdnsr_arch import gumbel_softmax
 from tests import published
 
 BACKBONES = {
-    'carn': ([{'type': 'CARN_M', 'num_feat': n} for n in (36, 52, 64)], published.CARN),
-    'fsrcnn': ([{'type': 'FSRCNN', 'num_feat': n} for n in (16, 36, 56)], published.FSRCNN),
-    'srresnet': ([{'type': 'MSRResNet', 'num_feat': n} for n in (36, 52, 64)], published.SRRESNET),
+    'carn': ([{
+        'type': 'CARN_M',
+        'num_feat': n
+    } for n in (36, 52, 64)], published.CARN),
+    'fsrcnn': ([{
+        'type': 'FSRCNN',
+        'num_feat': n
+    } for n in (16, 36, 56)], published.FSRCNN),
+    'srresnet': ([{
+        'type': 'MSRResNet',
+        'num_feat': n
+    } for n in (36, 52, 64)], published.SRRESNET),
 }
 
 
