@@ -16,12 +16,9 @@ basicsr label -d "$data/train" --by bicubic
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-run() {  # runs the command, showing its progress only; all of its output if it fails
-    basicsr "$@" >"$log" 2>&1 &
-    local pid=$!
-    tail -n +1 -f --pid="$pid" "$log" | grep --line-buffered -oE 'iter:.*lr|eta: [^,]*|l_pix[a-z]*: [^ ]*' |
-        paste -d ' ' - - - || true
-    wait "$pid" || { cat "$log"; exit 1; }
+run() {  # shows the progress; on failure all of the output
+    basicsr "$@" 2>&1 | tee "$log" | sed -un 's/.*iter: *\([0-9,]*\),.*eta: \([^,]*\),.*\(l_pix[a-z]*: [^ ]*\).*/iteration \1  \3  time left \2/p' ||
+        { cat "$log"; exit 1; }
 }
 for branch in 1 2 3; do
     step "Training branch $branch of 3 on its class of patches"

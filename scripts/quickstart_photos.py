@@ -1,4 +1,6 @@
 """Copies the photographs that scikit-image ships inside its package into a training and a held-out folder."""
+import cv2
+import numpy as np
 import shutil
 import skimage
 import sys
@@ -18,6 +20,12 @@ def main(out: str) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for name in names:
             shutil.copyfile(source / name, target / name)
+            if folder == 'train':
+                # so few photographs would teach the classifier that dark is easy and orange is hard: negatives and
+                # swapped colours leave texture as the only sign of difficulty
+                image = cv2.imread(str(source / name))
+                cv2.imwrite(str(target / f'{Path(name).stem}_negative.png'), 255 - image)
+                cv2.imwrite(str(target / f'{Path(name).stem}_swapped.png'), np.roll(image, 1, axis=2))
 
 
 if __name__ == '__main__':

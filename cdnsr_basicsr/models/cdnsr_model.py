@@ -208,8 +208,9 @@ class CDNSRModel(SRModel):
         shares = stats['tiles'] / stats['tiles'].sum().clamp(min=1)
         psnrs = 10 * torch.log10(255**2 * stats['pixels'] / stats['squared_error'])
         cost = stats['cost'] / max(stats['lq_pixels'], 1)
-        message = (f'Routing {dataset_name}\n\t # cost: {cost:.4f} of the hardest branch on whole images '
-                   '(classifier and tile overlap included)\n')
+        message = (
+            f'Routing {dataset_name}\n\t # cost: {cost:.4f} of the hardest branch on whole images, classifier and '
+            f'tile overlap included ({(shares * costs).sum():.4f} for the branches per tile)\n')
         scalars = {'cost': cost}
         for i, (share, count) in enumerate(zip(shares.tolist(), stats['tiles'].tolist())):
             psnr = f'{psnrs[i]:.4f}' if stats['pixels'][i] > 0 else '-'

@@ -1,0 +1,131 @@
+import pytest
+import torch
+from pathlib import Path
+from torch.nn import functional as F
+
+from basicsr.archs import build_network
+from cdnsr_basicsr.archs import CARN_M, FSRCNN, Interpolation
+
+GOLDEN = Path(__file__).parent / 'own_golden.pth'
+BRANCHES = [{
+    'type': 'CARN_M',
+    'num_feat': 8
+}, {
+    'type': 'FSRCNN',
+    'num_feat': 6
+}, {
+    'type': 'Interpolation'
+}, {
+    'type': 'Interpolation',
+    'mode': 'bilinear'
+}, {
+    'type': 'MSRResNet',
+    'num_feat': 4,
+    'num_block': 1
+}, {
+    'type': 'RCAN',
+    'num_in_ch': 3,
+    'num_out_ch': 3,
+    'num_feat': 16,
+    'num_group': 1,
+    'num_block': 1
+}]
+
+
+@pytest.mark.parametrize('upscale', [2, 3, 4])
+@pytest.mark.parametrize('block', BRANCHES, ids=lambda block: block['type'] + block.get('mode', ''))
+@pytest.mark.parametrize('size', [(1, 1), (5, 8), (13, 7)])
+def test_size_is_exactly_upscaled(block, upscale, size):
+    net = build_network({**block, 'upscale': upscale}).eval()
+    with torch.no_grad():
+        assert net(torch.rand(2, 3, *size)).shape == (2, 3, size[0] * upscale, size[1] * upscale)
+
+
+@pytest.mark.parametrize('cls,kwargs', [(CARN_M, {}), (CARN_M, {'fusion_bias': True, 'group': 2}), (FSRCNN, {})])
+@pytest.mark.parametrize('upscale', [2, 3, 4])
+def test_state_dict_round_trip(cls, kwargs, upscale):
+    net, other = (cls(num_feat=8, upscale=upscale, **kwargs) for _ in range(2))
+    with torch.no_grad():
+        for param in net.parameters():
+            param.add_(0.01 * torch.randn_like(param))
+    other.load_state_dict(net.state_dict())
+    x = torch.rand(1, 3, 9, 6)
+    assert torch.equal(net(x), other(x))
+
+
+def test_fusion_bias_exists_only_if_asked_for():
+    names = [name for name, _ in CARN_M(num_feat=8).named_parameters() if 'fusions' in name]
+    with_bias = [name for name, _ in CARN_M(num_feat=8, fusion_bias=True).named_parameters() if 'fusions' in name]
+    assert len(names) == 12 and len(with_bias) == 24
+
+
+def test_carn_mean_is_no_parameter():
+    net = CARN_M(num_feat=8)
+    assert not any('mean' in name for name, _ in net.named_parameters())
+    assert not any('mean' in name for name in net.state_dict())
+
+
+@pytest.mark.parametrize('upscale', [1, 2, 3, 4])
+def test_fsrcnn_starts_as_bilinear_upsampling(upscale):
+    net = FSRCNN(num_feat=8, upscale=upscale)
+    x = torch.rand(1, 3, 12, 9)
+    expected = F.interpolate(x, scale_factor=upscale, mode='bilinear')
+    inner = slice(2 * upscale, -2 * upscale)
+    # what the random channels add is small, and nothing at the start of an average photograph
+    assert (net(x) - expected)[..., inner, inner].abs().mean() < 0.05
+    net.deconv.weight.data[3:] = 0
+    torch.testing.assert_close(net(x)[..., inner, inner], expected[..., inner, inner], atol=1e-5, rtol=0)
+
+
+def test_fsrcnn_too_narrow_for_colours_still_works():
+    assert FSRCNN(num_feat=2, num_shrink=2)(torch.rand(1, 3, 4, 4)).shape == (1, 3, 16, 16)
+
+
+def test_interpolation_keeps_constants_and_has_no_weights():
+    for mode in ('bicubic', 'bilinear'):
+        net = Interpolation(upscale=3, mode=mode)
+        assert not list(net.parameters())
+        torch.testing.assert_close(net(torch.full((1, 3, 5, 4), 0.3)), torch.full((1, 3, 15, 12), 0.3))
+
+
+@pytest.mark.parametrize('build,message', [
+    (lambda: CARN_M(upscale=5), 'upscale 2, 3 or 4, but got 5'),
+    (lambda: CARN_M(num_feat=10), 'multiple of group 4, but got 10'),
+    (lambda: FSRCNN(upscale=10), 'from 1 to 9, but got 10'),
+    (lambda: Interpolation(mode='nearest'), "'bicubic' or 'bilinear', but got 'nearest'"),
+])
+def test_wrong_arguments_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_own_golden():
+    # recorded from this package when it equalled the published networks; see record_own_golden
+    golden = torch.load(GOLDEN, weights_only=True)
+    for entry in golden:
+        net = build_network(entry['network_g']).eval()
+        net.load_state_dict(entry['params'])
+        with torch.no_grad():
+            torch.testing.assert_close(net(entry['input']), entry['output'], atol=1e-5, rtol=0)
+
+
+def record_own_golden():
+    torch.manual_seed(0)
+    classifier = {'type': 'PatchClassifier', 'num_feat': 8}
+    blocks = [{'type': 'CARN_M', 'num_feat': 8, 'upscale': scale} for scale in (2, 3, 4)]
+    blocks += [{'type': 'FSRCNN', 'num_feat': 6, 'upscale': scale} for scale in (2, 3, 4)]
+    blocks += [{
+        'type': 'CDNSR',
+        'upscale': 3,
+        'branches': [blocks[4], blocks[1]],
+        'classifier': classifier
+    }, classifier]
+    entries = []
+    for block in blocks:
+        net = build_network(block).eval()
+        x = torch.rand(3, 3, 8, 11)
+        with torch.no_grad():
+            for param in net.parameters():
+                param.add_(0.05 * torch.randn_like(param))
+            entries.append({'network_g': block, 'params': net.state_dict(), 'input': x, 'output': net(x)})
+    torch.save(entries, GOLDEN)

@@ -1,0 +1,143 @@
+import pytest
+import torch
+
+from basicsr.archs import build_network
+from cdnsr_basicsr.archs import PatchClassifier
+from cdnsr_basicsr.archs.cdnsr_arch import gumbel_softmax
+from tests.conftest import carn, fsrcnn
+
+MIXED = [{
+    'type': 'Interpolation',
+    'upscale': 2
+},
+         fsrcnn(4, 2),
+         carn(4, 2), {
+             'type': 'MSRResNet',
+             'num_feat': 4,
+             'num_block': 1,
+             'upscale': 2
+         }, {
+             'type': 'RCAN',
+             'num_in_ch': 3,
+             'num_out_ch': 3,
+             'num_feat': 16,
+             'num_group': 1,
+             'num_block': 1,
+             'upscale': 2
+         }]
+
+
+def spread(net):
+    """Makes a random classifier decide differently on different patches."""
+    with torch.no_grad():
+        net.classifier.fc.weight.mul_(300)
+        logits = net.classifier(torch.rand(64, 3, 12, 16) * torch.rand(64, 1, 1, 1))
+        net.classifier.fc.bias.sub_(logits.mean(0))
+    return net
+
+
+@pytest.mark.parametrize('num_classes', [2, 3, 4, 5])
+def test_routing_equals_one_patch_at_a_time(tiny_net, num_classes):
+    net = spread(build_network(tiny_net(2, MIXED[:num_classes])).eval())
+    x = torch.rand(24, 3, 12, 16) * torch.rand(24, 1, 1, 1)
+    with torch.no_grad():
+        output, routing = net(x, return_routing=True)
+        for i in range(len(x)):
+            k = int(net.classifier(x[i:i + 1]).argmax())
+            torch.testing.assert_close(output[i:i + 1], net.branches[k](x[i:i + 1]), atol=1e-5, rtol=0)
+            assert routing.weights[i].tolist() == [float(j == k) for j in range(num_classes)]
+    assert (routing.weights.sum(0) > 0).sum() > 1, 'the test is void: all patches went to one branch'
+    assert routing.branch_outputs is None
+
+
+def test_evaluation_runs_only_the_branches_chosen(tiny_net):
+    net = build_network(tiny_net()).eval()
+    with torch.no_grad():
+        net.classifier.fc.bias.copy_(torch.tensor([-100., 100., -100.]))
+    ran = []
+    for i, branch in enumerate(net.branches):
+        branch.register_forward_hook(lambda module, args, output, i=i: ran.append((i, len(args[0]))))
+    with torch.no_grad():
+        net(torch.rand(7, 3, 8, 8))
+    assert ran == [(1, 7)]
+
+
+@pytest.mark.parametrize('mixture', ['gumbel', 'softmax'])
+def test_training_mixes_all_branches_in_one_pass_each(tiny_net, mixture):
+    net = build_network(tiny_net(mixture=mixture)).train()
+    passes = []
+    for branch in net.branches:
+        branch.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
+    x = torch.rand(5, 3, 8, 12)
+    output, routing = net(x, return_routing=True)
+    assert passes == [5, 5, 5]
+    expected = sum(routing.weights[:, i, None, None, None] * net.branches[i](x) for i in range(3))
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(routing.weights.sum(1), torch.ones(5))
+    if mixture == 'softmax':
+        torch.testing.assert_close(routing.weights, routing.logits.softmax(1))
+    assert routing.branch_outputs.shape == (5, 3, 3, 32, 48)
+
+
+def test_forward_returns_one_tensor(tiny_net):
+    net = build_network(tiny_net(3))
+    for mode in (True, False):
+        assert net.train(mode)(torch.rand(2, 3, 8, 8)).shape == (2, 3, 24, 24)
+
+
+def test_gumbel_softmax_samples_classes_by_their_probability():
+    probabilities = torch.tensor([0.6, 0.3, 0.1])
+    sample = gumbel_softmax(probabilities.log().expand(40000, 3), tau=0.1).argmax(1)
+    torch.testing.assert_close(torch.bincount(sample) / 40000, probabilities, atol=0.01, rtol=0)
+
+
+def test_gumbel_softmax_at_the_ends():
+    logits = torch.randn(50, 4)
+    assert gumbel_softmax(logits, tau=1e-4).max(1)[0].mean() > 0.99
+    torch.testing.assert_close(gumbel_softmax(logits, tau=1e6), torch.full((50, 4), 0.25), atol=1e-3, rtol=0)
+    assert torch.isfinite(gumbel_softmax(logits, 0.4, torch.zeros(50, 4))).all()
+    assert torch.isfinite(gumbel_softmax(logits, 0.4, torch.ones(50, 4))).all()
+
+
+@pytest.mark.parametrize('part,other', [('branches', 'classifier'), ('classifier', 'branches')])
+def test_frozen_part_gets_no_gradient_and_stays_in_evaluation(tiny_net, part, other):
+    net = build_network(tiny_net())
+    net.freeze([part])
+    net.train()
+    assert not getattr(net, part).training and getattr(net, other).training
+    net(torch.rand(4, 3, 8, 8)).square().mean().backward()
+    assert all(param.grad is None for param in getattr(net, part).parameters())
+    assert all(param.grad is not None and param.grad.abs().sum() > 0 for name, param in net.named_parameters()
+               if name.startswith(other) and 'weight' in name)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 9), (4, 4), (33, 31)])
+def test_classifier_takes_any_size(size):
+    assert PatchClassifier(num_feat=8, num_classes=4)(torch.rand(2, 3, *size)).shape == (2, 4)
+
+
+@pytest.mark.parametrize('change,message', [
+    ({
+        'branches': [fsrcnn()]
+    }, 'expected 2 to 5 branches, but got 1'),
+    ({
+        'branches': [fsrcnn()] * 6
+    }, 'expected 2 to 5 branches, but got 6'),
+    ({
+        'mixture': 'hard'
+    }, "expected mixture 'gumbel' or 'softmax', but got 'hard'"),
+    ({
+        'classifier': {
+            'type': 'PatchClassifier',
+            'num_classes': 2
+        }
+    }, 'the classifier has 2 classes for 3 branches'),
+])
+def test_wrong_arguments_are_named(tiny_net, change, message):
+    with pytest.raises(ValueError, match=message):
+        build_network({**tiny_net(), **change})
+
+
+def test_unknown_part_cannot_be_frozen(tiny_net):
+    with pytest.raises(ValueError, match="'classifier' or 'branches', but got 'branch'"):
+        build_network(tiny_net()).freeze(['branch'])

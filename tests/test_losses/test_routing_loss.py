@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from basicsr.losses import build_loss
+from basicsr.losses.basic_loss import charbonnier_loss
+from cdnsr_basicsr.losses import AverageLoss, ClassLoss, FLOPsLoss
+from cdnsr_basicsr.losses.routing_loss import average_loss, class_loss, flops_loss
+
+
+@pytest.mark.parametrize('num_classes', [2, 3, 4, 5])
+def test_class_loss_at_the_ends(num_classes):
+    assert class_loss(torch.eye(num_classes)).item() == pytest.approx(0)
+    uniform = torch.full((6, num_classes), 1 / num_classes)
+    assert class_loss(uniform).item() == pytest.approx(num_classes - 1)
+
+
+@pytest.mark.parametrize('num_classes', [2, 3, 4, 5])
+def test_average_loss_at_the_ends(num_classes):
+    assert average_loss(torch.eye(num_classes).repeat(3, 1)).item() == pytest.approx(0)
+    assert average_loss(torch.eye(num_classes)[[1] * 7]).item() == pytest.approx(1)
+
+
+def test_flops_loss_at_the_ends():
+    costs = torch.tensor([0.3, 0.6, 1.0])
+    hard, easy = torch.eye(3)[[2] * 4], torch.eye(3)[[0] * 4]
+    assert flops_loss(easy, costs, 0.5).item() == 0
+    assert flops_loss(hard, costs, 0.5).item() == pytest.approx(0.5 / 0.7)
+    assert flops_loss(hard, costs, 1).item() == 0
+    assert flops_loss(torch.eye(3)[[1] * 4], costs, 0.5).item() == pytest.approx(0.1 / 0.7)
+
+
+def test_class_loss_equals_slow_loop():
+    weights = torch.rand(9, 4).softmax(1)
+    total = sum((3 - sum(abs(row[i] - row[j]) for i in range(4) for j in range(i + 1, 4))) for row in weights) / 9
+    torch.testing.assert_close(class_loss(weights), total)
+
+
+@pytest.mark.parametrize(
+    'loss',
+    [ClassLoss(2.), AverageLoss(2.), lambda w: FLOPsLoss(0.1, 2.)(w, torch.tensor([0.2, 0.5, 0.7, 1.]))])
+def test_gradient_descent_lowers_the_loss(loss):
+    logits = torch.randn(16, 4, requires_grad=True)
+    value = loss(logits.softmax(1))
+    gradient, = torch.autograd.grad(value, logits)
+    assert gradient.abs().sum() > 0
+    assert loss((logits - 0.5 * gradient).softmax(1)) < value
+
+
+def test_loss_weight_scales():
+    weights = torch.rand(5, 3).softmax(1)
+    assert ClassLoss(3.)(weights) == pytest.approx(3 * class_loss(weights).item())
+    assert AverageLoss(3.)(weights) == pytest.approx(3 * average_loss(weights).item())
+
+
+def test_losses_equal_golden(shared):
+    golden = torch.load(shared('golden/losses.pth'), weights_only=True)['routing']
+    for row in golden:
+        costs = torch.tensor(row['flops'])
+        relative = costs / costs.max()
+        torch.testing.assert_close(class_loss(row['probs']), row['class_loss'], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(average_loss(row['probs']), row['average_loss'], atol=1e-5, rtol=1e-5)
+        # the published code divides by the range in GFLOPs: its value is ours / c_max
+        ours = flops_loss(row['probs'], relative, row['target_flops']) / costs.max()
+        torch.testing.assert_close(ours, row['flops_loss'], atol=1e-5, rtol=1e-5)
+        output = torch.einsum('bm,mbchw->bchw', row['probs'], torch.stack(row['branch_outputs']))
+        pixel = charbonnier_loss(output, row['gt'], reduction='sum')
+        print(pixel, row['charbonnier_sum'])
+
+
+def test_classsr_losses_equal_golden(shared):
+    for row in torch.load(shared('golden/classsr_losses.pth'), weights_only=True)['rows']:
+        torch.testing.assert_close(class_loss(row['probs']), row['class_loss'], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(average_loss(row['probs']), row['average_loss'], atol=1e-5, rtol=1e-5)
+
+
+def test_flops_loss_refuses_equal_costs():
+    with pytest.raises(ValueError, match='all branches cost the same'):
+        build_loss({'type': 'FLOPsLoss', 'target': 0.5})(torch.eye(2), torch.ones(2))
+    with pytest.raises(ValueError, match=r'target in \[0, 1\], but got 1.5'):
+        build_loss({'type': 'FLOPsLoss', 'target': 1.5})
