@@ -68,10 +68,10 @@ def test_macs_are_counted_at_the_input_size_of_a_transposed_conv():
     'num_feat': 64
 }, 1.15e9), ({
     'type': 'PatchClassifier'
-}, 7.4e6)])
+}, 7.6e6)])
 def test_macs_of_the_backbones(block, published):
     # FLOPs per 32x32 patch, 2 per MAC; FSRCNN's published figures count the transposed conv at its output size
-    assert 2 * count_macs(build_network(block), 32, 32) == pytest.approx(published, rel=0.02)
+    assert 2 * count_macs(build_network(block), 32, 32) == pytest.approx(published, rel=0.015)
 
 
 def test_upscaler_takes_one_image(tiny_net):

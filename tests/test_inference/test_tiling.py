@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 from cdnsr_basicsr.inference.tiling import Tiling, pad_to, tile_starts
 
-SIZES = [(1, 1), (1, 40), (7, 3), (16, 16), (17, 33), (30, 29), (64, 100)]
+SIZES = [(1, 1), (1, 40), (7, 3), (16, 16), (17, 33), (30, 45)]
 TILES = [(16, 16), (16, 14), (16, 5), (16, 1), (1, 1), (3, 2)]
 
 
-@pytest.mark.parametrize('size,tile,scale', itertools.product(SIZES, TILES, (1, 3)))
+@pytest.mark.parametrize('size,tile,scale', list(itertools.product(SIZES, TILES, (1, 3))))
 def test_an_identity_network_returns_the_input_exactly(size, tile, scale):
     image = torch.rand(3, *size)
     tiling = Tiling(*size, *tile)

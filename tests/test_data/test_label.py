@@ -1,0 +1,151 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from basicsr.archs import build_network
+from cdnsr_basicsr.checkpoint import save_checkpoint
+from cdnsr_basicsr.cli import main
+from cdnsr_basicsr.data.label import by_thresholds, cheapest_within, equal_parts, label, patch_psnr
+from cdnsr_basicsr.data.labels import Label, read_labels, write_labels
+from cdnsr_basicsr.data.prepare import prepare
+from cdnsr_basicsr.options import OptionError
+from tests.test_data.test_prepare import decode, photograph, read_lmdb
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder = tmp_path / 'hr'
+    folder.mkdir()
+    for i in range(3):
+        image = photograph(96, 128, i)
+        image[:, :64] = image[:, :64] // (i + 2) + 60  # less contrast: easier
+        cv2.imwrite(str(folder / f'{i}.png'), image)
+    prepare(str(folder), str(tmp_path / 'out'), 4, (1, ), 32, 32)
+    return tmp_path / 'out'
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_net):
+    net = build_network(tiny_net())
+    path = tmp_path / 'cdnsr.pth'
+    save_checkpoint({'params': net.state_dict(), 'network_g': tiny_net(), 'scale': 4}, str(path))
+    return path, net.eval()
+
+
+def test_equal_parts():
+    assert equal_parts([5, 1, 3, 2, 4, 6], 3) == [0, 2, 1, 2, 1, 0]
+    assert equal_parts([1, 1, 1, 1], 2) == [0, 0, 1, 1]
+    assert equal_parts([float('inf'), 2, 1], 3) == [0, 1, 2]
+
+
+def test_thresholds():
+    assert by_thresholds([40, 35.1, 30, 27.2, 20], [27.2, 35.1]) == [0, 0, 1, 1, 2]
+
+
+def test_cheapest_within_margin():
+    errors = np.array([[1.04, 1.0, 1.0], [1.06, 1.05, 1.0], [3., 2., 1.], [0., 0., 0.]])
+    assert cheapest_within(errors, 0.05).tolist() == [0, 1, 2, 0]
+    assert cheapest_within(errors, 0).tolist() == [1, 2, 2, 0]
+
+
+def test_patch_psnr_equals_basicsr():
+    from basicsr.metrics import calculate_psnr
+    gt, output = torch.rand(3, 3, 24, 24).mul(255).round().div(255), torch.rand(3, 3, 24, 24)
+    for i in range(3):
+        images = [image[i].clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy() for image in (output, gt)]
+        assert patch_psnr(output, gt, 4)[i].item() == pytest.approx(calculate_psnr(*images, 4), abs=1e-6)
+    assert patch_psnr(gt, gt, 4).tolist() == [float('inf')] * 3
+
+
+def test_bicubic_needs_no_network_and_orders_by_difficulty(dataset):
+    path, counts = label(str(dataset), 'bicubic', num_classes=2)
+    labels = read_labels(path)
+    assert counts == [len(labels) // 2] * 2
+    assert min(entry.score for entry in labels.values()
+               if entry.label == 0) >= max(entry.score for entry in labels.values() if entry.label == 1)
+    flat = [entry.label for key, entry in labels.items() if int(key[-5:]) < 64]
+    assert flat.count(0) > len(flat) / 2
+
+
+def test_psnr_labels_by_the_network_given(dataset, checkpoint):
+    path, net = checkpoint
+    written, counts = label(str(dataset), 'psnr', str(path), thresholds=[5., 9.])
+    lq, gt = (read_lmdb(dataset / name) for name in ('lq.lmdb', 'gt.lmdb'))
+    assert sum(counts) == len(lq)
+    for key, entry in read_labels(written).items():
+        tensors = [
+            torch.from_numpy(decode(data[key])[..., ::-1].copy()).permute(2, 0, 1)[None] / 255 for data in (lq, gt)
+        ]
+        with torch.no_grad():
+            score = patch_psnr(net(tensors[0]), tensors[1], 4).item()
+        assert entry.score == pytest.approx(score, abs=1e-3)
+        assert entry.label == (score < 5) + (score < 9)
+
+
+def test_branches_labels_are_the_cheapest_good_branch(dataset, checkpoint):
+    path, net = checkpoint
+    written, counts = label(str(dataset), 'branches', str(path), margin=0.1)
+    lq, gt = (read_lmdb(dataset / name) for name in ('lq.lmdb', 'gt.lmdb'))
+    for key, entry in read_labels(written).items():
+        tensors = [
+            torch.from_numpy(decode(data[key])[..., ::-1].copy()).permute(2, 0, 1)[None] / 255 for data in (lq, gt)
+        ]
+        with torch.no_grad():
+            errors = [255 * (branch(tensors[0]) - tensors[1]).abs().mean().item() for branch in net.branches]
+        assert errors[entry.label] <= 1.1 * min(errors) + 1e-3
+        assert all(error > 1.1 * min(errors) - 1e-3 for error in errors[:entry.label])
+        assert entry.score == pytest.approx(errors[entry.label], abs=1e-3)
+
+
+@pytest.mark.parametrize('by', ['psnr', 'branches', 'bicubic'])
+def test_same_labels_on_any_number_of_workers(dataset, checkpoint, by):
+    texts = []
+    for workers in (1, 4):
+        path, _ = label(str(dataset), by, str(checkpoint[0]), workers=workers, overwrite=True)
+        texts.append(path.read_text())
+    assert texts[0] == texts[1] and texts[0]
+
+
+def test_label_file_round_trip(tmp_path):
+    labels = {'b': Label(2, 31.5), 'a': Label(0, float('inf'))}
+    write_labels(tmp_path / 'labels_x.txt', labels)
+    assert (tmp_path / 'labels_x.txt').read_text() == 'a 0 inf\nb 2 31.500000\n'
+    assert read_labels(tmp_path / 'labels_x.txt') == labels
+
+
+@pytest.mark.parametrize('text,message', [('a 0 1.0\nb zero 1.0\n', 'line 2'), ('a 0\n', 'line 1'),
+                                          ('a -1 2.0\n', 'line 1')])
+def test_broken_label_file_names_the_line(tmp_path, text, message):
+    (tmp_path / 'labels.txt').write_text(text)
+    with pytest.raises(OptionError, match=message):
+        read_labels(tmp_path / 'labels.txt')
+
+
+def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
+    stock = tmp_path / 'stock.pth'
+    torch.save({'params': {}}, stock)
+    (tmp_path / 'broken.pth').write_bytes(b'PK broken')
+    cases = [
+        (['-d', str(tmp_path / 'none'), '--by', 'bicubic'], 'holds no lq.lmdb'),
+        (['-d', str(dataset), '--by', 'psnr'], 'needs a network: -m MODEL'),
+        (['-d', str(dataset), '--by', 'psnr', '-m', 'none.pth'], 'none.pth: no such checkpoint file'),
+        (['-d', str(dataset), '--by', 'psnr', '-m',
+          str(tmp_path / 'broken.pth')], 'not a readable checkpoint'),
+        (['-d', str(dataset), '--by', 'psnr', '-m', str(stock)], 'has no network_g block'),
+        (['-d', str(dataset), '--by', 'bicubic', '--classes', '9'], '--classes 9: expected 2 to 5'),
+    ]
+    for arguments, message in cases:
+        assert main(['label', *arguments]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith('basicsr: error: ') and message in error
+    assert main(['label', '-d', str(dataset), '--by', 'bicubic']) == 0
+    assert main(['label', '-d', str(dataset), '--by', 'bicubic']) == 2
+    assert '--overwrite replaces it' in capsys.readouterr().err
+
+
+def test_network_of_another_scale_is_refused(dataset, tmp_path, tiny_net):
+    net = build_network(tiny_net(2))
+    save_checkpoint({'params': net.state_dict(), 'network_g': tiny_net(2), 'scale': 2}, str(tmp_path / 'x2.pth'))
+    with pytest.raises(OptionError, match=r'the patches of .* are x4'):
+        label(str(dataset), 'psnr', str(tmp_path / 'x2.pth'))

@@ -1,0 +1,238 @@
+import cv2
+import lmdb
+import numpy as np
+import os
+import pytest
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from basicsr.data import build_dataset
+from cdnsr_basicsr.data.prepare import list_images, make_lq, patch_keys, prepare, resize
+from cdnsr_basicsr.options import OptionError
+
+
+def photograph(height=100, width=140, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 255, (height // 4 + 1, width // 4 + 1, 3)).astype(np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / 'hr'
+    folder.mkdir()
+    for i, name in enumerate(('a.png', 'b.c.png', 'ü é.png')):
+        cv2.imwrite(str(folder / name), photograph(seed=i))
+    return folder
+
+
+def read_lmdb(path):
+    with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as txn:
+        return {key.decode(): bytes(value) for key, value in txn.cursor()}
+
+
+def decode(data):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_lq_equals_published_lq(shared, scale):
+    for name in ('Set5', 'Set14'):
+        for path in sorted(shared(f'data/benchmark/{name}/HR').glob('*.png')):
+            published = cv2.imread(str(path.parents[1] / f'LR_x{scale}' / path.name))
+            gt, lq = make_lq(cv2.imread(str(path)), scale)
+            assert gt.shape[:2] == (lq.shape[0] * scale, lq.shape[1] * scale)
+            # some HR files were cropped by up to 3 pixels more than what the x2 and x3 files were made of
+            assert 0 <= published.shape[0] - lq.shape[0] <= 1 and 0 <= published.shape[1] - lq.shape[1] <= 1
+            published = published[:lq.shape[0], :lq.shape[1]]
+            assert np.abs(lq.astype(float) - published).mean() <= 0.25, path
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_patches_are_aligned_crops(photographs, tmp_path, scale):
+    crop, step = 12 * scale, 8 * scale
+    done = prepare(str(photographs), str(tmp_path / 'out'), scale, (1, 0.7), crop, step, workers=2)
+    gts, lqs = (read_lmdb(tmp_path / 'out' / name) for name in ('gt.lmdb', 'lq.lmdb'))
+    assert len(gts) == done.pairs > 0 and gts.keys() == lqs.keys()
+    image = cv2.imread(str(photographs / 'a.png'))
+    for fraction, mark in ((1, 's1000'), (0.7, 's0700')):
+        gt, lq = make_lq(image if fraction == 1 else resize(image, fraction), scale)
+        keys = [key for key in gts if key.startswith(f'a_{mark}')]
+        assert keys
+        for key in keys:
+            top, left = (int(part[1:]) for part in key.split('_')[2:])
+            assert np.array_equal(decode(gts[key]), gt[top:top + crop, left:left + crop])
+            top, left, size = top // scale, left // scale, crop // scale
+            assert np.array_equal(decode(lqs[key]), lq[top:top + size, left:left + size])
+
+
+def test_basicsr_reads_the_lmdb(photographs, tmp_path):
+    done = prepare(str(photographs), str(tmp_path / 'out'), 4, (1, ), 48, 32)
+    assert not any('.' in key for key in read_lmdb(tmp_path / 'out' / 'gt.lmdb'))
+    dataset = build_dataset({
+        'name': 'stock',
+        'type': 'PairedImageDataset',
+        'phase': 'train',
+        'scale': 4,
+        'dataroot_gt': str(tmp_path / 'out' / 'gt.lmdb'),
+        'dataroot_lq': str(tmp_path / 'out' / 'lq.lmdb'),
+        'io_backend': {
+            'type': 'lmdb'
+        },
+        'gt_size': 48,
+        'use_hflip': True,
+        'use_rot': True
+    })
+    assert len(dataset) == done.pairs == len((tmp_path / 'out' / 'meta_info.txt').read_text().splitlines())
+    assert dataset[0]['lq'].shape == (3, 12, 12) and dataset[0]['gt'].shape == (3, 48, 48)
+
+
+def test_same_result_on_any_number_of_workers(photographs, tmp_path):
+    for workers in (1, 5):
+        prepare(str(photographs), str(tmp_path / f'out{workers}'), 4, (1, 0.8), 48, 32, workers)
+    for name in ('gt.lmdb', 'lq.lmdb'):
+        assert read_lmdb(tmp_path / 'out1' / name) == read_lmdb(tmp_path / 'out5' / name)
+    assert (tmp_path / 'out1/meta_info.txt').read_text() == (tmp_path / 'out5/meta_info.txt').read_text()
+
+
+def test_all_kinds_of_images_are_read(tmp_path):
+    folder, image = tmp_path / 'hr', photograph(64, 64)
+    (folder / 'sub').mkdir(parents=True)
+    kinds = {
+        'gray.png': image[..., 0],
+        'alpha.png': np.dstack([image, image[..., 0]]),
+        'deep.png': image.astype(np.uint16) * 257,
+        'photo.JPG': image,
+        'photo.webp': image,
+        'photo.bmp': image,
+        'photo.tiff': image,
+        'sub/photo.png': image
+    }
+    for name, content in kinds.items():
+        assert cv2.imwrite(str(folder / name), content)
+    (folder / 'no_suffix').write_bytes((folder / 'gray.png').read_bytes())
+    (folder / 'notes.txt').write_text('no image')
+    (folder / '.hidden.png').write_bytes(b'broken')
+    images, others = list_images(folder)
+    assert len(images) == 9 and [path.name for path in others] == ['notes.txt']
+    done = prepare(str(folder), str(tmp_path / 'out'), 4, (1, ), 64, 64)
+    assert done == (9, [], [])
+    gts = read_lmdb(tmp_path / 'out' / 'gt.lmdb')
+    assert all(decode(data).shape == (64, 64, 3) and decode(data).dtype == np.uint8 for data in gts.values())
+    assert np.array_equal(decode(gts['deep_s1000_y00000_x00000']), image)
+
+
+def test_keys_are_unique_and_plain(tmp_path):
+    paths = [tmp_path / name for name in ('a.b.png', 'a_b.png', 'a_b.jpg', 'ü.png', 'é.png', 'x/y.png')]
+    keys = list(patch_keys(paths, tmp_path).values())
+    assert keys == ['a_b', 'a_b-2', 'a_b-3', '_', '_-2', 'x_y']
+
+
+def test_broken_and_small_files_are_named_and_left_out(photographs, tmp_path, capsys):
+    from cdnsr_basicsr.cli import main
+    (photographs / 'broken.png').write_bytes((photographs / 'a.png').read_bytes()[:100])
+    cv2.imwrite(str(photographs / 'small.png'), photograph(20, 20))
+    code = main(['prepare', '-i', str(photographs), '-o', str(tmp_path / 'out'), '--crop', '48', '--step', '48'])
+    error = capsys.readouterr().err
+    assert code == 1
+    assert f'cannot be read: {photographs}/broken.png' in error
+    assert f'smaller than a patch: {photographs}/small.png' in error
+    assert (tmp_path / 'out' / 'meta_info.txt').exists()
+
+
+def test_finished_folder_is_not_overwritten_unless_told(photographs, tmp_path, capsys):
+    from cdnsr_basicsr.cli import main
+    out = tmp_path / 'out'
+    command = ['prepare', '-i', str(photographs), '-o', str(out), '--crop', '48', '--step', '48']
+    assert main(command) == 0
+    (out / 'labels_psnr.txt').write_text('old')
+    before = read_lmdb(out / 'gt.lmdb')
+    assert main(command) == 2
+    assert 'is prepared already; --overwrite replaces it' in capsys.readouterr().err
+    assert read_lmdb(out / 'gt.lmdb') == before and (out / 'labels_psnr.txt').exists()
+    assert main(command + ['--overwrite', '--scales', '0.8']) == 0
+    assert read_lmdb(out / 'gt.lmdb').keys() != before.keys() and not (out / 'labels_psnr.txt').exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['hr', 'out']
+
+
+def test_folder_with_other_things_is_never_replaced(photographs, tmp_path):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'thesis.tex').write_text('years of work')
+    with pytest.raises(OptionError, match='holds thesis.tex, which is no part of a prepared dataset'):
+        prepare(str(photographs), str(out), 4, (1, ), 48, 48, overwrite=True)
+    assert (out / 'thesis.tex').read_text() == 'years of work'
+
+
+def test_an_error_leaves_nothing(photographs, tmp_path, monkeypatch):
+    from cdnsr_basicsr.data import prepare as module
+    calls = []
+
+    def fail_later(image):
+        calls.append(1)
+        if len(calls) > 8:
+            raise OSError('disk full')
+        return encode(image)
+
+    encode = module.encode
+    monkeypatch.setattr(module, 'encode', fail_later)
+    with pytest.raises(OSError, match='disk full'):
+        prepare(str(photographs), str(tmp_path / 'out'), 4, (1, ), 48, 16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['hr']
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
+    folder = tmp_path / 'hr'
+    folder.mkdir()
+    for i in range(40):
+        cv2.imwrite(str(folder / f'{i}.png'), photograph(400, 400, i))
+    command = [sys.executable, '-m', 'cdnsr_basicsr', 'prepare', '-i', str(folder), '-o', str(tmp_path / 'out')]
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob('.out.preparing-*/gt.lmdb/data.mdb')):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / 'out').exists()
+    assert list(tmp_path.glob('.out.preparing-*')), 'the test is void: the run was over before it was killed'
+    prepare(str(folder), str(tmp_path / 'out'), 4, (1, ), 128, 128)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['hr', 'out']
+
+
+def test_whole_photographs(photographs, tmp_path):
+    done = prepare(str(photographs), str(tmp_path / 'out'), 3, whole=True, crop=3, step=3)
+    assert done.pairs == 3
+    names = sorted(path.name for path in (tmp_path / 'out/gt').iterdir())
+    assert names == sorted(path.name for path in (tmp_path / 'out/lq').iterdir()) == ['___.png', 'a.png', 'b_c.png']
+    gt, lq = (cv2.imread(str(tmp_path / 'out' / name / 'a.png')) for name in ('gt', 'lq'))
+    assert gt.shape == (99, 138, 3) and lq.shape == (33, 46, 3)
+    assert np.array_equal(gt, cv2.imread(str(photographs / 'a.png'))[:99, :138])
+
+
+@pytest.mark.parametrize('change,message', [
+    ({
+        'hr_folder': 'nowhere'
+    }, '-i nowhere: no such folder'),
+    ({
+        'scale': 0
+    }, '--scale 0: expected an integer of at least 1'),
+    ({
+        'scales': [1.5]
+    }, r'--scales \[1.5\]: expected fractions'),
+    ({
+        'crop': 50
+    }, '--crop 50: expected a multiple of the scale 4'),
+    ({
+        'step': 200
+    }, '--step 200: expected a multiple of the scale 4, at most the crop 128'),
+    ({
+        'crop': 512,
+        'step': 512
+    }, 'no image could be used: 0 cannot be read, 3 are smaller than a patch'),
+])
+def test_wrong_arguments_are_named(photographs, tmp_path, change, message):
+    with pytest.raises(OptionError, match=message):
+        prepare(**{'hr_folder': str(photographs), 'out': str(tmp_path / 'out'), **change})
+    assert not (tmp_path / 'out').exists()
