@@ -11,7 +11,6 @@ import contextlib
 import importlib.abc
 import importlib.machinery
 import os
-import pickle
 import re
 import sys
 import types
@@ -106,7 +105,7 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
     for path in paths:
         try:
             state = torch.load(path, map_location='cpu', weights_only=True)
-        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # what the unpickler raises on half a file has no common type
             if not opt['auto_resume']:
                 raise OptionError('path.resume_state', f'{path} is no complete training state') from error
             print(f'{path} is not complete, trying the state before it.', flush=True)

@@ -1,7 +1,6 @@
 """Self-describing checkpoints: BasicSR's weights plus what is needed to build the network."""
 from __future__ import annotations
 
-import pickle
 import torch
 from collections.abc import Mapping
 from os import path as osp
@@ -37,8 +36,9 @@ def load_checkpoint(path: str) -> dict:
         raise OptionError(path, 'no such checkpoint file')
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except (EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise OptionError(path, f'not a readable checkpoint: {str(error).splitlines()[0]}') from error
+    except Exception as error:  # what the unpickler raises on a broken file has no common type
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OptionError(path, f'not a readable checkpoint: {reason}') from error
     if not isinstance(content, dict):
         raise OptionError(path, f'expected a dict of weights, but got {type(content).__name__}')
     return content

@@ -130,27 +130,30 @@ def check_number(value: Any, where: str, low: float, high: Optional[float] = Non
         raise OptionError(where, f'expected {"an integer" if integer else "a number"} {span}, but got {value!r}')
 
 
-def find_registered(registry: Any, block: Any, where: str) -> Any:
-    """The class or function that ``block['type']`` names in one of BasicSR's registries."""
-    if not isinstance(block, Mapping) or 'type' not in block:
-        raise OptionError(where, "expected a block of options with a key 'type'")
-    name = block['type']
+def find_registered(registry: Any, name: Any, where: str) -> Any:
+    """The class or function of this name in one of BasicSR's registries."""
     for candidate in (name, f'{name}_basicsr'):
         if candidate in registry:
             return registry.get(candidate)
-    raise OptionError(f'{where}.type', f'unknown type {name!r}; accepted: {", ".join(sorted(registry.keys()))}')
+    raise OptionError(where, f'unknown type {name!r}; accepted: {", ".join(sorted(registry.keys()))}')
 
 
-def check_arguments(target: Any, block: Mapping, where: str, positional: int = 0) -> None:
+def find_type(registry: Any, block: Any, where: str) -> Any:
+    """The class or function that a block's `type` names."""
+    if not isinstance(block, Mapping) or 'type' not in block:
+        raise OptionError(where, "expected a block of options with a key 'type'")
+    return find_registered(registry, block['type'], f'{where}.type')
+
+
+def check_arguments(target: Any, block: Mapping, where: str) -> None:
     """Compares a block's keys with the arguments of what it builds.
 
     Args:
         target: Class or function to be called with the block's values.
         block: Option block; its ``type`` is left out.
         where: The block's place, for messages.
-        positional: How many leading arguments the caller gives.
     """
-    parameters = list(inspect.signature(target).parameters.values())[positional:]
+    parameters = list(inspect.signature(target).parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
@@ -161,7 +164,7 @@ def check_arguments(target: Any, block: Mapping, where: str, positional: int = 0
 def check_network(block: Any, where: str) -> None:
     """Checks a network block and the networks inside it (branches, classifier) against their constructors."""
     from basicsr.utils.registry import ARCH_REGISTRY
-    check_arguments(find_registered(ARCH_REGISTRY, block, where), block, where)
+    check_arguments(find_type(ARCH_REGISTRY, block, where), block, where)
     for key, value in block.items():
         if isinstance(value, Mapping) and 'type' in value:
             check_network(value, f'{where}.{key}')
@@ -174,7 +177,7 @@ def check_network(block: Any, where: str) -> None:
 def check_loss(block: Any, where: str) -> None:
     """Checks a loss block against the loss's constructor."""
     from basicsr.utils.registry import LOSS_REGISTRY
-    check_arguments(find_registered(LOSS_REGISTRY, block, where), block, where)
+    check_arguments(find_type(LOSS_REGISTRY, block, where), block, where)
 
 
 def check_path(value: Any, where: str) -> None:
@@ -203,7 +206,7 @@ def check_options(opt: dict, is_train: bool) -> None:
     for key in ['name', 'model_type', 'num_gpu', 'datasets', 'path'] + (['train', 'logger'] if is_train else ['val']):
         if opt.get(key) is None:
             raise OptionError(key, 'is missing from the option file')
-    model = find_registered(MODEL_REGISTRY, {'type': opt['model_type']}, 'model_type')
+    model = find_registered(MODEL_REGISTRY, opt['model_type'], 'model_type')
 
     for key, block in opt.items():
         if key.startswith('network_'):
@@ -215,11 +218,11 @@ def check_options(opt: dict, is_train: bool) -> None:
         if 'train' not in opt['datasets']:
             raise OptionError('datasets.train', 'is missing from the option file')
     for name, block in ((opt.get('val') or {}).get('metrics') or {}).items():
-        find_registered(METRIC_REGISTRY, block, f'val.metrics.{name}')
+        find_type(METRIC_REGISTRY, block, f'val.metrics.{name}')
 
     for name, block in opt['datasets'].items():
         where = f'datasets.{name}'
-        dataset = find_registered(DATASET_REGISTRY, block, where)
+        dataset = find_type(DATASET_REGISTRY, block, where)
         for key in ('dataroot_gt', 'dataroot_lq', 'meta_info_file'):
             if isinstance(block.get(key), str):
                 check_path(block[key], f'{where}.{key}')

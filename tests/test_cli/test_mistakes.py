@@ -1,0 +1,181 @@
+"""One clear line, exit code 2, no traceback: whatever is wrong with an option file or a flag."""
+import copy
+import pytest
+import yaml
+
+from cdnsr_basicsr import cli
+from cdnsr_basicsr.options import OptionError, apply_force_yml, parse_force_yml, read_options
+
+
+def set_in(opt, key, value):
+    block = opt
+    *way, last = key.split(':')
+    for name in way:
+        block = block[int(name)] if isinstance(block, list) else block[name]
+    if value is None:
+        del block[last]
+    else:
+        block[last] = value
+
+
+MISTAKES = [
+    ('model_type', 'CDNSRModell', "model_type: unknown type 'CDNSRModell'; accepted: CDNSRModel, "),
+    ('network_g:type', 'CARN', "network_g.type: unknown type 'CARN'; accepted: BasicVSR, "),
+    ('network_g:num_classes', 3,
+     'network_g.num_classes: unknown key; accepted: branches, classifier, mixture, upscale'),
+    ('network_g:mixture', 'hard', 'network_g.mixture: accepted: gumbel, softmax'),
+    ('network_g:branches:1:nf', 52, 'network_g.branches[1].nf: unknown key; accepted: num_feat, '),
+    ('network_g:branches:2:type', 'CARN_L', "network_g.branches[2].type: unknown type 'CARN_L'"),
+    ('network_g:classifier:width', 8, 'network_g.classifier.width: unknown key; accepted: num_classes, num_feat'),
+    ('network_g:classifier', None, "network_g: key 'classifier' is missing"),
+    ('network_g:branches:0:upscale', 3, 'network_g.branches[0].upscale: must be 4'),
+    ('scale', 3, 'scale: is 3, but network_g.upscale is 4'),
+    ('tile:overlap', 4, 'tile.overlap: unknown key; accepted: patch_size, step'),
+    ('train:class_opt:weight', 1, 'train.class_opt.weight: unknown key; accepted: loss_weight'),
+    ('train:class_opt:type', 'ClassLos', "train.class_opt.type: unknown type 'ClassLos'; accepted: AverageLoss, "),
+    ('train:pixel_opt', None, "train: key 'pixel_opt' is missing"),
+    ('train:flops', {}, 'train.flops: unknown key; accepted: average_opt'),
+    ('train:freeze', ['all'], 'train.freeze: accepted: [branches], [classifier] or []'),
+    ('val:save_maps', True, 'val.save_maps: unknown key; accepted: metrics, '),
+    ('val:metrics:psnr:type', 'psnr', "val.metrics.psnr.type: unknown type 'psnr'; accepted: calculate_niqe, "),
+    ('datasets:train:type', 'LmdbDataset', "datasets.train.type: unknown type 'LmdbDataset'"),
+    ('datasets:train:class', [0], 'datasets.train.class: unknown key; accepted: balance, '),
+    ('datasets:train:classes', [0], 'datasets.train.classes: needs label_file'),
+    ('datasets:train:dataroot_gt', 'no/gt.lmdb', 'datasets.train.dataroot_gt: no such file or folder: no/gt.lmdb'),
+    ('datasets:val:dataroot_lq', 'no/lq', 'datasets.val.dataroot_lq: no such file or folder: no/lq'),
+    ('datasets:train', None, 'datasets.train: is missing'),
+    ('path:pretrain_network_g', 'no.pth', 'path.pretrain_network_g: no such file or folder: no.pth'),
+    ('path:resume_state', 'no.state', 'path.resume_state: no such file or folder: no.state'),
+    ('path:pretrain_network_branches', ['no.pth'] * 3,
+     'path.pretrain_network_branches: no such file or folder: no.pth'),
+    ('path:pretrain_network_branches', 'no.pth', 'path.pretrain_network_branches: no such file'),
+    ('name', None, 'name: is missing from the option file'),
+    ('logger', None, 'logger: is missing from the option file'),
+]
+
+
+@pytest.fixture
+def no_pipeline(monkeypatch):
+    """Lets only the checks run; says whether they passed."""
+    import basicsr.train
+    started = []
+    monkeypatch.setattr(basicsr.train, 'train_pipeline', started.append)
+    return started
+
+
+@pytest.mark.parametrize('key,value,message', MISTAKES)
+def test_option_mistakes(work, train_opt, write, no_pipeline, capsys, key, value, message):
+    set_in(train_opt, key, value)
+    assert cli.main(['train', '-opt', write(train_opt, 'my.yml')]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f'basicsr: error: my.yml: {message}')
+    assert not no_pipeline
+
+
+def test_right_options_pass(work, train_opt, write, no_pipeline):
+    assert cli.main(['train', '-opt', write(train_opt)]) == 0
+    assert no_pipeline == [str(work)]
+
+
+@pytest.mark.parametrize('text,message', [
+    ('name: !!python/object/apply:os.system ["touch owned"]', 'could not determine a constructor'),
+    ('a: [1, 2', 'not valid YAML'),
+    ('- a\n- b', 'expected a mapping of options, but got list'),
+    ('a: 1\na: 2', "line 2: key 'a' stands twice"),
+    ('', 'expected a mapping of options, but got NoneType'),
+])
+def test_option_files_that_are_refused(work, write, capsys, text, message):
+    assert cli.main(['train', '-opt', write(text)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+    assert not (work / 'owned').exists()
+
+
+def test_basicsr_itself_no_longer_runs_code_from_an_option_file(work, write):
+    from basicsr.utils.options import ordered_yaml
+    name = write('name: !!python/object/apply:os.system ["touch owned"]')
+    with pytest.raises(yaml.constructor.ConstructorError):
+        yaml.load((work / name).read_text(), Loader=ordered_yaml()[0])
+    assert not (work / 'owned').exists()
+
+
+def test_numbers_and_merges_are_read(work, write):
+    opt = read_options(write('a: 2e-4\nb: !!float 1e-4\nc: 1e3x\nbase: &base {x: 1}\nd: {<<: *base, y: 2}\ne: -1E+2'))
+    assert opt == {'a': 2e-4, 'b': 1e-4, 'c': '1e3x', 'base': {'x': 1}, 'd': {'x': 1, 'y': 2}, 'e': -100.}
+
+
+@pytest.mark.parametrize('entry', [
+    'train', 'a"]=__import__("os").system("touch owned");opt["a=1', 'train:lr=[1', "a'b=1", 'a[0]=1', 'a:=1', '=1',
+    'a=b=c', 'name=!!python/object/apply:os.system ["touch owned"]'
+])
+def test_force_yml_runs_no_code(work, train_opt, write, no_pipeline, capsys, entry):
+    assert cli.main(['train', '-opt', write(train_opt), '--force_yml', entry]) == 2
+    error = capsys.readouterr().err.strip()
+    assert '--force_yml' in error and len(error.splitlines()) == 1
+    assert not (work / 'owned').exists() and not no_pipeline
+
+
+def test_force_yml_values():
+    cases = {
+        'a=1': 1,
+        'a=2e-4': 2e-4,
+        'a=-1.5': -1.5,
+        'a=True': True,
+        'a=none': None,
+        'a=~': None,
+        'a=[1, 2]': [1, 2],
+        'a= text ': 'text',
+        'a=[branches]': ['branches'],
+        'a=!!float 3': 3.
+    }
+    for entry, value in cases.items():
+        assert parse_force_yml(entry) == (['a'], value)
+    opt = {'train': {'lr': 1, 'sub': {}}}
+    apply_force_yml(opt, ['train:lr=2', 'train:sub:new=x', 'name=y'])
+    assert opt == {'train': {'lr': 2, 'sub': {'new': 'x'}}, 'name': 'y'}
+    with pytest.raises(OptionError, match="'trian' is no block of the option file; accepted: train"):
+        apply_force_yml(opt, ['trian:lr=2'])
+
+
+def test_forced_options_are_checked_and_reach_basicsr(work, train_opt, write, monkeypatch, capsys):
+    import basicsr.train
+    seen = []
+    monkeypatch.setattr(basicsr.train, 'train_pipeline', lambda root: seen.append(basicsr.train.parse_options(root)[0]))
+    arguments = ['train', '-opt', write(train_opt), '--force_yml']
+    assert cli.main(arguments + ['train:total_iter=7', 'train:freeze=[branches]', 'train:optim_g:lr=1e-3']) == 0
+    assert seen[0]['train']['total_iter'] == 7 and seen[0]['train']['freeze'] == ['branches']
+    assert seen[0]['train']['optim_g']['lr'] == 1e-3
+    assert cli.main(arguments + ['train:freese=[branches]']) == 2
+    assert 'train.freese: unknown key' in capsys.readouterr().err
+
+
+def test_list_of_branch_checkpoints_gets_through_basicsr(work, train_opt, write, monkeypatch):
+    import basicsr.train
+    paths = ['~/a.pth', 'b.pth', 'c.pth']
+    opt = copy.deepcopy(train_opt)
+    opt['path']['pretrain_network_branches'] = paths
+    monkeypatch.setattr('sys.argv', ['basicsr', '-opt', write(opt)])
+    parsed, _ = basicsr.train.parse_options(str(work))
+    assert parsed['path']['pretrain_network_branches'][1:] == paths[1:]
+    assert not parsed['path']['pretrain_network_branches'][0].startswith('~')
+
+
+def test_broken_plugin_is_named(monkeypatch, capsys, work, train_opt, write):
+    from importlib import metadata
+    point = metadata.EntryPoint('other', 'no_such_module:register', 'basicsr.plugins')
+
+    class Points(list):
+
+        def select(self, group):
+            return self
+
+    monkeypatch.setattr(cli.metadata, 'entry_points', lambda: Points([point]))
+    assert cli.main(['train', '-opt', write(train_opt)]) == 2
+    assert 'plugin other (no_such_module:register): cannot be loaded' in capsys.readouterr().err
+
+
+def test_slurm_node_list_cannot_run_commands(monkeypatch):
+    from basicsr.utils.dist_util import init_dist
+    monkeypatch.setenv('SLURM_NODELIST', 'node1; touch owned')
+    with pytest.raises(OptionError, match='SLURM_NODELIST'):
+        init_dist('slurm')

@@ -1,0 +1,127 @@
+"""Whole runs through the command, each in a process of its own, as a user starts them."""
+import copy
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import torch
+from pathlib import Path
+
+from cdnsr_basicsr.checkpoint import load_network
+
+ENV = {**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2]), 'OMP_NUM_THREADS': '1'}
+
+
+def start(*command, **kwargs):
+    return subprocess.Popen([sys.executable, *command],
+                            env=ENV,
+                            stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT,
+                            text=True,
+                            **kwargs)
+
+
+def run(*command):
+    process = start(*command)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def iterations(output):
+    return [int(number) for number in re.findall(r'iter: *(\d+), lr', output)]
+
+
+def test_train_and_test(work, train_opt, write):
+    train_opt['val']['save_map'] = True
+    output = run('-m', 'cdnsr_basicsr', 'train', '-opt', write(train_opt))
+    assert iterations(output) == [1, 2, 3, 4]
+    assert 'l_pixel:' in output and 'l_class:' in output and 'l_average:' in output
+    assert output.count('Routing val') == 3  # at 2, 4 and the end
+    latest = work / 'experiments/tiny/models/net_g_latest.pth'
+    assert load_network(str(latest)).upscale == 4
+    assert list((work / 'tb_logger/tiny').glob('events*'))
+    assert list((work / 'experiments/tiny/visualization').rglob('*_2_map.png'))
+
+    test_opt = {key: value for key, value in train_opt.items() if key not in ('train', 'logger', 'datasets')}
+    test_opt.update(name='tiny_test', datasets=dict(test=train_opt['datasets']['val']))
+    test_opt.update(path=dict(pretrain_network_g=str(latest), param_key_g='params_ema', strict_load_g=True))
+    test_opt.update(val={**train_opt['val'], 'save_img': True, 'suffix': None})
+    output = run('-m', 'cdnsr_basicsr', 'test', '-opt', write(test_opt, 'test.yml'))
+    assert re.search(r'# psnr: \d', output) and re.search(r'class 0: [\d.]+ % \(\d+ tiles\)', output)
+    names = sorted(path.name for path in (work / 'results/tiny_test/visualization/val').iterdir())
+    assert names == sorted(f'{i}_tiny_test{kind}.png' for i in range(3) for kind in ('', '_map'))
+
+
+def test_stock_option_file_of_a_branch_runs_unchanged(work, train_opt, write):
+    opt = copy.deepcopy(train_opt)
+    opt.update(model_type='SRModel', network_g=dict(type='MSRResNet', num_feat=4, num_block=1))
+    del opt['tile'], opt['train']['class_opt'], opt['train']['average_opt']
+    opt['datasets']['train'].update(type='PairedImageDataset')
+    output = run('-m', 'cdnsr_basicsr', 'train', '-opt', write(opt))
+    assert iterations(output) == [1, 2, 3, 4] and 'Model [SRModel] is created' in output
+
+
+def test_branch_is_pretrained_on_its_class(work, train_opt, write):
+    opt = copy.deepcopy(train_opt)
+    opt.update(model_type='SRModel', network_g=opt['network_g']['branches'][0])
+    del opt['tile'], opt['train']['class_opt'], opt['train']['average_opt']
+    opt['datasets']['train'].update(label_file='datasets/train/labels_bicubic.txt', classes=[0])
+    output = run('-m', 'cdnsr_basicsr', 'train', '-opt', write(opt))
+    assert 'Number of train images: 12' in output  # of 36
+
+
+def test_auto_resume_after_a_kill(work, train_opt, write):
+    train_opt['train'].update(total_iter=2000)
+    train_opt['train']['scheduler'].update(periods=[2000])
+    train_opt['logger'].update(save_checkpoint_freq=3)
+    train_opt['val'].update(val_freq=1000)
+    command = ('-m', 'cdnsr_basicsr', 'train', '-opt', write(train_opt), '--auto_resume')
+    states = work / 'experiments/tiny/training_states'
+    process = start(*command)
+    while process.poll() is None and len(list(states.glob('[0-9]*.state'))) < 3:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    newest = max(int(path.stem) for path in states.glob('[0-9]*.state'))
+    assert 9 <= newest < 2000
+    (states / '1999.state').write_bytes(b'half')
+
+    train_opt['train'].update(total_iter=newest + 2)
+    write(train_opt)
+    output = run(*command)
+    assert f'iter: {newest}.' in output
+    assert iterations(output) == [newest + 1, newest + 2]
+    load_network(str(work / 'experiments/tiny/models/net_g_latest.pth'))
+
+
+def test_two_processes_on_cpu_train_one_model(work, train_opt, write):
+    # two processes of 2 patches must do what one process of 4 does; no augmentation, no noise, plain averages
+    train_opt['network_g']['mixture'] = 'softmax'
+    train_opt['train'].pop('class_opt')
+    train_opt['train'].pop('average_opt')
+    train_opt['datasets']['train'].update(use_hflip=False, use_rot=False, num_worker_per_gpu=1)
+    single = run('-m', 'cdnsr_basicsr', 'train', '-opt', write({**train_opt, 'name': 'single'}))
+    train_opt['datasets']['train'].update(batch_size_per_gpu=2)
+    torchrun = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29613')
+    command = ('-m', 'cdnsr_basicsr', 'train', '-opt', write({**train_opt, 'name': 'double'}), '--launcher', 'pytorch')
+    output = run(*torchrun, *command)
+    assert iterations(output) == iterations(single) == [1, 2, 3, 4]
+    assert 'Network: DistributedDataParallel - CDNSR' in output and output.count('Routing val') == 3
+    losses = [[float(value) for value in re.findall(r'l_pixel: ([\d.e+-]+)', text)] for text in (single, output)]
+    weights = []
+    for name in ('single', 'double'):
+        path = work / 'experiments' / name / 'models' / 'net_g_latest.pth'
+        weights.append(torch.load(path, weights_only=True)['params'])
+    assert abs(losses[0][0] - losses[1][0]) < 1e-4
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], atol=1e-5, rtol=1e-4)
+
+
+def test_console_script_reports_one_line(work, write):
+    process = start('-m', 'cdnsr_basicsr', 'train', '-opt', 'nowhere.yml')
+    output = process.communicate()[0]
+    assert process.returncode == 2
+    assert output.strip() == 'basicsr: error: nowhere.yml: no such option file'

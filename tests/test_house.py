@@ -1,0 +1,136 @@
+"""Rules of the house: who may import whom, and that every option file builds."""
+import ast
+import copy
+import pytest
+import re
+import torch
+from pathlib import Path
+
+from basicsr.archs import build_network
+from basicsr.models import build_model
+from cdnsr_basicsr.options import check_loss, check_network, read_options
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / 'cdnsr_basicsr'
+OPTIONS = sorted((ROOT / 'options').glob('*.yml'))
+# room or module -> what of this package it may import; downward only, nothing imports cli
+ALLOWED = {
+    '__init__': {'_compat', 'archs', 'data', 'losses', 'models'},
+    '__main__': {'cli'},
+    '_compat': {'options'},
+    'archs': set(),
+    'losses': set(),
+    'complexity': set(),
+    'files': set(),
+    'options': set(),
+    'checkpoint': {'files', 'options'},
+    'inference': {'complexity'},
+    'data': {'archs', 'checkpoint', 'files', 'inference', 'options'},
+    'models': {'checkpoint', 'inference', 'options'},
+    'cli': {'__init__', 'data', 'options'},
+}
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].replace('.py', '')
+
+
+def imports_of(path):
+    """Rooms of this package, and other packages, that a file imports."""
+    rooms, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            others.add(node.module.split('.')[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = path.parent.parts[len(PACKAGE.parts):] if node.level == 1 else path.parent.parts[len(PACKAGE.parts
+                                                                                                        ):-1]
+            parts = list(base) + (node.module.split('.') if node.module else [])
+            names = [alias.name for alias in node.names]
+            rooms |= {parts[0]} if parts else {
+                n if (PACKAGE / n).exists() or (PACKAGE / f'{n}.py').exists() else '__init__'
+                for n in names
+            }
+    return rooms - {room_of(path)}, others
+
+
+@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downward(path):
+    rooms, _ = imports_of(path)
+    assert rooms <= ALLOWED[room_of(path)]
+
+
+@pytest.mark.parametrize('name', ['inference/tiling.py', 'complexity.py'])
+def test_tiling_and_complexity_need_torch_only(name):
+    _, others = imports_of(PACKAGE / name)
+    assert others <= {'torch', '__future__'}
+
+
+@pytest.mark.parametrize('path', sorted((PACKAGE / 'archs').glob('*_arch.py')), ids=lambda path: path.name)
+def test_archs_could_go_upstream(path):
+    rooms, others = imports_of(path)
+    assert not rooms and others <= {'basicsr', 'torch', 'typing', 'contextlib'}
+
+
+def test_every_import_is_a_declared_dependency():
+    declared = set(re.findall(r"^        '([a-z-]+)", (ROOT / 'setup.py').read_text(), re.M))
+    names = {'yaml': 'pyyaml', 'cv2': 'opencv-python'}
+    used = set()
+    for path in PACKAGE.rglob('*.py'):
+        used |= imports_of(path)[1]
+    import sys
+    standard = set(getattr(sys, 'stdlib_module_names', ())) or used
+    assert {names.get(name, name) for name in used - standard} <= declared
+
+
+@pytest.mark.parametrize('path', OPTIONS, ids=lambda path: path.name)
+def test_option_file_builds(path):
+    opt = read_options(str(path))
+    assert opt['name'] == path.stem and opt['num_gpu'] == 'auto'
+    check_network(opt['network_g'], 'network_g')
+    net = build_network(opt['network_g'])
+    assert net(torch.rand(1, 3, 8, 8)).shape == (1, 3, 32, 32)
+    for key, block in opt.get('train', {}).items():
+        if key.endswith('_opt'):
+            check_loss(block, key)
+    for block in opt['datasets'].values():
+        assert block['dataroot_gt'].startswith('datasets/') and block['dataroot_lq'].startswith('datasets/')
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in OPTIONS if path.stem.startswith('train')], ids=lambda path: path.name)
+def test_option_file_trains_one_step(path, tmp_path):
+    opt = copy.deepcopy(read_options(str(path)))
+    opt.update(num_gpu=0, dist=False, is_train=True, rank=0, world_size=1)
+    opt['path'] = {'resume_state': None}
+    model = build_model(opt)
+    before = copy.deepcopy(model.net_g.state_dict())
+    lq = torch.rand(2, 3, 8, 8)
+    model.feed_data({'lq': lq, 'gt': torch.rand(2, 3, 32, 32), 'lq_path': ['a'] * 2})
+    model.update_learning_rate(1, warmup_iter=-1)
+    model.optimize_parameters(1)
+    assert any(not torch.equal(value, before[key]) for key, value in model.net_g.state_dict().items())
+
+
+def test_usage_in_the_readme_equals_help(capsys):
+    from cdnsr_basicsr import cli
+    readme = (ROOT / 'README.md').read_text()
+    usage = {}
+    for block in re.findall(r'```text\n\$ basicsr ([^\n]*)\n(.*?)```', readme, re.S):
+        usage[block[0]] = block[1]
+    assert set(usage) == {'--help', 'train --help', 'test --help', 'prepare --help', 'label --help'}
+    for command, text in usage.items():
+        with pytest.raises(SystemExit):
+            cli.main(command.split())
+        assert normalized(capsys.readouterr().out) == normalized(text)
+
+
+def normalized(text):
+    # Python 3.9 says 'optional arguments', newer ones wrap and repeat metavars differently
+    return re.sub(r'\s+', ' ', text.replace('optional arguments:', 'options:')).strip()
+
+
+def test_readme_lists_every_option_file():
+    readme = (ROOT / 'README.md').read_text()
+    assert [path.name for path in OPTIONS if path.name not in readme] == []

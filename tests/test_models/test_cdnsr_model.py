@@ -1,0 +1,394 @@
+import copy
+import cv2
+import logging
+import numpy as np
+import pytest
+import torch
+from collections import OrderedDict
+from torch.utils.data import DataLoader, Dataset
+
+from basicsr.archs import build_network
+from basicsr.models import build_model
+from basicsr.train import load_resume_state
+from cdnsr_basicsr.checkpoint import load_network
+from cdnsr_basicsr.inference import RoutedUpscaler
+from cdnsr_basicsr.options import OptionError
+from tests.conftest import carn
+from tests.test_archs.test_cdnsr import spread
+
+LOSSES = {
+    'pixel_opt': {
+        'type': 'L1Loss',
+        'loss_weight': 100
+    },
+    'class_opt': {
+        'type': 'ClassLoss'
+    },
+    'average_opt': {
+        'type': 'AverageLoss',
+        'loss_weight': 6
+    },
+    'flops_opt': {
+        'type': 'FLOPsLoss',
+        'target': 0.1
+    }
+}
+
+
+class Images(Dataset):
+    """Whole images of different odd sizes."""
+    opt = {'name': 'images'}
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        height, width = (5, 9, 23)[index], (7, 40, 18)[index]
+        lq, gt = (torch.rand(3, height * s, width * s, generator=generator) for s in (1, 4))
+        lq *= torch.linspace(0, 1, width)  # tiles of different contrast
+        return {'lq': lq, 'gt': gt, 'lq_path': f'{index}.png', 'gt_path': f'{index}.png'}
+
+
+@pytest.fixture
+def opt(tmp_path, tiny_net):
+    folders = {name: tmp_path / name for name in ('models', 'training_states', 'visualization')}
+    for folder in folders.values():
+        folder.mkdir()
+    return {
+        'name': 'tiny',
+        'model_type': 'CDNSRModel',
+        'scale': 4,
+        'num_gpu': 0,
+        'dist': False,
+        'rank': 0,
+        'world_size': 1,
+        'is_train': True,
+        'auto_resume': False,
+        'root_path': str(tmp_path),
+        'network_g': tiny_net(),
+        'tile': {
+            'patch_size': 16,
+            'step': 12
+        },
+        'path': {
+            key: str(folder)
+            for key, folder in folders.items()
+        },
+        'train': {
+            'total_iter': 10,
+            'optim_g': {
+                'type': 'Adam',
+                'lr': 0.001
+            },
+            'scheduler': {
+                'type': 'MultiStepLR',
+                'milestones': [5],
+                'gamma': 0.5
+            },
+            **LOSSES
+        },
+        'val': {
+            'save_img': False,
+            'suffix': None,
+            'metrics': {
+                'psnr': {
+                    'type': 'calculate_psnr',
+                    'crop_border': 4
+                }
+            }
+        }
+    }
+
+
+def make(opt):
+    return build_model(copy.deepcopy(opt))
+
+
+def batch(size=6):
+    generator = torch.Generator().manual_seed(7)
+    lq = torch.rand(size, 3, 8, 8, generator=generator)
+    gt = 1 - lq.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return {'lq': lq, 'gt': gt, 'lq_path': ['a'] * size, 'gt_path': ['a'] * size}
+
+
+def step(model, current_iter=1):
+    model.update_learning_rate(current_iter)
+    model.feed_data(batch())
+    model.optimize_parameters(current_iter)
+
+
+def test_a_step_moves_every_part_and_logs_every_loss(opt):
+    model = make(opt)
+    before = copy.deepcopy(model.net_g.state_dict())
+    step(model)
+    moved = {
+        key.split('.')[0]
+        for key, value in model.net_g.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert moved == {'branches', 'classifier'}
+    assert list(model.log_dict) == [
+        'l_pixel', 'l_class', 'l_average', 'l_flops', 'cost', 'share_0', 'share_1', 'share_2', 'tau'
+    ]
+    assert all(np.isfinite(value) for value in model.log_dict.values())
+    assert sum(model.log_dict[f'share_{i}'] for i in range(3)) == pytest.approx(1)
+    assert model.costs[0] <= model.log_dict['cost'] <= 1
+
+
+def test_only_configured_losses_exist(opt):
+    for name in ('class_opt', 'average_opt', 'flops_opt'):
+        del opt['train'][name]
+    model = make(opt)
+    step(model)
+    assert list(model.losses) == ['pixel']
+    assert [key for key in model.log_dict if key.startswith('l_')] == ['l_pixel']
+
+
+@pytest.mark.parametrize('name', ['class', 'average', 'flops'])
+def test_every_loss_reaches_the_classifier(opt, name):
+    opt['train']['pixel_opt'] = {'type': 'L1Loss', 'loss_weight': 0}
+    opt['train'].update({key: None for key in ('class_opt', 'average_opt', 'flops_opt') if key != f'{name}_opt'})
+    model = make(opt)
+    step(model)
+    assert all(param.grad.abs().sum() > 0 for key, param in model.net_g.classifier.named_parameters() if 'fc' in key)
+    assert all(param.grad.abs().sum() == 0 for param in model.net_g.branches.parameters())
+
+
+def test_tau_is_annealed(opt):
+    model = make(opt)
+    taus = []
+    for current_iter in (1, 5, 10):
+        step(model, current_iter)
+        taus.append(model.net_g.tau)
+    assert taus == pytest.approx([0.9, 0.5, 0.4])
+
+
+@pytest.mark.parametrize('part,other', [('branches', 'classifier'), ('classifier', 'branches')])
+def test_freeze(opt, part, other):
+    model = make({**opt, 'train': {**opt['train'], 'freeze': [part]}})
+    before = copy.deepcopy(model.net_g.state_dict())
+    step(model)
+    moved = {
+        key.split('.')[0]
+        for key, value in model.net_g.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert moved == {other}
+    optimized = {id(param) for group in model.optimizer_g.param_groups for param in group['params']}
+    assert optimized == {id(param) for param in getattr(model.net_g, other).parameters()}
+
+
+def test_training_lowers_the_pixel_loss(opt):
+    opt['train']['optim_g']['lr'] = 0.005
+    model = make(opt)
+    values = []
+    for i in range(40):
+        step(model)
+        values.append(model.log_dict['l_pixel'])
+    assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
+
+
+def test_branches_are_loaded_from_checkpoints_of_the_stock_model(opt, tmp_path):
+    paths = []
+    for i, block in enumerate(opt['network_g']['branches']):
+        torch.manual_seed(100 + i)
+        state, ema = (build_network(block).state_dict() for _ in range(2))
+        paths.append(str(tmp_path / f'{i}.pth'))
+        torch.save({'params': state, 'params_ema': ema} if i else {'params': state}, paths[-1])
+    opt['path']['pretrain_network_branches'] = paths
+    opt['train']['ema_decay'] = 0.9
+    model = make(opt)
+    for i, path in enumerate(paths):
+        saved = torch.load(path, weights_only=True)
+        saved = saved.get('params_ema', saved['params'])
+        for net in (model.net_g, model.net_g_ema):
+            assert all(torch.equal(value, saved[key]) for key, value in net.branches[i].state_dict().items())
+
+
+def test_checkpoint_describes_itself(opt, tmp_path):
+    opt['network_g'] = OrderedDict(opt['network_g'])
+    opt['train']['ema_decay'] = 0.5
+    model = make(opt)
+    step(model)
+    model.save(0, 3)
+    path = tmp_path / 'models' / 'net_g_3.pth'
+    content = torch.load(path, weights_only=True)
+    assert content['scale'] == 4 and content['network_g'] == dict(opt['network_g'])
+    assert content.keys() == {'params', 'params_ema', 'network_g', 'scale'}
+    net, x = load_network(str(path)), torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(net(x), model.net_g_ema(x))
+    assert not list(tmp_path.rglob('.*')), 'temporary files are left'
+
+
+def test_a_failed_save_keeps_the_file_before_it(opt, tmp_path, monkeypatch):
+    model = make(opt)
+    model.save(0, -1)
+    before = (tmp_path / 'models' / 'net_g_latest.pth').read_bytes()
+
+    def half(content, path):
+        path.write_bytes(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(torch, 'save', half)
+    with pytest.raises(OSError, match='disk full'):
+        model.save(0, -1)
+    assert (tmp_path / 'models' / 'net_g_latest.pth').read_bytes() == before
+    assert [path.name for path in (tmp_path / 'models').iterdir()] == ['net_g_latest.pth']
+
+
+def test_resumed_training_equals_uninterrupted(opt, tmp_path):
+    opt['network_g']['mixture'] = 'softmax'  # no random numbers
+    opt['train']['ema_decay'] = 0.9
+    whole = make(opt)
+    for i in range(1, 9):
+        step(whole, i)
+        if i == 4:
+            whole.save(0, i)
+    resumed_opt = copy.deepcopy(opt)
+    resumed_opt['path']['resume_state'] = str(tmp_path / 'training_states' / '4.state')
+    resumed_opt['path']['pretrain_network_branches'] = ['gone.pth'] * 3  # not read when resuming
+    state = load_resume_state(resumed_opt)
+    model = build_model(resumed_opt)
+    model.resume_training(state)
+    assert state['iter'] == 4
+    for i in range(5, 9):
+        step(model, i)
+    for net, other in ((model.net_g, whole.net_g), (model.net_g_ema, whole.net_g_ema)):
+        for key, value in net.state_dict().items():
+            torch.testing.assert_close(value, other.state_dict()[key], atol=1e-6, rtol=1e-5)
+    assert model.get_current_learning_rate() == whole.get_current_learning_rate() == [0.0005]
+
+
+def test_half_written_states_are_passed_over(opt, tmp_path, capsys):
+    model = make(opt)
+    states = tmp_path / 'experiments' / 'tiny' / 'training_states'
+    states.mkdir(parents=True)
+    model.opt['path']['training_states'] = str(states)
+    for i in (8, 10):
+        model.save(0, i)
+    (states / '12.state').write_bytes((states / '10.state').read_bytes()[:500])
+    (states / '14.state').write_bytes(b'')
+    state = load_resume_state({**opt, 'auto_resume': True})
+    assert state['iter'] == 10
+    assert capsys.readouterr().out.count('is not complete, trying the state before it') == 2
+
+
+def test_validation_measures_routing(opt, tmp_path, caplog):
+    opt['val'].update(save_img=True, save_map=True)
+    model = make(opt)
+    spread(model.net_g)
+    scalars = {}
+
+    class Logger:
+
+        def add_scalar(self, name, value, current_iter):
+            assert current_iter == 5
+            scalars[name] = value
+
+    logging.getLogger('basicsr').propagate = True
+    with caplog.at_level(logging.INFO):
+        model.validation(DataLoader(Images()), 5, Logger(), save_img=True)
+    assert model.net_g.training
+
+    upscaler = RoutedUpscaler(model.net_g.eval(), 16, 12)
+    counts, errors, spent, pixels = np.zeros(3), [[], [], []], 0., 0
+    for item in Images():
+        result = upscaler.upscale(item['lq'][None])
+        image = result.image[0].clamp(0, 1).mul(255).round() - item['gt'].mul(255).round()
+        class_map = result.tiling.class_map(result.classes)
+        for k in range(3):
+            counts[k] += (result.classes == k).sum()
+            mask = np.kron(class_map == k, np.ones((4, 4))).astype(bool)
+            errors[k] += image.numpy()[:, mask].flatten().tolist()
+        spent += result.cost * class_map.numel()
+        pixels += class_map.numel()
+    assert counts.sum() == 1 + 3 + 4 and (counts > 0).sum() > 1, 'the test is void: one class took all'
+    for k in range(3):
+        assert scalars[f'routing/images/count_{k}'] == counts[k]
+        assert scalars[f'routing/images/share_{k}'] == pytest.approx(counts[k] / counts.sum())
+        assert f'class {k}: {100 * counts[k] / counts.sum():.1f} % ({counts[k]:.0f} tiles)' in caplog.text
+        if counts[k]:
+            psnr = 10 * np.log10(255**2 / np.mean(np.square(errors[k])))
+            assert scalars[f'routing/images/psnr_{k}'] == pytest.approx(psnr)
+        else:
+            assert f'routing/images/psnr_{k}' not in scalars
+    assert scalars['routing/images/cost'] == pytest.approx(spent / pixels)
+    assert 'metrics/images/psnr' in scalars
+    for i in range(3):
+        image = cv2.imread(str(tmp_path / 'visualization' / str(i) / f'{i}_5.png'))
+        picture = cv2.imread(str(tmp_path / 'visualization' / str(i) / f'{i}_5_map.png'))
+        lq = Images()[i]['lq']
+        assert image.shape[:2] == (4 * lq.shape[1], 4 * lq.shape[2])
+        assert picture.shape[0] > image.shape[0], 'the map has no legend'
+
+
+def test_without_gt_and_metrics(opt):
+    opt['val']['metrics'] = None
+    model = make(opt)
+
+    class NoGT(Images):
+
+        def __getitem__(self, index):
+            return {key: value for key, value in super().__getitem__(index).items() if 'gt' not in key}
+
+    model.validation(DataLoader(NoGT()), 1, None, save_img=False)
+
+
+def test_tested_network_is_the_ema(opt):
+    opt['train']['ema_decay'] = 0.999
+    model = make(opt)
+    with torch.no_grad():
+        model.net_g.branches[0].deconv.weight.add_(1)
+        model.net_g.branches[1].deconv.weight.add_(1)
+        model.net_g.branches[2].deconv.weight.add_(1)
+    lq = torch.rand(1, 3, 20, 20)
+    model.feed_data({'lq': lq, 'lq_path': ['a']})
+    model.test()
+    assert torch.equal(model.output, RoutedUpscaler(model.net_g_ema.eval(), 16, 12).upscale(lq).image)
+
+
+def test_mixed_branches_with_basicsr_archs_train(opt):
+    msrresnet = dict(type='MSRResNet', num_feat=4, num_block=1, upscale=4)
+    opt['network_g']['branches'] = [dict(type='Interpolation', upscale=4), carn(4), msrresnet]
+    model = make(opt)
+    step(model)
+    assert model.costs[0] == 0 and model.costs[-1] == 1
+    model.feed_data({'lq': torch.rand(1, 3, 9, 30), 'lq_path': ['a']})
+    model.test()
+    assert model.output.shape == (1, 3, 36, 120)
+
+
+MISTAKES = [
+    (dict(scale=2), 'scale: is 2, but network_g.upscale is 4'),
+    (dict(tile=dict(stride=4)), 'tile.stride: unknown key; accepted: patch_size, step'),
+    (dict(tile=dict(patch_size=16, step=17)), 'tile.step: expected an integer from 1 to 16, but got 17'),
+    (dict(tile=dict(patch_size=1.5)), 'tile.patch_size: expected an integer at least 1, but got 1.5'),
+    (dict(path=dict(pretrain_network_branches=['a'])), 'pretrain_network_branches: expected a list of 3 checkpoints'),
+    (dict(network_g=dict(type='RCAN')), "network_g.type: CDNSRModel needs type CDNSR, but got 'RCAN'"),
+]
+
+
+@pytest.mark.parametrize('change,message', MISTAKES)
+def test_mistakes_are_named(opt, change, message):
+    from cdnsr_basicsr.models import CDNSRModel
+    CDNSRModel.check_options(opt, True)
+    with pytest.raises(OptionError) as error:
+        CDNSRModel.check_options({**opt, **change}, True)
+    assert message in str(error.value)
+
+
+TRAIN_MISTAKES = [
+    (dict(freeze=['branches', 'classifier']), 'train.freeze: accepted: [branches], [classifier] or []'),
+    (dict(freeze='branches'), 'train.freeze: accepted: [branches], [classifier] or []'),
+    (dict(clas_opt={}), 'train.clas_opt: unknown key; accepted: average_opt, class_opt'),
+    (dict(tau_min=0), 'train.tau_min: expected a number from 0.01 to 1, but got 0'),
+]
+
+
+@pytest.mark.parametrize('change,message', TRAIN_MISTAKES)
+def test_mistakes_in_train_are_named(opt, change, message):
+    from cdnsr_basicsr.models import CDNSRModel
+    opt['train'].update(change)
+    with pytest.raises(OptionError) as error:
+        CDNSRModel.check_options(opt, True)
+    assert message in str(error.value)
