@@ -87,7 +87,7 @@ def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.
         return (key, *img2tensor(images))
 
     batch: list[tuple[str, torch.Tensor, torch.Tensor]] = []
-    for item in tqdm(parallel_map(read, keys, workers), total=len(keys), unit='patch', desc='label'):
+    for item in tqdm(parallel_map(read, keys, workers), 'label', len(keys), unit='patch', disable=None):
         if batch and (len(batch) == BATCH or item[1].shape != batch[0][1].shape):
             yield [key for key, _, _ in batch], *(torch.stack(part) for part in list(zip(*batch))[1:])
             batch = []

@@ -275,7 +275,7 @@ def prepare(hr_folder: str,
         writer = PairWriter(folder, as_files=whole)
         try:
             results = parallel_map(encode_pairs, paths, workers)
-            for path, pairs in zip(paths, tqdm(results, total=len(paths), unit='image', desc='prepare')):
+            for path, pairs in zip(paths, tqdm(results, 'prepare', len(paths), unit='image', disable=None)):
                 if pairs is None:
                     unreadable.append(str(path))
                 elif not pairs:
