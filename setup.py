@@ -36,7 +36,8 @@ setup(
         # TensorBoard itself comes with basicsr, as tb-nightly. Declaring tensorboard too would install both, and
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
-    extras_require={'dev': ['flake8', 'isort', 'pytest', 'yapf']},
+    # yapf's layout changes between versions
+    extras_require={'dev': ['flake8>=6.0', 'isort>=5.12', 'pytest>=7.0', 'yapf==0.43.0']},
     entry_points={
         'console_scripts': ['basicsr = cdnsr_basicsr.cli:main'],
         'basicsr.plugins': ['cdnsr = cdnsr_basicsr:register'],

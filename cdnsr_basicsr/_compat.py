@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
@@ -67,15 +68,23 @@ def _ordered_yaml() -> tuple[type, type]:
 
 
 def _checked_parse_options(original: Callable) -> Callable:
-    """``--force_yml`` reaches an ``exec`` inside parse_options: only key:sub=value may get there."""
+    """``--force_yml`` reaches an ``exec`` inside parse_options: only key:sub=value may get there, from any program.
+
+    And stock option files say ``num_gpu: 1``, with which BasicSR fails on a machine that has no GPU.
+    """
 
     def parse_options(root_path: str, is_train: bool = True):
+        import torch
         if '--force_yml' in sys.argv:
             for entry in sys.argv[sys.argv.index('--force_yml') + 1:]:
                 if entry.startswith('-'):
                     break
                 parse_force_yml(entry)
-        return original(root_path, is_train)
+        opt, args = original(root_path, is_train)
+        if opt['num_gpu'] != 0 and not torch.cuda.is_available():
+            print(f"num_gpu is {opt['num_gpu']}, but there is no CUDA GPU: running on the CPU.", flush=True)
+            opt['num_gpu'] = 0
+        return opt, args
 
     return parse_options
 
@@ -95,24 +104,26 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
 
     from basicsr.utils import check_resume
 
+    paths = []
     if opt['auto_resume']:
-        folder = Path(opt['root_path'], 'experiments', opt['name'], 'training_states')
-        paths = sorted(folder.glob('[0-9]*.state'), key=lambda path: float(path.stem), reverse=True)
-    elif opt['path'].get('resume_state'):
+        states = [path for path in Path(opt['path']['training_states']).glob('*.state') if path.stem.isdigit()]
+        paths = sorted(states, key=lambda path: int(path.stem), reverse=True)
+    if not paths and opt['path'].get('resume_state'):
         paths = [Path(opt['path']['resume_state'])]
-    else:
-        return None
     for path in paths:
-        try:
-            state = torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as error:  # what the unpickler raises on half a file has no common type
-            if not opt['auto_resume']:
-                raise OptionError('path.resume_state', f'{path} is no complete training state') from error
+        if opt['auto_resume'] and not zipfile.is_zipfile(path):  # the end of the file, which makes it one, is missing
             print(f'{path} is not complete, trying the state before it.', flush=True)
             continue
+        try:
+            state = torch.load(path, map_location='cpu', weights_only=True)
+            iteration = state['iter']
+        except Exception as error:  # what the unpickler raises has no common type
+            reason = ' '.join(str(error).split())[:200]
+            raise OptionError('path.resume_state', f'{path} cannot be loaded: {reason}') from error
         opt['path']['resume_state'] = str(path)
-        check_resume(opt, state['iter'])
+        check_resume(opt, iteration)
         return state
+    opt['path']['resume_state'] = None
     return None
 
 
@@ -138,6 +149,8 @@ def _init_dist_anywhere(original: Callable) -> Callable:
         import torch
         if launcher == 'slurm' and not re.fullmatch(r'[A-Za-z0-9_.,\[\]-]+', os.environ.get('SLURM_NODELIST', '')):
             raise OptionError('--launcher slurm', 'SLURM_NODELIST is unset or no list of host names')
+        if launcher == 'pytorch' and 'RANK' not in os.environ:
+            raise OptionError('--launcher pytorch', 'start it by torchrun --nproc_per_node=N -m cdnsr_basicsr ...')
         if torch.cuda.device_count() > 0:
             original(launcher, backend, **kwargs)
             return

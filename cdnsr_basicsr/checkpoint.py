@@ -69,6 +69,6 @@ def load_network(path: str, opt_path: Optional[str] = None) -> nn.Module:
     try:
         net.load_state_dict({key[7:] if key.startswith('module.') else key: value for key, value in weights.items()})
     except RuntimeError as error:
-        raise OptionError(path,
-                          f'does not fit the network {block["type"]}: {str(error).splitlines()[1].strip()}') from None
+        raise OptionError(
+            path, f'does not fit the network {block["type"]}: {str(error).splitlines()[1].strip()[:200]}') from None
     return net.eval()

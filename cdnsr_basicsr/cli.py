@@ -4,11 +4,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from importlib import metadata
 from typing import Optional, Sequence
 
 from . import __version__, register
 from .options import OptionError, apply_force_yml, check_options, read_options
+
+
+def count(text: str) -> int:
+    """Argument type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,13 +58,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=[1, 0.9, 0.8, 0.7, 0.6],
         metavar='FRACTION',
         help='sizes of each photograph to cut patches from (default: 1 0.9 0.8 0.7 0.6)')
-    command.add_argument('--crop', type=int, default=128, help='side of a GT patch (default: 128)')
-    command.add_argument('--step', type=int, default=96, help='distance of GT patches (default: 96)')
+    command.add_argument('--crop', type=int, help='side of a GT patch (default: 32 x scale)')
+    command.add_argument('--step', type=int, help='distance of GT patches (default: 3/4 of crop)')
     command.add_argument(
         '--whole',
         action='store_true',
         help='write whole photographs into OUT/gt and OUT/lq, for validation, instead of patches')
-    command.add_argument('--workers', type=int, default=None, metavar='N', help='threads (default: all CPUs)')
+    command.add_argument('--workers', type=count, default=None, metavar='N', help='threads (default: all CPUs)')
     command.add_argument('--overwrite', action='store_true', help='replace a finished OUT')
 
     text = 'label the patches of a prepared dataset by difficulty'
@@ -76,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='DB',
         help='PSNRs that separate the classes, instead of equal parts')
     command.add_argument(
-        '--margin', type=float, default=0.05, help='L1 error allowed above the best branch, relative (default: 0.05)')
-    command.add_argument('--workers', type=int, default=None, metavar='N', help='reading threads (default: all CPUs)')
+        '--margin', type=float, help='L1 error allowed above the best branch, relative (default: 0.05)')
+    command.add_argument('--workers', type=count, default=None, metavar='N', help='reading threads (default: all CPUs)')
     command.add_argument('--overwrite', action='store_true', help='replace existing labels')
     return parser
 
@@ -95,26 +104,41 @@ def load_plugins() -> None:
             raise OptionError(f'plugin {point.name} ({point.value})', f'cannot be loaded: {error!r}') from error
 
 
+# BasicSR's and our functions that turn an option file into objects
+SETUP = {
+    'check_options', 'parse_options', 'load_resume_state', '_load_resume_state', 'make_exp_dirs', 'init_tb_loggers',
+    'build_dataset', 'build_dataloader', 'create_train_val_dataloader', 'build_model', 'resume_training'
+}
+
+
+def failed_in_setup(error: BaseException) -> bool:
+    """Whether an error was raised while an option file was turned into objects: then it is the option file's fault."""
+    return any(frame.name in SETUP for frame in traceback.extract_tb(error.__traceback__))
+
+
 def run_pipeline(args: argparse.Namespace) -> int:
     """Runs BasicSR's train_pipeline or test_pipeline with the current folder as root."""
     is_train = args.command == 'train'
     opt = read_options(args.opt)
+    # BasicSR's parse_options reads sys.argv
+    sys.argv = [f'basicsr {args.command}', '-opt', args.opt, '--launcher', args.launcher]
+    sys.argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
+    sys.argv += ['--force_yml', *args.force_yml] if args.force_yml else []
     try:
         apply_force_yml(opt, args.force_yml)
         load_plugins()
-        check_options(opt, is_train)
+        check_options(opt, is_train, args.auto_resume)
+        from basicsr import test, train
+        pipeline = train.train_pipeline if is_train else test.test_pipeline
+        pipeline(os.getcwd())
     except OptionError as error:
         raise OptionError(args.opt, str(error)) from error
-
-    # BasicSR's parse_options reads sys.argv
-    sys.argv = ['basicsr', '-opt', args.opt, '--launcher', args.launcher]
-    sys.argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
-    sys.argv += ['--force_yml', *args.force_yml] if args.force_yml else []
-    if is_train:
-        from basicsr.train import train_pipeline as pipeline
-    else:
-        from basicsr.test import test_pipeline as pipeline
-    pipeline(os.getcwd())
+    except Exception as error:
+        if args.debug or not failed_in_setup(error):
+            raise
+        reason = ' '.join(str(error).split())[:300]
+        message = f'BasicSR cannot set this up: {type(error).__name__}: {reason} (--debug shows where)'
+        raise OptionError(args.opt, message) from error
 
     import torch.distributed as dist
     if dist.is_available() and dist.is_initialized():
@@ -157,6 +181,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         return commands[args.command](args)
     except OptionError as error:
+        print(f'basicsr: error: {error}', file=sys.stderr)
+        return 2
+    except OSError as error:
+        if args.command in ('train', 'test'):
+            raise
         print(f'basicsr: error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -62,7 +62,7 @@ def read_options(path: str) -> dict:
         line = error.problem_mark.line + 1 if error.problem_mark else '?'
         raise OptionError(path,
                           f'line {line}: {error.problem}; accepted are plain values, lists and mappings') from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise OptionError(path, f'not valid YAML: {" ".join(str(error).split())}') from None
     if not isinstance(opt, dict):
         raise OptionError(path, f'expected a mapping of options, but got {type(opt).__name__}')
@@ -145,26 +145,28 @@ def find_type(registry: Any, block: Any, where: str) -> Any:
     return find_registered(registry, block['type'], f'{where}.type')
 
 
-def check_arguments(target: Any, block: Mapping, where: str) -> None:
+def check_arguments(target: Any, block: Mapping, where: str, given: Iterable[str] = ()) -> None:
     """Compares a block's keys with the arguments of what it builds.
 
     Args:
         target: Class or function to be called with the block's values.
         block: Option block; its ``type`` is left out.
         where: The block's place, for messages.
+        given: Arguments that the caller adds by itself.
     """
     parameters = list(inspect.signature(target).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    required = {parameter.name for parameter in named if parameter.default is parameter.empty} - set(given)
     arguments = {key: value for key, value in block.items() if key != 'type'}
-    check_keys(arguments, [parameter.name for parameter in parameters], where, required)
+    accepted = {parameter.name for parameter in named} | (set(arguments) if len(named) < len(parameters) else set())
+    check_keys(arguments, accepted, where, sorted(required))
 
 
 def check_network(block: Any, where: str) -> None:
     """Checks a network block and the networks inside it (branches, classifier) against their constructors."""
     from basicsr.utils.registry import ARCH_REGISTRY
-    check_arguments(find_type(ARCH_REGISTRY, block, where), block, where)
+    given = ('num_classes', ) if where.endswith('.classifier') else ()
+    check_arguments(find_type(ARCH_REGISTRY, block, where), block, where, given)
     for key, value in block.items():
         if isinstance(value, Mapping) and 'type' in value:
             check_network(value, f'{where}.{key}')
@@ -188,7 +190,25 @@ def check_path(value: Any, where: str) -> None:
         raise OptionError(where, f'no such file or folder: {value}')
 
 
-def check_options(opt: dict, is_train: bool) -> None:
+def check_dataset(block: Any, where: str) -> None:
+    """Checks a dataset block: type, folders, and the dataset's own check if it has one."""
+    from basicsr.utils.registry import DATASET_REGISTRY
+    dataset = find_type(DATASET_REGISTRY, block, where)
+    training = ('batch_size_per_gpu', 'num_worker_per_gpu') if where == 'datasets.train' else ()
+    check_keys(block, block, where, ('name', *training))
+    for key in training:
+        check_number(block[key], f'{where}.{key}', int(key == 'batch_size_per_gpu'), integer=True)
+    for key in ('dataroot_gt', 'dataroot_lq', 'meta_info_file'):
+        path = block.get(key)
+        if isinstance(path, str):
+            check_path(path, f'{where}.{key}')
+            if os.path.isdir(os.path.expanduser(path)) and not os.listdir(os.path.expanduser(path)):
+                raise OptionError(f'{where}.{key}', f'is an empty folder: {path}')
+    if hasattr(dataset, 'check_options'):
+        dataset.check_options(block, where)
+
+
+def check_options(opt: dict, is_train: bool, resumes: bool = False) -> None:
     """Checks an option file before BasicSR reads it: types, network and loss arguments, files, our own blocks.
 
     A model or dataset class may bring its own check as a static method ``check_options``; that is where this
@@ -197,39 +217,48 @@ def check_options(opt: dict, is_train: bool) -> None:
     Args:
         opt: Content of the option file.
         is_train: Whether it is about to be trained (otherwise tested).
+        resumes: Whether it goes on from a training state; networks to start from are not needed then.
 
     Raises:
         OptionError: For the first mistake found.
     """
-    from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+    from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 
     for key in ['name', 'model_type', 'num_gpu', 'datasets', 'path'] + (['train', 'logger'] if is_train else ['val']):
         if opt.get(key) is None:
             raise OptionError(key, 'is missing from the option file')
+    blocks = {'datasets': (), 'path': (), 'train': (), 'logger': (), 'val': ('save_img', )}
+    if is_train:
+        blocks.update(
+            train=('optim_g', 'scheduler', 'total_iter'),
+            val=('save_img', 'val_freq'),
+            logger=('print_freq', 'save_checkpoint_freq', 'use_tb_logger'))
+    for key, required in blocks.items():
+        if opt.get(key) is not None:
+            check_keys(opt[key], opt[key], key, required)
     model = find_registered(MODEL_REGISTRY, opt['model_type'], 'model_type')
 
     for key, block in opt.items():
-        if key.startswith('network_'):
+        if str(key).startswith('network_'):
             check_network(block, key)
     if is_train:
         for key, block in opt['train'].items():
-            if key.endswith('_opt') and isinstance(block, Mapping):
+            if str(key).endswith('_opt') and block is not None:
                 check_loss(block, f'train.{key}')
+        check_number(opt['train']['total_iter'], 'train.total_iter', 1)
         if 'train' not in opt['datasets']:
             raise OptionError('datasets.train', 'is missing from the option file')
-    for name, block in ((opt.get('val') or {}).get('metrics') or {}).items():
-        find_type(METRIC_REGISTRY, block, f'val.metrics.{name}')
+    metrics = (opt.get('val') or {}).get('metrics') or {}
+    check_keys(metrics, metrics, 'val.metrics')
+    for name, block in metrics.items():
+        metric = find_type(METRIC_REGISTRY, block, f'val.metrics.{name}')
+        arguments = {key: value for key, value in block.items() if key != 'better'}
+        check_arguments(metric, arguments, f'val.metrics.{name}', given=('img', 'img2'))
 
     for name, block in opt['datasets'].items():
-        where = f'datasets.{name}'
-        dataset = find_type(DATASET_REGISTRY, block, where)
-        for key in ('dataroot_gt', 'dataroot_lq', 'meta_info_file'):
-            if isinstance(block.get(key), str):
-                check_path(block[key], f'{where}.{key}')
-        if hasattr(dataset, 'check_options'):
-            dataset.check_options(block, where)
+        check_dataset(block, f'datasets.{name}')
     for key, value in opt['path'].items():
-        if ('pretrain_network' in key or key == 'resume_state') and value is not None:
+        if (('pretrain_network' in key and not resumes) or key == 'resume_state') and value is not None:
             for path in value if isinstance(value, list) else [value]:
                 check_path(path, f'path.{key}')
     if hasattr(model, 'check_options'):

@@ -100,8 +100,8 @@ class CDNSR(nn.Module):
 
     Args:
         branches (list[dict]): Option blocks of 2 to 5 registered archs, the cheapest first.
-        classifier (dict): Option block of a registered classifier, for instance PatchClassifier. If it takes
-            num_classes, that is set to the number of branches.
+        classifier (dict): Option block of a registered classifier, for instance PatchClassifier; its num_classes is
+            set to the number of branches.
         upscale (int): Upsampling factor of all branches. Default: 4.
         mixture (str): 'gumbel' (CDNSR) | 'softmax' (ClassSR): mixture weights in training. Default: 'gumbel'.
 

@@ -8,8 +8,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 class Interpolation(nn.Module):
     """Bicubic or bilinear upsampling: a branch for flat areas that has no weights and costs almost nothing.
 
-    Bicubic is torch's, with a = -0.75 in Keys' kernel. MATLAB's, the usual baseline, has a = -0.5 and is 0.1 to 0.25 dB
-    worse on the Y channel of Set5 x4; as a branch, the better one is wanted.
+    Bicubic is torch's, with a = -0.75 in Keys' kernel. MATLAB's, the usual baseline, has a = -0.5 and is 0.09 to
+    0.25 dB worse on the Y channel of Set5 x4; as a branch, the better one is wanted.
 
     Args:
         upscale (int): Upsampling factor. Default: 4.

@@ -79,7 +79,10 @@ def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.
     from basicsr.utils import FileClient, imfrombytes, img2tensor
 
     databases = [str(folder / 'lq.lmdb'), str(folder / 'gt.lmdb')]
-    keys = [paths['lq_path'] for paths in paired_paths_from_lmdb(databases, ['lq', 'gt'])]
+    try:
+        keys = [paths['lq_path'] for paths in paired_paths_from_lmdb(databases, ['lq', 'gt'])]
+    except (OSError, ValueError) as error:
+        raise OptionError(f'-d {folder}', f'is no complete dataset: {error}') from None
     client = FileClient('lmdb', db_paths=databases, client_keys=['lq', 'gt'])
 
     def read(key: str) -> tuple[str, torch.Tensor, torch.Tensor]:
@@ -103,7 +106,7 @@ def label(folder: str,
           opt_path: Optional[str] = None,
           num_classes: int = 3,
           thresholds: Optional[Sequence[float]] = None,
-          margin: float = 0.05,
+          margin: Optional[float] = None,
           workers: Optional[int] = None,
           overwrite: bool = False) -> tuple[Path, list[int]]:
     """Labels every patch of a prepared dataset with a class, 0 being the easiest.
@@ -117,7 +120,7 @@ def label(folder: str,
         opt_path: Option file that describes it, if it does not do so itself.
         num_classes: Number of classes for equal parts.
         thresholds: PSNRs in dB that separate the classes, instead of equal parts.
-        margin: Relative margin of 'branches'.
+        margin: Relative margin of 'branches'. Default: 0.05.
         workers: Reading threads. Default: the number of CPUs. The labels do not depend on it.
         overwrite: Whether to replace existing labels.
 
@@ -136,14 +139,17 @@ def label(folder: str,
     path = root / f'labels_{by}.txt'
     if path.exists() and not overwrite:
         raise OptionError(str(path), 'exists already; --overwrite replaces it')
-    if by != 'bicubic' and model is None:
-        raise OptionError(f'--by {by}', 'needs a network: -m MODEL')
+    if (model is None) != (by == 'bicubic'):
+        raise OptionError(f'--by {by}', 'needs no network' if model else 'needs a network: -m MODEL')
     if by == 'branches' and thresholds:
         raise OptionError('--thresholds', 'goes with --by psnr or bicubic only')
     if not 2 <= num_classes <= 5:
         raise OptionError(f'--classes {num_classes}', 'expected 2 to 5')
-    if margin < 0:
-        raise OptionError(f'--margin {margin}', 'expected at least 0')
+    if thresholds and (len(thresholds) > 4 or not np.isfinite(thresholds).all()):
+        raise OptionError('--thresholds', 'expected 1 to 4 finite numbers')
+    if margin is not None and (margin < 0 or by != 'branches'):
+        raise OptionError(f'--margin {margin}', 'expected at least 0, and --by branches')
+    margin = 0.05 if margin is None else margin
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     net: Optional[nn.Module] = None if by == 'bicubic' else load_network(model, opt_path).to(device)

@@ -1,7 +1,9 @@
+import math
 from collections import Counter
 from os import path as osp
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import DATASET_REGISTRY
 from ..options import OptionError, check_keys
 from .labels import read_labels
@@ -34,11 +36,13 @@ class LabeledPatchDataset(PairedImageDataset):
         if opt.get('label_file') is not None:
             self._read_labels(opt)
         batch_size, ratio = opt.get('batch_size_per_gpu', 1), opt.get('dataset_enlarge_ratio', 1)
-        if opt.get('phase') == 'train' and len(self.paths) * ratio < batch_size:
+        world_size = get_dist_info()[1]
+        if opt.get('phase') == 'train' and math.ceil(len(self.paths) * ratio / world_size) < batch_size:
             # BasicSR drops incomplete batches and would end the training without a single iteration
             raise OptionError(
                 f"datasets.{opt.get('name', '')}", f'{len(self.paths)} patches x dataset_enlarge_ratio '
-                f'{ratio} fill no batch of {batch_size}; raise dataset_enlarge_ratio')
+                f'{ratio} fill no batch of {batch_size} in each of {world_size} processes; raise '
+                'dataset_enlarge_ratio')
 
     @staticmethod
     def check_options(opt, where):
@@ -51,7 +55,8 @@ class LabeledPatchDataset(PairedImageDataset):
         Raises:
             OptionError: For the first mistake found.
         """
-        check_keys(opt, OPTION_KEYS, where, ('dataroot_gt', 'dataroot_lq', 'io_backend'))
+        training = ('gt_size', 'use_hflip', 'use_rot') if where == 'datasets.train' else ()
+        check_keys(opt, OPTION_KEYS, where, ('dataroot_gt', 'dataroot_lq', 'io_backend') + training)
         classes = opt.get('classes')
         if classes is not None:
             valid = isinstance(classes, list) and classes and all(type(i) is int and i >= 0 for i in classes)

@@ -135,7 +135,9 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def is_running(pid: str) -> bool:
-    """Whether a process of this number exists."""
+    """Whether another process of this number exists."""
+    if pid == str(os.getpid()):
+        return False
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, ValueError):
@@ -218,8 +220,8 @@ def prepare(hr_folder: str,
             out: str,
             scale: int = 4,
             scales: Iterable[float] = (1, 0.9, 0.8, 0.7, 0.6),
-            crop: int = 128,
-            step: int = 96,
+            crop: Optional[int] = None,
+            step: Optional[int] = None,
             workers: Optional[int] = None,
             whole: bool = False,
             overwrite: bool = False) -> Prepared:
@@ -230,8 +232,8 @@ def prepare(hr_folder: str,
         out: Folder to write: gt.lmdb, lq.lmdb and meta_info.txt (or, for `whole`, the folders gt and lq of PNG files).
         scale: LQ is this much smaller than GT.
         scales: Sizes to cut patches from, as fractions of the photograph's, in (0, 1].
-        crop: Side of a GT patch in pixels, a multiple of scale.
-        step: Distance of neighbouring GT patches in pixels, a multiple of scale, at most crop.
+        crop: Side of a GT patch in pixels, a multiple of scale. Default: 32 * scale.
+        step: Distance of neighbouring GT patches in pixels, a multiple of scale, at most crop. Default: 3/4 of crop.
         workers: Threads. Default: the number of CPUs.
         whole: Whether to write whole photographs, for validation, instead of patches.
         overwrite: Whether to replace a finished `out`.
@@ -239,13 +241,17 @@ def prepare(hr_folder: str,
     Raises:
         OptionError: An argument is out of range, `out` is taken, or there is nothing to write.
     """
-    root, scales = Path(hr_folder), list(scales)
+    root, target, scales = Path(hr_folder), Path(out).resolve(), list(scales)
     if not root.is_dir():
         raise OptionError(f'-i {hr_folder}', 'no such folder')
     if scale < 1:
         raise OptionError(f'--scale {scale}', 'expected an integer of at least 1')
     if not scales or not all(0 < fraction <= 1 for fraction in scales):
         raise OptionError(f'--scales {scales}', 'expected fractions in (0, 1]')
+    if target == root.resolve() or root.resolve() in target.parents or target in root.resolve().parents:
+        raise OptionError(f'-o {out}', f'must not lie in -i {hr_folder}, nor the other way round')
+    crop = 32 * scale if crop is None else crop
+    step = max(crop * 3 // 4 // scale, 1) * scale if step is None else step
     if crop < scale or crop % scale:
         raise OptionError(f'--crop {crop}', f'expected a multiple of the scale {scale}')
     if not scale <= step <= crop or step % scale:
@@ -261,7 +267,10 @@ def prepare(hr_folder: str,
     keys = patch_keys(paths, root)
 
     def encode_pairs(path: Path) -> Optional[list[tuple]]:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        try:
+            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        except cv2.error:  # beyond OpenCV's limits
+            return None
         if image is None:
             return None
         if not whole:
@@ -271,7 +280,7 @@ def prepare(hr_folder: str,
         return [(pair.key, pair.gt.shape, encode(pair.gt), encode(pair.lq), pair.lq.shape) for pair in pairs]
 
     unreadable, too_small, count = [], [], 0
-    with finished_folder(Path(out), overwrite) as folder:
+    with finished_folder(target, overwrite) as folder:
         writer = PairWriter(folder, as_files=whole)
         try:
             results = parallel_map(encode_pairs, paths, workers)
@@ -285,9 +294,10 @@ def prepare(hr_folder: str,
                     for pair in pairs:
                         writer.put(*pair)
             if count == 0:
+                names = ', '.join(Path(path).name for path in (unreadable + too_small)[:5])
                 raise OptionError(
                     f'-i {hr_folder}', f'no image could be used: {len(unreadable)} cannot be read, '
-                    f'{len(too_small)} are smaller than a patch')
+                    f'{len(too_small)} are smaller than a patch: {names}')
         except BaseException:
             writer.abort()
             raise

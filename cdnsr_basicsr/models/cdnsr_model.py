@@ -7,13 +7,22 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..checkpoint import plain, save_checkpoint
+from ..checkpoint import load_checkpoint, plain, save_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
-from ..options import OptionError, check_keys, check_number, check_path
+from ..options import OptionError, check_keys, check_number
 
-TRAIN_KEYS = ('ema_decay', 'freeze', 'optim_g', 'pixel_opt', 'class_opt', 'average_opt', 'flops_opt', 'scheduler',
-              'tau_min', 'total_iter', 'warmup_iter')
+# what CDNSRModel and BasicSR's pipelines read, block by block
+KEYS = {
+    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'tile', 'path',
+                    'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
+    'tile': ('patch_size', 'step'),
+    'path': ('pretrain_network_g', 'pretrain_network_branches', 'param_key_g', 'strict_load_g', 'resume_state',
+             'ignore_resume_networks', 'experiments_root', 'results_root'),
+    'train': ('ema_decay', 'freeze', 'optim_g', 'pixel_opt', 'class_opt', 'average_opt', 'flops_opt', 'scheduler',
+              'tau_min', 'total_iter', 'warmup_iter'),
+    'val': ('metrics', 'pbar', 'save_img', 'save_map', 'suffix', 'val_freq'),
+}
 
 
 @MODEL_REGISTRY.register()
@@ -54,16 +63,22 @@ class CDNSRModel(SRModel):
         branches, upscale = net_opt['branches'], net_opt.get('upscale', 4)
         if not isinstance(branches, list) or not 2 <= len(branches) <= 5:
             raise OptionError('network_g.branches', f'expected a list of 2 to 5 branches, but got {branches!r}')
+        for i, branch in enumerate(branches):
+            if not isinstance(branch, dict):
+                raise OptionError(f'network_g.branches[{i}]', f'expected a block with a type, but got {branch!r}')
         if net_opt.get('mixture', 'gumbel') not in ('gumbel', 'softmax'):
             raise OptionError('network_g.mixture', f"accepted: gumbel, softmax; got {net_opt['mixture']!r}")
         if opt.get('scale') != upscale:
-            raise OptionError('scale', f"is {opt.get('scale')}, but network_g.upscale is {upscale}")
+            raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
         for i, branch in enumerate(branches):
             if branch.get('upscale', upscale) != upscale:
                 raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
 
+        check_keys(opt, KEYS['option file'], 'option file')
+        for name in ('tile', 'path', 'train', 'val'):
+            if opt.get(name):
+                check_keys(opt[name], KEYS[name], name)
         tile = opt.get('tile') or {}
-        check_keys(tile, ('patch_size', 'step'), 'tile')
         patch_size = tile.get('patch_size', 64)
         check_number(patch_size, 'tile.patch_size', 1, integer=True)
         check_number(tile.get('step', min(60, patch_size)), 'tile.step', 1, patch_size, integer=True)
@@ -72,17 +87,34 @@ class CDNSRModel(SRModel):
         if paths is not None and (not isinstance(paths, list) or len(paths) != len(branches)):
             raise OptionError('path.pretrain_network_branches', f'expected a list of {len(branches)} checkpoints, one '
                               f'per branch, but got {paths!r}')
-        if opt.get('val'):
-            check_keys(opt['val'], ('metrics', 'pbar', 'save_img', 'save_map', 'suffix', 'val_freq'), 'val')
+        if paths and not is_train:
+            raise OptionError('path.pretrain_network_branches', 'is for training; name the trained CDNSR by '
+                              'pretrain_network_g')
         if is_train:
             train_opt = opt['train']
-            check_keys(train_opt, TRAIN_KEYS, 'train', ('optim_g', 'pixel_opt', 'scheduler', 'total_iter'))
+            check_keys(train_opt, KEYS['train'], 'train', ('optim_g', 'pixel_opt', 'scheduler', 'total_iter'))
             check_number(train_opt.get('tau_min', 0.4), 'train.tau_min', 0.01, 1)
             freeze = train_opt.get('freeze') or []
-            if not isinstance(freeze, list) or not set(freeze) < {'branches', 'classifier'}:
+            if freeze not in ([], ['branches'], ['classifier']):
                 raise OptionError('train.freeze', f'accepted: [branches], [classifier] or []; got {freeze!r}')
+            starts = [opt['path'].get(key) for key in ('pretrain_network_g', 'resume_state')]
+            if freeze and not any(starts + ([paths] if freeze == ['branches'] else [])):
+                raise OptionError('train.freeze', f'{freeze[0]} without weights would stay random; name them at path')
+            if not train_opt['pixel_opt']:
+                raise OptionError('train.pixel_opt', 'a pixel loss is needed')
+
+    def _check_branches(self, net):
+        channels = self.opt['network_g']['classifier'].get('num_in_ch', 3)
+        for i, branch in enumerate(net.branches):
+            with torch.no_grad():
+                size = tuple(branch(torch.zeros(1, channels, 8, 8)).shape[-2:])
+            if size != (8 * net.upscale, 8 * net.upscale):
+                raise OptionError(f'network_g.branches[{i}]',
+                                  f'makes {size} out of (8, 8); expected a network of scale '
+                                  f'{net.upscale}')
 
     def model_to_device(self, net):
+        self._check_branches(net)
         # freeze before DistributedDataParallel looks which parameters it has to synchronise
         if self.is_train:
             net.freeze(self.opt['train'].get('freeze') or [])
@@ -93,7 +125,7 @@ class CDNSRModel(SRModel):
         if self.opt['path'].get('resume_state'):
             branch_paths = None  # the resumed network has them already
         for branch, path in zip(self.get_bare_model(self.net_g).branches, branch_paths or []):
-            check_path(path, 'path.pretrain_network_branches')
+            load_checkpoint(path)  # says in one line what is wrong with a file
             self.load_network(branch, path, self.opt['path'].get('strict_load_g', True), 'params_ema')
 
         super(CDNSRModel, self).init_training_settings()
@@ -106,6 +138,10 @@ class CDNSRModel(SRModel):
             if loss_opt:
                 self.losses[name] = build_loss(loss_opt).to(self.device)
         self.costs = self.upscaler(self.get_bare_model(self.net_g)).costs.to(self.device)
+        costs = [round(cost, 3) for cost in self.costs.tolist()]
+        if costs != sorted(costs):
+            get_root_logger().warning(f'network_g.branches are not listed from cheap to dear, their relative costs are '
+                                      f'{costs}. Labels and the difficulty map take the first for the easiest.')
 
     def setup_optimizers(self):
         # SRModel's would warn once for every frozen parameter
@@ -116,7 +152,13 @@ class CDNSRModel(SRModel):
 
     def feed_data(self, data):
         super(CDNSRModel, self).feed_data(data)
-        self.lq_path = data['lq_path']
+        self.lq_path = data.get('lq_path')
+        if 'gt' not in data:
+            self.__dict__.pop('gt', None)  # that of the training batch
+        elif self.gt.shape[-2:] != tuple(self.opt['scale'] * length for length in self.lq.shape[-2:]):
+            raise OptionError(
+                str(data.get('gt_path')), f"GT of {tuple(self.gt.shape[-2:])} is not x{self.opt['scale']} of "
+                f'LQ of {tuple(self.lq.shape[-2:])}')
 
     def optimize_parameters(self, current_iter):
         train_opt = self.opt['train']

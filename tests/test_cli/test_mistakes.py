@@ -30,6 +30,8 @@ MISTAKES = [
     ('network_g:classifier', None, "network_g: key 'classifier' is missing"),
     ('network_g:branches:0:upscale', 3, 'network_g.branches[0].upscale: must be 4'),
     ('scale', 3, 'scale: is 3, but network_g.upscale is 4'),
+    ('tiles', {}, 'option file.tiles: unknown key; accepted: datasets, dist_params, '),
+    ('path:pretrained', 'a.pth', 'path.pretrained: unknown key; accepted: experiments_root, '),
     ('tile:overlap', 4, 'tile.overlap: unknown key; accepted: patch_size, step'),
     ('train:class_opt:weight', 1, 'train.class_opt.weight: unknown key; accepted: loss_weight'),
     ('train:class_opt:type', 'ClassLos', "train.class_opt.type: unknown type 'ClassLos'; accepted: AverageLoss, "),
@@ -49,6 +51,18 @@ MISTAKES = [
     ('path:pretrain_network_branches', ['no.pth'] * 3,
      'path.pretrain_network_branches: no such file or folder: no.pth'),
     ('path:pretrain_network_branches', 'no.pth', 'path.pretrain_network_branches: no such file'),
+    ('train', 'x', "train: expected a block of options, but got 'x'"),
+    ('val:metrics', ['psnr'], 'val.metrics: expected a block of options'),
+    ('val:metrics:psnr:crop_border', None, "val.metrics.psnr: key 'crop_border' is missing"),
+    ('val:val_freq', None, "val: key 'val_freq' is missing"),
+    ('logger:print_freq', None, "logger: key 'print_freq' is missing"),
+    ('train:total_iter', 'abc', "train.total_iter: expected a number at least 1, but got 'abc'"),
+    ('train:freeze', ['branches'], 'train.freeze: branches without weights would stay random'),
+    ('datasets:train:batch_size_per_gpu', 'x', 'datasets.train.batch_size_per_gpu: expected an integer at least 1'),
+    ('datasets:train:gt_size', None, "datasets.train: key 'gt_size' is missing"),
+    ('datasets:val:name', None, "datasets.val: key 'name' is missing"),
+    ('network_g:branches', [1, 2], "network_g.branches[0]: expected a block with a type, but got 1"),
+    ('scale', '4', "scale: is '4', but network_g.upscale is 4"),
     ('name', None, 'name: is missing from the option file'),
     ('logger', None, 'logger: is missing from the option file'),
 ]
@@ -70,6 +84,47 @@ def test_option_mistakes(work, train_opt, write, no_pipeline, capsys, key, value
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f'basicsr: error: my.yml: {message}')
     assert not no_pipeline
+
+
+IN_BASICSR = [
+    ('train:optim_g:lr', 'abc', 'TypeError'),
+    ('train:optim_g:type', 'Adamm', 'NotImplementedError: optimizer Adamm'),
+    ('train:optim_g:beta', 1, 'TypeError'),
+    ('train:scheduler:type', 'Cosine', 'NotImplementedError: Scheduler Cosine'),
+    ('network_g:branches:0:num_feat', 'abc', 'TypeError'),
+]
+
+
+@pytest.mark.parametrize('key,value,message', IN_BASICSR)
+def test_mistakes_that_basicsr_finds(work, train_opt, write, capsys, key, value, message):
+    set_in(train_opt, key, value)
+    assert cli.main(['train', '-opt', write(train_opt, 'my.yml')]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith('basicsr: error: my.yml: BasicSR cannot set this up: ' + message)
+
+
+def test_an_error_in_training_keeps_its_traceback(work, train_opt, write, monkeypatch):
+    from cdnsr_basicsr.models import CDNSRModel
+
+    def fail(self, current_iter):
+        raise RuntimeError('a bug')
+
+    monkeypatch.setattr(CDNSRModel, 'optimize_parameters', fail)
+    with pytest.raises(RuntimeError, match='a bug'):
+        cli.main(['train', '-opt', write(train_opt)])
+
+
+def test_resuming_needs_no_start_weights(work, train_opt, write, no_pipeline):
+    train_opt['path']['pretrain_network_branches'] = ['gone.pth'] * 3
+    assert cli.main(['train', '-opt', write(train_opt)]) == 2
+    assert cli.main(['train', '-opt', write(train_opt), '--auto_resume']) == 0
+
+
+def test_empty_folder_is_refused(work, train_opt, write, capsys):
+    (work / 'empty').mkdir()
+    train_opt['datasets']['val']['dataroot_gt'] = 'empty'
+    assert cli.main(['train', '-opt', write(train_opt)]) == 2
+    assert 'datasets.val.dataroot_gt: is an empty folder: empty' in capsys.readouterr().err
 
 
 def test_right_options_pass(work, train_opt, write, no_pipeline):
@@ -142,8 +197,8 @@ def test_forced_options_are_checked_and_reach_basicsr(work, train_opt, write, mo
     seen = []
     monkeypatch.setattr(basicsr.train, 'train_pipeline', lambda root: seen.append(basicsr.train.parse_options(root)[0]))
     arguments = ['train', '-opt', write(train_opt), '--force_yml']
-    assert cli.main(arguments + ['train:total_iter=7', 'train:freeze=[branches]', 'train:optim_g:lr=1e-3']) == 0
-    assert seen[0]['train']['total_iter'] == 7 and seen[0]['train']['freeze'] == ['branches']
+    assert cli.main(arguments + ['train:total_iter=7', 'train:freeze=[]', 'train:optim_g:lr=1e-3']) == 0
+    assert seen[0]['train']['total_iter'] == 7 and seen[0]['train']['freeze'] == []
     assert seen[0]['train']['optim_g']['lr'] == 1e-3
     assert cli.main(arguments + ['train:freese=[branches]']) == 2
     assert 'train.freese: unknown key' in capsys.readouterr().err
@@ -172,6 +227,26 @@ def test_broken_plugin_is_named(monkeypatch, capsys, work, train_opt, write):
     monkeypatch.setattr(cli.metadata, 'entry_points', lambda: Points([point]))
     assert cli.main(['train', '-opt', write(train_opt)]) == 2
     assert 'plugin other (no_such_module:register): cannot be loaded' in capsys.readouterr().err
+
+
+def test_other_plugins_load_beside_this_one(monkeypatch, work, train_opt, write, no_pipeline):
+    from importlib import metadata
+
+    from basicsr.utils.registry import ARCH_REGISTRY
+    (work / 'other_plugin.py').write_text('''
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY
+
+def register():
+    @ARCH_REGISTRY.register()
+    class NetOfAnotherPlugin(nn.Conv2d):
+        pass
+''')
+    monkeypatch.syspath_prepend(str(work))
+    point = metadata.EntryPoint('other', 'other_plugin:register', 'basicsr.plugins')
+    monkeypatch.setattr(cli.metadata, 'entry_points', lambda: {'basicsr.plugins': [point]})  # as on Python 3.9
+    assert cli.main(['train', '-opt', write(train_opt)]) == 0
+    assert 'NetOfAnotherPlugin' in ARCH_REGISTRY and 'CDNSR' in ARCH_REGISTRY
 
 
 def test_slurm_node_list_cannot_run_commands(monkeypatch):

@@ -11,7 +11,11 @@ from pathlib import Path
 
 from cdnsr_basicsr.checkpoint import load_network
 
-ENV = {**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2]), 'OMP_NUM_THREADS': '1'}
+ENV = {
+    **os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2]),
+    'OMP_NUM_THREADS': '1',
+    'CUDA_VISIBLE_DEVICES': ''
+}
 
 
 def start(*command, **kwargs):
@@ -55,13 +59,105 @@ def test_train_and_test(work, train_opt, write):
     assert names == sorted(f'{i}_tiny_test{kind}.png' for i in range(3) for kind in ('', '_map'))
 
 
-def test_stock_option_file_of_a_branch_runs_unchanged(work, train_opt, write):
-    opt = copy.deepcopy(train_opt)
-    opt.update(model_type='SRModel', network_g=dict(type='MSRResNet', num_feat=4, num_block=1))
-    del opt['tile'], opt['train']['class_opt'], opt['train']['average_opt']
-    opt['datasets']['train'].update(type='PairedImageDataset')
-    output = run('-m', 'cdnsr_basicsr', 'train', '-opt', write(opt))
+STOCK = """
+name: stock
+model_type: SRModel
+scale: 4
+num_gpu: 1  # set num_gpu: 0 for cpu mode
+manual_seed: 0
+datasets:
+  train:
+    name: train
+    type: PairedImageDataset
+    dataroot_gt: datasets/train/gt.lmdb
+    dataroot_lq: datasets/train/lq.lmdb
+    filename_tmpl: '{}'
+    io_backend:
+      type: lmdb
+    gt_size: 32
+    use_hflip: true
+    use_rot: true
+    num_worker_per_gpu: 1
+    batch_size_per_gpu: 4
+    dataset_enlarge_ratio: 10
+    prefetch_mode: ~
+  val:
+    name: val
+    type: PairedImageDataset
+    dataroot_gt: datasets/val/gt
+    dataroot_lq: datasets/val/lq
+    io_backend:
+      type: disk
+  val_2:
+    name: again
+    type: PairedImageDataset
+    dataroot_gt: datasets/val/gt
+    dataroot_lq: datasets/val/lq
+    io_backend:
+      type: disk
+network_g:
+  type: MSRResNet
+  num_in_ch: 3
+  num_out_ch: 3
+  num_feat: 4
+  num_block: 1
+  upscale: 4
+path:
+  pretrain_network_g: ~
+  param_key_g: params
+  strict_load_g: true
+  resume_state: ~
+train:
+  ema_decay: 0.999
+  optim_g:
+    type: Adam
+    lr: !!float 2e-4
+    weight_decay: 0
+    betas: [0.9, 0.99]
+  scheduler:
+    type: MultiStepLR
+    milestones: [2, 3]
+    gamma: 0.5
+  total_iter: 4
+  warmup_iter: -1  # no warm up
+  pixel_opt:
+    type: L1Loss
+    loss_weight: 1.0
+    reduction: mean
+val:
+  val_freq: !!float 2
+  save_img: false
+  metrics:
+    psnr:
+      type: calculate_psnr
+      crop_border: 4
+      test_y_channel: false
+      better: higher
+    ssim:
+      type: calculate_ssim
+      crop_border: 4
+      test_y_channel: false
+logger:
+  print_freq: 1
+  save_checkpoint_freq: !!float 2
+  use_tb_logger: true
+  wandb:
+    project: ~
+    resume_id: ~
+dist_params:
+  backend: nccl
+  port: 29500
+"""
+
+
+def test_stock_option_file_runs_unchanged_and_resumes(work, write):
+    command = ('-m', 'cdnsr_basicsr', 'train', '-opt', write(STOCK))
+    output = run(*command)
     assert iterations(output) == [1, 2, 3, 4] and 'Model [SRModel] is created' in output
+    assert output.count('Validation again') == 3
+    assert 'there is no CUDA GPU: running on the CPU' in output
+    write(STOCK.replace('total_iter: 4', 'total_iter: 6'))
+    assert iterations(run(*command, '--auto_resume')) == [5, 6]
 
 
 def test_branch_is_pretrained_on_its_class(work, train_opt, write):
@@ -120,7 +216,7 @@ def test_two_processes_on_cpu_train_one_model(work, train_opt, write):
         torch.testing.assert_close(value, weights[1][key], atol=1e-5, rtol=1e-4)
 
 
-def test_console_script_reports_one_line(work, write):
+def test_a_process_reports_one_line(work, write):
     process = start('-m', 'cdnsr_basicsr', 'train', '-opt', 'nowhere.yml')
     output = process.communicate()[0]
     assert process.returncode == 2

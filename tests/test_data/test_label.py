@@ -102,7 +102,8 @@ def test_branches_labels_are_the_cheapest_good_branch(dataset, checkpoint):
 def test_same_labels_on_any_number_of_workers(dataset, checkpoint, by):
     texts = []
     for workers in (1, 4):
-        path, _ = label(str(dataset), by, str(checkpoint[0]), workers=workers, overwrite=True)
+        model = None if by == 'bicubic' else str(checkpoint[0])
+        path, _ = label(str(dataset), by, model, workers=workers, overwrite=True)
         texts.append(path.read_text())
     assert texts[0] == texts[1] and texts[0]
 
@@ -134,6 +135,11 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
           str(tmp_path / 'broken.pth')], 'not a readable checkpoint'),
         (['-d', str(dataset), '--by', 'psnr', '-m', str(stock)], 'has no network_g block'),
         (['-d', str(dataset), '--by', 'bicubic', '--classes', '9'], '--classes 9: expected 2 to 5'),
+        (['-d', str(dataset), '--by', 'bicubic', '-m', str(stock)], '--by bicubic: needs no network'),
+        (['-d', str(dataset), '--by', 'bicubic', '--margin',
+          '0.1'], '--margin 0.1: expected at least 0, and --by branches'),
+        (['-d', str(dataset), '--by', 'bicubic', '--thresholds',
+          'nan'], '--thresholds: expected 1 to 4 finite numbers'),
     ]
     for arguments, message in cases:
         assert main(['label', *arguments]) == 2

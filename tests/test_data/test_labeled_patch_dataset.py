@@ -93,11 +93,20 @@ def test_without_label_file_labels_are_minus_one(block):
     }, 'lable_file: unknown key; accepted: balance, batch_size_per_gpu'),
     ({
         'batch_size_per_gpu': 500
-    }, 'fill no batch of 500; raise dataset_enlarge_ratio'),
+    }, 'fill no batch of 500 in each of 1 processes; raise dataset_enlarge_ratio'),
 ])
 def test_mistakes_are_named(block, change, message):
     with pytest.raises(OptionError, match=message):
         build_dataset({**block, **change})
+
+
+def test_too_few_patches_for_several_processes(block, monkeypatch):
+    from cdnsr_basicsr.data import labeled_patch_dataset
+    block['batch_size_per_gpu'] = 20
+    assert len(build_dataset(block)) == 36
+    monkeypatch.setattr(labeled_patch_dataset, 'get_dist_info', lambda: (0, 2))
+    with pytest.raises(OptionError, match='in each of 2 processes'):
+        build_dataset(block)
 
 
 def test_labels_of_other_data_are_refused(block):

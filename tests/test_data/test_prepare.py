@@ -134,7 +134,7 @@ def test_broken_and_small_files_are_named_and_left_out(photographs, tmp_path, ca
     from cdnsr_basicsr.cli import main
     (photographs / 'broken.png').write_bytes((photographs / 'a.png').read_bytes()[:100])
     cv2.imwrite(str(photographs / 'small.png'), photograph(20, 20))
-    code = main(['prepare', '-i', str(photographs), '-o', str(tmp_path / 'out'), '--crop', '48', '--step', '48'])
+    code = main(['prepare', '-i', str(photographs), '-o', str(tmp_path / 'out'), '--crop', '48'])
     error = capsys.readouterr().err
     assert code == 1
     assert f'cannot be read: {photographs}/broken.png' in error
@@ -202,13 +202,39 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
 
 
 def test_whole_photographs(photographs, tmp_path):
-    done = prepare(str(photographs), str(tmp_path / 'out'), 3, whole=True, crop=3, step=3)
+    done = prepare(str(photographs), str(tmp_path / 'out'), 3, whole=True)
     assert done.pairs == 3
     names = sorted(path.name for path in (tmp_path / 'out/gt').iterdir())
     assert names == sorted(path.name for path in (tmp_path / 'out/lq').iterdir()) == ['___.png', 'a.png', 'b_c.png']
     gt, lq = (cv2.imread(str(tmp_path / 'out' / name / 'a.png')) for name in ('gt', 'lq'))
     assert gt.shape == (99, 138, 3) and lq.shape == (33, 46, 3)
     assert np.array_equal(gt, cv2.imread(str(photographs / 'a.png'))[:99, :138])
+
+
+def test_out_may_be_a_link(photographs, tmp_path):
+    (tmp_path / 'big_disk').mkdir()
+    (tmp_path / 'out').symlink_to(tmp_path / 'big_disk')
+    prepare(str(photographs), str(tmp_path / 'out'), 4, (1, ), 48, 48)
+    assert (tmp_path / 'out').is_symlink() and (tmp_path / 'big_disk' / 'meta_info.txt').exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['big_disk', 'hr', 'out']
+
+
+def test_out_must_not_lie_in_the_input(photographs):
+    for out in (photographs, photographs / 'val', photographs.parent):
+        with pytest.raises(OptionError, match='must not lie in'):
+            prepare(str(photographs), str(out))
+
+
+def test_an_image_beyond_opencvs_limits_is_left_out(photographs, tmp_path, monkeypatch):
+
+    def imread(path, flags, imread=cv2.imread):
+        if path.endswith('a.png'):
+            raise cv2.error('too many pixels')
+        return imread(path, flags)
+
+    monkeypatch.setattr(cv2, 'imread', imread)
+    done = prepare(str(photographs), str(tmp_path / 'out'), 4, (1, ), 48, 48)
+    assert done.unreadable == [str(photographs / 'a.png')]
 
 
 @pytest.mark.parametrize('change,message', [

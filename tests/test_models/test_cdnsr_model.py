@@ -261,19 +261,33 @@ def test_resumed_training_equals_uninterrupted(opt, tmp_path):
 
 def test_half_written_states_are_passed_over(opt, tmp_path, capsys):
     model = make(opt)
-    states = tmp_path / 'experiments' / 'tiny' / 'training_states'
-    states.mkdir(parents=True)
-    model.opt['path']['training_states'] = str(states)
+    states = tmp_path / 'training_states'
     for i in (8, 10):
         model.save(0, i)
     (states / '12.state').write_bytes((states / '10.state').read_bytes()[:500])
     (states / '14.state').write_bytes(b'')
-    state = load_resume_state({**opt, 'auto_resume': True})
-    assert state['iter'] == 10
+    (states / '10_old.state').write_bytes(b'')
+    assert load_resume_state({**opt, 'auto_resume': True})['iter'] == 10
     assert capsys.readouterr().out.count('is not complete, trying the state before it') == 2
 
 
-def test_validation_measures_routing(opt, tmp_path, caplog):
+def test_a_complete_state_that_cannot_be_loaded_is_an_error(opt, tmp_path):
+    make(opt).save(0, 8)
+    torch.save({'iter': 10, 'function': print}, tmp_path / 'training_states' / '10.state')
+    with pytest.raises(OptionError, match='10.state cannot be loaded'):
+        load_resume_state({**opt, 'auto_resume': True})
+
+
+def test_without_a_state_auto_resume_falls_back(opt, tmp_path):
+    make(opt).save(0, 8)
+    (tmp_path / 'training_states' / '8.state').rename(tmp_path / 'other.state')
+    opt['path']['resume_state'] = str(tmp_path / 'other.state')
+    assert load_resume_state({**opt, 'auto_resume': True})['iter'] == 8
+    opt['path']['resume_state'] = None
+    assert load_resume_state({**opt, 'auto_resume': True}) is None
+
+
+def test_validation_measures_routing(opt, tmp_path, caplog, monkeypatch):
     opt['val'].update(save_img=True, save_map=True)
     model = make(opt)
     spread(model.net_g)
@@ -285,7 +299,7 @@ def test_validation_measures_routing(opt, tmp_path, caplog):
             assert current_iter == 5
             scalars[name] = value
 
-    logging.getLogger('basicsr').propagate = True
+    monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
     with caplog.at_level(logging.INFO):
         model.validation(DataLoader(Images()), 5, Logger(), save_img=True)
     assert model.net_g.training
@@ -325,6 +339,7 @@ def test_validation_measures_routing(opt, tmp_path, caplog):
 def test_without_gt_and_metrics(opt):
     opt['val']['metrics'] = None
     model = make(opt)
+    step(model)  # leaves the GT of a training batch behind
 
     class NoGT(Images):
 
@@ -358,6 +373,39 @@ def test_mixed_branches_with_basicsr_archs_train(opt):
     assert model.output.shape == (1, 3, 36, 120)
 
 
+def test_gt_of_another_size_is_refused(opt):
+    model = make(opt)
+    with pytest.raises(OptionError, match=r'b.png: GT of \(18, 18\) is not x4 of LQ of \(9, 9\)'):
+        model.feed_data(dict(lq=torch.rand(1, 3, 9, 9), gt=torch.rand(1, 3, 18, 18), lq_path=['a'], gt_path='b.png'))
+
+
+def test_branch_of_another_scale_is_refused(opt):
+    opt['network_g']['branches'][1] = dict(type='RRDBNet', num_in_ch=3, num_out_ch=3, num_feat=4, num_block=1, scale=2)
+    with pytest.raises(OptionError, match=r'network_g.branches\[1\]: makes \(16, 16\) out of \(8, 8\)'):
+        make(opt)
+
+
+def test_branches_out_of_order_are_warned_of(opt, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
+    opt['network_g']['branches'].reverse()
+    make(opt)
+    assert 'not listed from cheap to dear, their relative costs are [1.0, ' in caplog.text
+
+
+def test_swapped_branch_checkpoint_is_one_line(opt, tmp_path):
+    (tmp_path / 'text.pth').write_text('no weights')
+    opt['path']['pretrain_network_branches'] = [str(tmp_path / 'text.pth')] * 3
+    with pytest.raises(OptionError, match='text.pth: not a readable checkpoint'):
+        make(opt)
+
+
+@pytest.fixture
+def file_opt(opt):
+    """The options as they stand in a file, without what BasicSR adds when it has read it."""
+    added = ('dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path')
+    return {**{key: value for key, value in opt.items() if key not in added}, 'path': {}}
+
+
 MISTAKES = [
     (dict(scale=2), 'scale: is 2, but network_g.upscale is 4'),
     (dict(tile=dict(stride=4)), 'tile.stride: unknown key; accepted: patch_size, step'),
@@ -369,11 +417,11 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize('change,message', MISTAKES)
-def test_mistakes_are_named(opt, change, message):
+def test_mistakes_are_named(file_opt, change, message):
     from cdnsr_basicsr.models import CDNSRModel
-    CDNSRModel.check_options(opt, True)
+    CDNSRModel.check_options(file_opt, True)
     with pytest.raises(OptionError) as error:
-        CDNSRModel.check_options({**opt, **change}, True)
+        CDNSRModel.check_options({**file_opt, **change}, True)
     assert message in str(error.value)
 
 
@@ -381,14 +429,16 @@ TRAIN_MISTAKES = [
     (dict(freeze=['branches', 'classifier']), 'train.freeze: accepted: [branches], [classifier] or []'),
     (dict(freeze='branches'), 'train.freeze: accepted: [branches], [classifier] or []'),
     (dict(clas_opt={}), 'train.clas_opt: unknown key; accepted: average_opt, class_opt'),
+    (dict(freeze=['branches']), 'train.freeze: branches without weights would stay random'),
+    (dict(pixel_opt=None), 'train.pixel_opt: a pixel loss is needed'),
     (dict(tau_min=0), 'train.tau_min: expected a number from 0.01 to 1, but got 0'),
 ]
 
 
 @pytest.mark.parametrize('change,message', TRAIN_MISTAKES)
-def test_mistakes_in_train_are_named(opt, change, message):
+def test_mistakes_in_train_are_named(file_opt, change, message):
     from cdnsr_basicsr.models import CDNSRModel
-    opt['train'].update(change)
+    file_opt['train'].update(change)
     with pytest.raises(OptionError) as error:
-        CDNSRModel.check_options(opt, True)
+        CDNSRModel.check_options(file_opt, True)
     assert message in str(error.value)
