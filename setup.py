@@ -31,7 +31,7 @@ setup(
         'opencv-python>=4.8',
         'pyyaml>=6.0',
         'lmdb>=1.4',
-        'packaging>=21.0',
+        'packaging>=24.0',
         'tqdm>=4.60',
         # TensorBoard itself comes with basicsr, as tb-nightly. Declaring tensorboard too would install both, and
         # then the tensorboard command stops with "Duplicate plugins for name projector".
@@ -44,7 +44,6 @@ setup(
     },
     classifiers=[
         'Development Status :: 4 - Beta',
-        'License :: OSI Approved :: Apache Software License',
         'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3',
         'Programming Language :: Python :: 3.9',

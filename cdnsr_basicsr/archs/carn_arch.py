@@ -48,6 +48,14 @@ class Cascade(nn.Module):
         return out
 
 
+def set_rows(conv, num_rows, matrix):
+    """Makes the first output channels of a conv a linear map, matrix (num_rows, c), of the pixel itself."""
+    conv.weight[:num_rows] = 0
+    conv.weight[:num_rows, :, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] = matrix
+    if conv.bias is not None:
+        conv.bias[:num_rows] = 0
+
+
 @ARCH_REGISTRY.register()
 class CARN_M(nn.Module):
     """CARN-M: cascading residual network with grouped convs and shared residual blocks.
@@ -95,6 +103,42 @@ class CARN_M(nn.Module):
             for _ in range(2 if upscale == 4 else 1)
         ])
         self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, padding=1)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """Starts as bilinear upsampling: the network need not learn first what interpolation knows.
+
+        Two channels per colour, its positive and its negative part, pass through all layers unchanged and are upsampled
+        by the sub-pixel convs; the other channels start random, and count little in the last conv.
+        """
+        colors = self.conv_last.out_channels
+        carried = 2 * colors
+        if self.conv_first.in_channels != colors or carried > self.conv_first.out_channels // self.upconvs[0].groups:
+            return
+        signs = torch.cat([torch.eye(colors), -torch.eye(colors)])
+        set_rows(self.conv_first, carried, signs)
+        for m in self.modules():
+            if isinstance(m, EfficientResidualBlock):
+                set_rows(m.conv3, carried, torch.zeros(carried, m.conv3.in_channels))
+            elif isinstance(m, Cascade):
+                for fusion in m.fusions:  # takes what the latest body gave
+                    latest = torch.zeros(carried, fusion.in_channels)
+                    latest[:, fusion.in_channels - fusion.out_channels:][:, :carried] = torch.eye(carried)
+                    set_rows(fusion, carried, latest)
+        positions = (torch.arange(self.factor) + 0.5) / self.factor - 0.5  # of the new pixels, around the old one
+        ramp = (1 - (torch.arange(-1, 2) - positions[:, None]).abs()).clamp(min=0)
+        for upconv in self.upconvs:
+            rows = carried * self.factor**2
+            upconv.weight[:rows] = 0
+            upconv.bias[:rows] = 0
+            for i in range(carried):
+                for j in range(self.factor**2):
+                    upconv.weight[i * self.factor**2 + j, i] = ramp[j // self.factor][:, None] * ramp[j % self.factor]
+        self.conv_last.weight.mul_(0.1)
+        self.conv_last.weight[:, :carried] = 0
+        self.conv_last.weight[:, :carried, 1, 1] = signs.t()
+        self.conv_last.bias.zero_()
 
     def forward(self, x):
         """

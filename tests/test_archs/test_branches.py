@@ -77,6 +77,23 @@ def test_fsrcnn_starts_as_bilinear_upsampling(upscale):
     torch.testing.assert_close(net(x)[..., inner, inner], expected[..., inner, inner], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize('upscale', [2, 3, 4])
+@pytest.mark.parametrize('fusion_bias', [True, False])
+def test_carn_starts_as_bilinear_upsampling(upscale, fusion_bias):
+    net = CARN_M(num_feat=36, upscale=upscale, fusion_bias=fusion_bias)
+    x = torch.rand(1, 3, 12, 9)
+    expected = x
+    for factor in (2, 2) if upscale == 4 else (upscale, ):
+        expected = F.interpolate(expected, scale_factor=factor, mode='bilinear')
+    inner = slice(2 * upscale, -2 * upscale)
+    assert (net(x) - expected)[..., inner, inner].abs().mean() < 0.05
+    net.conv_last.weight.data[:, 6:] = 0
+    torch.testing.assert_close(net(x)[..., inner, inner], expected[..., inner, inner], atol=1e-5, rtol=0)
+    loss = (net(x) - torch.rand(1, 3, 12 * upscale, 9 * upscale)).square().mean()
+    gradients = torch.autograd.grad(loss, [net.conv_first.weight, net.upconvs[0].weight, net.conv_last.weight])
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
 def test_fsrcnn_too_narrow_for_colours_still_works():
     assert FSRCNN(num_feat=2, num_shrink=2)(torch.rand(1, 3, 4, 4)).shape == (1, 3, 16, 16)
 

@@ -70,6 +70,7 @@ def test_padding_reflects_then_repeats():
 
 
 def test_stitching_equals_golden_where_the_published_code_covers(shared):
+    pytest.importorskip('numpy', minversion='2.0', reason='the file holds scalars of numpy 2')
     path = shared('golden/stitch.pth')
     scalars = [np._core.multiarray.scalar, np.dtype, np.dtypes.Int64DType]
     with torch.serialization.safe_globals(scalars):
