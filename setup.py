@@ -29,7 +29,7 @@ setup(
         'torchvision>=0.21',
         'numpy>=1.24',
         'opencv-python>=4.8',
-        'pyyaml>=6.0',
+        'pyyaml>=6.0.1',
         'lmdb>=1.4',
         'packaging>=24.0',
         'tqdm>=4.60',
