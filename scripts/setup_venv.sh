@@ -21,7 +21,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
 fi
 export PATH="$PWD/.venv/bin:$PATH"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
-if ! python -c 'import basicsr.version' 2>/dev/null; then
+if ! python -c 'from importlib.metadata import version; version("basicsr")' 2>/dev/null; then
     echo 'Installing torch and torchvision, then basicsr (a few minutes, 5 GB) ...'
     python -m pip install --quiet --upgrade setuptools wheel
     python -m pip install --quiet 'torch>=2.6' 'torchvision>=0.21'

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import cv2
+import itertools
 import numpy as np
 import os
 import torch
@@ -89,14 +90,11 @@ def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.
         images = [imfrombytes(client.get(key, name), float32=True) for name in ('lq', 'gt')]
         return (key, *img2tensor(images))
 
-    batch: list[tuple[str, torch.Tensor, torch.Tensor]] = []
-    for item in tqdm(parallel_map(read, keys, workers), 'label', len(keys), unit='patch', disable=None):
-        if batch and (len(batch) == BATCH or item[1].shape != batch[0][1].shape):
-            yield [key for key, _, _ in batch], *(torch.stack(part) for part in list(zip(*batch))[1:])
-            batch = []
-        batch.append(item)
-    if batch:
-        yield [key for key, _, _ in batch], *(torch.stack(part) for part in list(zip(*batch))[1:])
+    items = tqdm(parallel_map(read, keys, workers), 'label', len(keys), unit='patch', disable=None)
+    for _, same_size in itertools.groupby(items, key=lambda item: item[1].shape):
+        while batch := list(itertools.islice(same_size, BATCH)):
+            batch_keys, lq, gt = zip(*batch)
+            yield list(batch_keys), torch.stack(lq), torch.stack(gt)
 
 
 @torch.no_grad()
