@@ -233,6 +233,8 @@ def check_options(opt: dict, is_train: bool, resumes: bool = False) -> None:
             train=('optim_g', 'scheduler', 'total_iter'),
             val=('save_img', 'val_freq'),
             logger=('print_freq', 'save_checkpoint_freq', 'use_tb_logger'))
+    elif isinstance(opt['val'], Mapping) and opt['val'].get('save_img'):
+        blocks.update(val=('suffix', ))
     for key, required in blocks.items():
         if opt.get(key) is not None:
             check_keys(opt[key], opt[key], key, required)

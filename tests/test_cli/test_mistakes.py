@@ -127,6 +127,13 @@ def test_empty_folder_is_refused(work, train_opt, write, capsys):
     assert 'datasets.val.dataroot_gt: is an empty folder: empty' in capsys.readouterr().err
 
 
+def test_a_test_that_saves_images_needs_a_suffix(work, train_opt, write, capsys):
+    opt = {key: value for key, value in train_opt.items() if key not in ('train', 'logger')}
+    opt.update(datasets=dict(test=train_opt['datasets']['val']), val=dict(save_img=True))
+    assert cli.main(['test', '-opt', write(opt)]) == 2
+    assert "val: key 'suffix' is missing" in capsys.readouterr().err
+
+
 def test_right_options_pass(work, train_opt, write, no_pipeline):
     assert cli.main(['train', '-opt', write(train_opt)]) == 0
     assert no_pipeline == [str(work)]

@@ -201,7 +201,7 @@ def test_two_processes_on_cpu_train_one_model(work, train_opt, write):
     train_opt['datasets']['train'].update(use_hflip=False, use_rot=False, num_worker_per_gpu=1)
     single = run('-m', 'cdnsr_basicsr', 'train', '-opt', write({**train_opt, 'name': 'single'}))
     train_opt['datasets']['train'].update(batch_size_per_gpu=2)
-    torchrun = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29613')
+    torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
     command = ('-m', 'cdnsr_basicsr', 'train', '-opt', write({**train_opt, 'name': 'double'}), '--launcher', 'pytorch')
     output = run(*torchrun, *command)
     assert iterations(output) == iterations(single) == [1, 2, 3, 4]
