@@ -174,7 +174,7 @@ def finished_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     work.mkdir()
     try:
         yield work
-        replaced = work.with_name(f'{work.name}-replaced')
+        replaced = out.parent / f'.{out.name}.replaced-{os.getpid()}'  # never taken for a stale one: it is finished
         if out.exists():
             os.rename(out, replaced)
         os.rename(work, out)

@@ -66,13 +66,12 @@ class CDNSRModel(SRModel):
         for i, branch in enumerate(branches):
             if not isinstance(branch, dict):
                 raise OptionError(f'network_g.branches[{i}]', f'expected a block with a type, but got {branch!r}')
+            if branch.get('upscale', upscale) != upscale:
+                raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
         if net_opt.get('mixture', 'gumbel') not in ('gumbel', 'softmax'):
             raise OptionError('network_g.mixture', f"accepted: gumbel, softmax; got {net_opt['mixture']!r}")
         if opt.get('scale') != upscale:
             raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
-        for i, branch in enumerate(branches):
-            if branch.get('upscale', upscale) != upscale:
-                raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
 
         check_keys(opt, KEYS['option file'], 'option file')
         for name in ('tile', 'path', 'train', 'val'):
@@ -92,7 +91,7 @@ class CDNSRModel(SRModel):
                               'pretrain_network_g')
         if is_train:
             train_opt = opt['train']
-            check_keys(train_opt, KEYS['train'], 'train', ('optim_g', 'pixel_opt', 'scheduler', 'total_iter'))
+            check_keys(train_opt, train_opt, 'train', ('pixel_opt', ))
             check_number(train_opt.get('tau_min', 0.4), 'train.tau_min', 0.01, 1)
             freeze = train_opt.get('freeze') or []
             if freeze not in ([], ['branches'], ['classifier']):
