@@ -130,6 +130,13 @@ def check_number(value: Any, where: str, low: float, high: Optional[float] = Non
         raise OptionError(where, f'expected {"an integer" if integer else "a number"} {span}, but got {value!r}')
 
 
+def check_choice(value: Any, where: str, accepted: Iterable[Any]) -> None:
+    """Refuses a value that is none of those accepted."""
+    accepted = list(accepted)
+    if value not in accepted:
+        raise OptionError(where, f'accepted: {", ".join(str(item) for item in accepted)}; got {value!r}')
+
+
 def find_registered(registry: Any, name: Any, where: str) -> Any:
     """The class or function of this name in one of BasicSR's registries."""
     for candidate in (name, f'{name}_basicsr'):

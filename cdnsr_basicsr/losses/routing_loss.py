@@ -3,7 +3,29 @@ import torch
 from torch import nn as nn
 from torch.nn import functional as F
 
+from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import LOSS_REGISTRY
+
+
+def batch_mean(values):
+    """Mean over the batch of all processes, which must have batches of one size.
+
+    A loss that is not linear in the mean is another loss on each process's part of the batch. The gradient is that of
+    this process's part, which DistributedDataParallel averages to the gradient of the whole.
+
+    Args:
+        values (Tensor): of shape (b, ...).
+
+    Returns:
+        Tensor: of shape (...).
+    """
+    mean = values.mean(dim=0)
+    world_size = get_dist_info()[1]
+    if world_size == 1:
+        return mean
+    total = mean.detach().clone()
+    torch.distributed.all_reduce(total)
+    return mean + (total / world_size - mean).detach()
 
 
 def class_loss(weights):
@@ -15,19 +37,21 @@ def class_loss(weights):
 
 
 def average_loss(weights):
-    """sum_i |sum_b p_i - B/M| / (2 (M - 1) B / M): 0 for equal shares, 1 when one class takes all."""
-    batch, num_classes = weights.shape
-    share = batch / num_classes
-    return (weights.sum(dim=0) - share).abs().sum() / (2 * (num_classes - 1) * share)
+    """sum_i |sum_b p_i - B/M| / (2 (M - 1) B / M): 0 for equal shares, 1 when one class takes all.
+
+    B is the batch of all processes.
+    """
+    num_classes = weights.shape[1]
+    return (batch_mean(weights) - 1 / num_classes).abs().sum() * num_classes / (2 * (num_classes - 1))
 
 
 def flops_loss(weights, costs, target):
     """relu(E - target) / range, with E = mean_b sum_i p_i c_i, costs relative to the dearest branch.
 
-    The published code divides by the range in absolute GFLOPs, so that its weight means something else for every
-    backbone; here it is the relative range: published value = this value / c_max.
+    B is the batch of all processes. The published code divides by the range in absolute GFLOPs, so that its weight
+    means something else for every backbone; here it is the relative range: published value = this value / c_max.
     """
-    expected = (weights * costs).sum(dim=1).mean()
+    expected = batch_mean((weights * costs).sum(dim=1))
     return F.relu(expected - target) / (costs.max() - costs.min())
 
 
@@ -102,3 +126,38 @@ class FLOPsLoss(nn.Module):
         if bool(torch.all(costs == costs[0])):
             raise ValueError('FLOPsLoss: all branches cost the same, so there is nothing to trade.')
         return self.loss_weight * flops_loss(weights, costs, self.target)
+
+
+@LOSS_REGISTRY.register()
+class LabelLoss(nn.Module):
+    """Cross entropy between the classifier's logits and the patches' difficulty labels.
+
+    Labels show the classifier what difficulty looks like before the other losses can: their gradient reaches it only
+    through small differences between branches. For a warm-up the loss fades out.
+
+    Args:
+        loss_weight (float): Loss weight at the start. Default: 1.0.
+        num_iter (int | None): The weight falls linearly to 0 in so many iterations. Default: None, it stays.
+    """
+
+    def __init__(self, loss_weight=1.0, num_iter=None):
+        super(LabelLoss, self).__init__()
+        if num_iter is not None and num_iter < 1:
+            raise ValueError(f'LabelLoss: expected num_iter of at least 1, but got {num_iter}.')
+        self.loss_weight = loss_weight
+        self.num_iter = num_iter
+
+    def weight_at(self, current_iter):
+        """Loss weight at an iteration, the first being 1."""
+        if self.num_iter is None:
+            return self.loss_weight
+        return self.loss_weight * max(0, 1 - (current_iter - 1) / self.num_iter)
+
+    def forward(self, logits, labels, current_iter=1):
+        """
+        Args:
+            logits (Tensor): of shape (b, M).
+            labels (Tensor): of shape (b, ), int64, from 0 to M - 1.
+            current_iter (int): Current iteration. Default: 1.
+        """
+        return self.weight_at(current_iter) * F.cross_entropy(logits, labels)

@@ -1,7 +1,11 @@
+import cv2
+import sys
 import torch
 from collections import OrderedDict
 from os import path as osp
+from torch.utils.data import DataLoader, Subset
 
+from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
@@ -10,17 +14,38 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from ..checkpoint import load_checkpoint, plain, save_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
-from ..options import OptionError, check_keys, check_number
+from ..losses import VGG19Features
+from ..options import OptionError, check_choice, check_keys, check_number
+from . import distillation
+from .collapse_guard import CollapseGuard, routing_entropy
+from .distillation import Distillation
+from .random_state import random_state, set_random_state
 
+# in the order in which they are summed and logged, and which part each one trains, if it is one part alone
+LOSSES = {
+    'pixel': None,
+    'branch': None,
+    'class': 'classifier',
+    'average': 'classifier',
+    'flops': 'classifier',
+    'label': 'classifier',
+    **dict.fromkeys(distillation.NAMES, 'branches')
+}
+PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+TB_IMAGES = 4  # of each validation set
+TB_SIDE = 512  # largest side of an image in TensorBoard, in pixels
 # what CDNSRModel and BasicSR's pipelines read, block by block
 KEYS = {
-    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'tile', 'path',
-                    'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
+    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_t',
+                    'tile', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
     'tile': ('patch_size', 'step'),
-    'path': ('pretrain_network_g', 'pretrain_network_branches', 'param_key_g', 'strict_load_g', 'resume_state',
-             'ignore_resume_networks', 'experiments_root', 'results_root'),
-    'train': ('ema_decay', 'freeze', 'optim_g', 'pixel_opt', 'class_opt', 'average_opt', 'flops_opt', 'scheduler',
-              'tau_min', 'total_iter', 'warmup_iter'),
+    'path':
+    ('pretrain_network_g', 'pretrain_network_branches', 'param_key_g', 'strict_load_g', 'pretrain_network_t',
+     'param_key_t', 'strict_load_t', 'resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root'),
+    'train': ('ema_decay', 'freeze', 'optim_g', 'scheduler', 'tau_min', 'total_iter', 'warmup_iter', 'precision',
+              'channels_last', 'compile', 'feature_extractor', 'balance', 'collapse_share', 'collapse_iter',
+              *(f'{name}_opt' for name in LOSSES)),
+    'feature_extractor': ('weights', ),
     'val': ('metrics', 'pbar', 'save_img', 'save_map', 'suffix', 'val_freq'),
 }
 
@@ -32,11 +57,22 @@ class CDNSRModel(SRModel):
     Paper: Classification-Based Dynamic Network for Efficient Super-Resolution (ICASSP 2023).
 
     Beyond SRModel's options it knows:
-        train.pixel_opt, class_opt, average_opt, flops_opt: losses; those that are given are summed and logged as
-            l_pixel, l_class, l_average, l_flops.
+        train.<name>_opt: Losses; those that are given are summed and logged as l_<name>. pixel (of the mixture),
+            branch (of every branch alone, weighted by the mixture weights), class, average, flops, label; kd, feature,
+            csd, cs: distillation.
         train.freeze (list[str]): 'branches', 'classifier'. Default: [].
         train.tau_min (float): Least temperature of the Gumbel mixture, which is max(1 - iter/total_iter, tau_min).
             Default: 0.4.
+        train.balance (str): 'warn' | 'auto': what happens when routing collapses: a warning, or the weight of the
+            average loss is raised. Default: 'warn'.
+        train.collapse_share (float), train.collapse_iter (int): Share of one class, and number of iterations that it
+            is taken over, that count as collapsed. Default: 0.95 and 500.
+        train.precision (str): 'float32' | 'bfloat16' | 'float16' (autocast; float16 with loss scaling).
+            Default: 'float32'.
+        train.channels_last (bool): Memory layout in training. Default: True.
+        train.compile (bool): Whether the branches are compiled by torch.compile. Default: False.
+        train.feature_extractor.weights (str): 'imagenet' | path | 'random': weights of VGG19. Default: 'imagenet'.
+        network_t, path.pretrain_network_t: External teacher. Default: the dearest branch.
         path.pretrain_network_branches (list[str]): One checkpoint per branch.
         tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 64 and 60.
         val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
@@ -44,6 +80,9 @@ class CDNSRModel(SRModel):
 
     def __init__(self, opt):
         self.upscalers = {}
+        self.shares_validation = False
+        if opt.get('val'):  # progress is for eyes, not for log files
+            opt['val'].setdefault('pbar', opt['rank'] == 0 and sys.stderr.isatty())
         super(CDNSRModel, self).__init__(opt)
 
     @staticmethod
@@ -89,34 +128,76 @@ class CDNSRModel(SRModel):
         if paths and not is_train:
             raise OptionError('path.pretrain_network_branches', 'is for training; name the trained CDNSR by '
                               'pretrain_network_g')
+        if ('network_t' in opt) != bool(opt['path'].get('pretrain_network_t')):
+            raise OptionError('network_t', 'a teacher needs both network_t and path.pretrain_network_t')
         if is_train:
-            train_opt = opt['train']
-            check_keys(train_opt, train_opt, 'train', ('pixel_opt', ))
-            check_number(train_opt.get('tau_min', 0.4), 'train.tau_min', 0.01, 1)
-            freeze = train_opt.get('freeze') or []
-            if freeze not in ([], ['branches'], ['classifier']):
-                raise OptionError('train.freeze', f'accepted: [branches], [classifier] or []; got {freeze!r}')
-            starts = [opt['path'].get(key) for key in ('pretrain_network_g', 'resume_state')]
-            if freeze and not any(starts + ([paths] if freeze == ['branches'] else [])):
-                raise OptionError('train.freeze', f'{freeze[0]} without weights would stay random; name them at path')
-            if not train_opt['pixel_opt']:
-                raise OptionError('train.pixel_opt', 'a pixel loss is needed')
+            CDNSRModel._check_training(opt)
 
-    def _check_branches(self, net):
-        channels = self.opt['network_g']['classifier'].get('num_in_ch', 3)
-        for i, branch in enumerate(net.branches):
-            with torch.no_grad():
-                size = tuple(branch(torch.zeros(1, channels, 8, 8)).shape[-2:])
-            if size != (8 * net.upscale, 8 * net.upscale):
-                raise OptionError(f'network_g.branches[{i}]',
-                                  f'makes {size} out of (8, 8); expected a network of scale '
-                                  f'{net.upscale}')
+    @staticmethod
+    def _check_training(opt):
+        train_opt, data_opt = opt['train'], opt['datasets'].get('train') or {}
+        check_keys(train_opt, train_opt, 'train', ('pixel_opt', ))
+        check_number(train_opt.get('tau_min', 0.4), 'train.tau_min', 0.01, 1)
+        check_number(train_opt.get('collapse_share', 0.95), 'train.collapse_share', 0.01, 1)
+        check_number(train_opt.get('collapse_iter', 500), 'train.collapse_iter', 1, integer=True)
+        check_choice(train_opt.get('precision', 'float32'), 'train.precision', list(PRECISIONS))
+        check_choice(train_opt.get('balance', 'warn'), 'train.balance', ['warn', 'auto'])
+        for key in ('channels_last', 'compile'):
+            check_choice(train_opt.get(key, False), f'train.{key}', [True, False])
+        if 'feature_extractor' in train_opt:
+            check_keys(train_opt['feature_extractor'], KEYS['feature_extractor'], 'train.feature_extractor')
+
+        freeze = train_opt.get('freeze') or []
+        if freeze not in ([], ['branches'], ['classifier']):
+            raise OptionError('train.freeze', f'accepted: [branches], [classifier] or []; got {freeze!r}')
+        starts = [opt['path'].get(key) for key in ('pretrain_network_g', 'resume_state')]
+        branches = [opt['path'].get('pretrain_network_branches')] if freeze == ['branches'] else []
+        if freeze and not any(starts + branches):
+            raise OptionError('train.freeze', f'{freeze[0]} without weights would stay random; name them at path')
+
+        losses = [name for name in LOSSES if train_opt.get(f'{name}_opt')]
+        if 'pixel' not in losses:
+            raise OptionError('train.pixel_opt', 'a pixel loss is needed')
+        for name in losses:
+            trained = LOSSES[name]
+            if [trained] == freeze:
+                raise OptionError(f'train.{name}_opt',
+                                  f'trains the {trained} only, which train.freeze keeps as they are')
+        if train_opt.get('balance') == 'auto' and 'average' not in losses:
+            raise OptionError('train.balance', 'auto raises the weight of average_opt, which is missing')
+        if 'label' in losses and data_opt.get('label_file') is None:
+            raise OptionError('train.label_opt', 'needs datasets.train.label_file, which `basicsr label` writes')
+        for name in set(losses) & {'csd', 'cs'}:
+            if data_opt.get('batch_size_per_gpu', 2) < 2:
+                raise OptionError(
+                    f'train.{name}_opt', 'takes negatives from the other samples of a batch, but '
+                    'datasets.train.batch_size_per_gpu is 1')
+        for name in set(losses) & {'feature', 'csd', 'cs'}:
+            if (data_opt.get('gt_size') or 16) < 16:
+                raise OptionError(
+                    f'train.{name}_opt', 'VGG19 needs patches of at least 16 pixels, but '
+                    f"datasets.train.gt_size is {data_opt['gt_size']}")
+
+    def _check_scale(self, net, where):
+        channels, scale = self.opt['network_g']['classifier'].get('num_in_ch', 3), self.opt['scale']
+        with torch.no_grad():
+            size = tuple(net.eval()(torch.zeros(1, channels, 8, 8)).shape[-2:])
+        if size != (8 * scale, 8 * scale):
+            raise OptionError(where, f'makes {size} out of (8, 8); expected a network of scale {scale}')
 
     def model_to_device(self, net):
-        self._check_branches(net)
-        # freeze before DistributedDataParallel looks which parameters it has to synchronise
+        for i, branch in enumerate(net.branches):
+            self._check_scale(branch, f'network_g.branches[{i}]')
+        net.train(self.is_train)
         if self.is_train:
-            net.freeze(self.opt['train'].get('freeze') or [])
+            train_opt = self.opt['train']
+            # freeze before DistributedDataParallel looks which parameters it has to synchronise
+            net.freeze(train_opt.get('freeze') or [])
+            if train_opt.get('channels_last', True):
+                net = net.to(memory_format=torch.channels_last)
+            if train_opt.get('compile', False):
+                for branch in net.branches:
+                    branch.compile()
         return super(CDNSRModel, self).model_to_device(net)
 
     def init_training_settings(self):
@@ -124,34 +205,85 @@ class CDNSRModel(SRModel):
         if self.opt['path'].get('resume_state'):
             branch_paths = None  # the resumed network has them already
         for branch, path in zip(self.get_bare_model(self.net_g).branches, branch_paths or []):
-            load_checkpoint(path)  # says in one line what is wrong with a file
-            self.load_network(branch, path, self.opt['path'].get('strict_load_g', True), 'params_ema')
+            self._load_pretrained(branch, path, 'g')
 
+        self._build_losses()
         super(CDNSRModel, self).init_training_settings()
         if branch_paths and hasattr(self, 'net_g_ema'):
             self.model_ema(0)
 
-        self.losses = OrderedDict(pixel=self.cri_pix)
-        for name in ('class', 'average', 'flops'):
-            loss_opt = self.opt['train'].get(f'{name}_opt')
-            if loss_opt:
-                self.losses[name] = build_loss(loss_opt).to(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.opt['train'].get('precision') == 'float16')
         self.costs = self.upscaler(self.get_bare_model(self.net_g)).costs.to(self.device)
         costs = [round(cost, 3) for cost in self.costs.tolist()]
         if costs != sorted(costs):
             get_root_logger().warning(f'network_g.branches are not listed from cheap to dear, their relative costs are '
-                                      f'{costs}. Labels and the difficulty map take the first for the easiest.')
+                                      f'{costs}. Labels, distillation and the difficulty map take the first for the '
+                                      'easiest.')
+
+    def _load_pretrained(self, net, path, label):
+        load_checkpoint(path)  # says in one line what is wrong with a file
+        path_opt = self.opt['path']
+        param_key = 'params_ema' if label == 'g' else path_opt.get('param_key_t', 'params_ema')
+        self.load_network(net, path, path_opt.get(f'strict_load_{label}', True), param_key)
+
+    def _build_losses(self):
+        train_opt = self.opt['train']
+        self.losses = OrderedDict()
+        for name in LOSSES:
+            if train_opt.get(f'{name}_opt'):
+                self.losses[name] = build_loss(train_opt[f'{name}_opt']).to(self.device)
+
+        layers = {layer for loss in self.losses.values() for layer in getattr(loss, 'layers', [])}
+        extractor = net_t = None
+        if layers:
+            weights = train_opt.get('feature_extractor', {}).get('weights', 'imagenet')
+            try:
+                extractor = VGG19Features(sorted(layers), weights).to(self.device)
+            except ValueError as error:
+                raise OptionError('train.feature_extractor', str(error)) from error
+        if 'network_t' in self.opt:
+            net_t = build_network(self.opt['network_t'])
+            self._check_scale(net_t, 'network_t')
+            self._load_pretrained(net_t, self.opt['path']['pretrain_network_t'], 't')
+            net_t = net_t.to(self.device).requires_grad_(False).eval()
+        for net in (extractor, net_t):
+            if net is not None and train_opt.get('channels_last', True):
+                net.to(memory_format=torch.channels_last)
+        names = [name for name in distillation.NAMES if name in self.losses]
+        self.distillation = Distillation(names, self.opt['scale'], net_t, extractor)
+
+        self.guard = None
+        if 'classifier' not in (train_opt.get('freeze') or []):
+            self.guard = CollapseGuard(
+                len(self.opt['network_g']['branches']), train_opt.get('collapse_share', 0.95),
+                train_opt.get('collapse_iter', 500),
+                self.losses['average'] if train_opt.get('balance') == 'auto' else None)
+
+        if self.opt['dist']:  # averages the gradient of what a loss trains itself
+            for name, loss in self.losses.items():
+                if any(param.requires_grad for param in loss.parameters()):
+                    self.losses[name] = super(CDNSRModel, self).model_to_device(loss)
 
     def setup_optimizers(self):
         # SRModel's would warn once for every frozen parameter
         optim_opt = dict(self.opt['train']['optim_g'])
-        params = [param for param in self.net_g.parameters() if param.requires_grad]
-        self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), params, **optim_opt)
+        groups = [[param for param in self.net_g.parameters() if param.requires_grad]]
+        groups.append([param for loss in self.losses.values() for param in loss.parameters()])
+        groups = [{'params': params} for params in groups if params]
+        self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), groups, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
     def feed_data(self, data):
         super(CDNSRModel, self).feed_data(data)
         self.lq_path = data.get('lq_path')
+        if self.is_train and 'label' in self.losses and 'label' in data:
+            num_classes = len(self.opt['network_g']['branches'])
+            if not 0 <= data['label'].min() <= data['label'].max() < num_classes:
+                raise OptionError(
+                    'datasets.train.label_file',
+                    f"holds labels such as {data['label'].max()}; accepted: 0 to {num_classes - 1}, one "
+                    'class per branch')
+            self.label = data['label'].to(self.device)
         if 'gt' not in data:
             self.__dict__.pop('gt', None)  # that of the training batch
         elif self.gt.shape[-2:] != tuple(self.opt['scale'] * length for length in self.lq.shape[-2:]):
@@ -159,32 +291,61 @@ class CDNSRModel(SRModel):
                 str(data.get('gt_path')), f"GT of {tuple(self.gt.shape[-2:])} is not x{self.opt['scale']} of "
                 f'LQ of {tuple(self.lq.shape[-2:])}')
 
+    def _laid_out(self, images):
+        channels_last = self.opt['train'].get('channels_last', True)
+        return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
     def optimize_parameters(self, current_iter):
         train_opt = self.opt['train']
         tau = max(1 - current_iter / train_opt['total_iter'], train_opt.get('tau_min', 0.4))
         self.get_bare_model(self.net_g).tau = tau
+        precision = PRECISIONS[train_opt.get('precision', 'float32')]
 
         self.optimizer_g.zero_grad()
-        self.output, routing = self.net_g(self.lq, return_routing=True)
-        arguments = {
-            'pixel': (self.output, self.gt),
+        lq, gt = self._laid_out(self.lq), self._laid_out(self.gt)
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            self.output, routing = self.net_g(lq, return_routing=True)
+            # losses are computed in float32
+            routing = routing._replace(
+                logits=routing.logits.float(),
+                weights=routing.weights.float(),
+                branch_outputs=routing.branch_outputs.float())
+            arguments = self.distillation.arguments(lq, routing)
+        arguments.update({
+            'pixel': (self.output.float(), gt),
             'class': (routing.weights, ),
             'average': (routing.weights, ),
             'flops': (routing.weights, self.costs),
-        }
+        })
+        if 'branch' in self.losses:
+            outputs = routing.branch_outputs
+            weights = routing.weights[..., None, None, None].expand_as(outputs)
+            arguments['branch'] = (outputs, gt.unsqueeze(1).expand_as(outputs), weights)
+        if 'label' in self.losses:
+            arguments['label'] = (routing.logits, self.label, current_iter)
         log = OrderedDict((f'l_{name}', loss(*arguments[name])) for name, loss in self.losses.items())
-        sum(log.values()).backward()
-        self.optimizer_g.step()
+        self.scaler.scale(sum(log.values())).backward()
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
 
         with torch.no_grad():
             log['cost'] = (routing.weights @ self.costs).mean()
-            for i, share in enumerate(routing.weights.mean(dim=0)):
-                log[f'share_{i}'] = share
-        self.log_dict = self.reduce_loss_dict(log)
-        self.log_dict['tau'] = tau
+            log['entropy'] = routing_entropy(routing.logits)
+            shares = torch.nn.functional.one_hot(routing.logits.argmax(dim=1), len(self.costs)).float().mean(dim=0)
+            log.update((f'share_{i}', share) for i, share in enumerate(shares))
+        # kept on the device until they are asked for
+        self.step_log = OrderedDict((name, value.detach()) for name, value in log.items())
+        if self.guard is not None:
+            self.guard(routing.logits)
 
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def get_current_log(self):
+        self.log_dict = self.reduce_loss_dict(self.step_log)
+        self.log_dict['tau'] = self.get_bare_model(self.net_g).tau
+        self.log_dict['lr'] = self.get_current_learning_rate()[0]
+        return self.log_dict
 
     def upscaler(self, net):
         """The engine for a network; it is kept, since it measures the branches when it is made."""
@@ -207,17 +368,67 @@ class CDNSRModel(SRModel):
         if hasattr(self, 'routing_stats'):
             self._record(upscaled)
 
+    def validation(self, dataloader, current_iter, tb_logger, save_img=False):
+        devices = [torch.cuda.current_device()] if self.device.type == 'cuda' else []
+        with torch.random.fork_rng(devices):  # validating more or less often does not change the training
+            super(CDNSRModel, self).validation(dataloader, current_iter, tb_logger, save_img)
+        if self.is_train:
+            self._remember_best(current_iter)
+
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
-        num_classes = len(self.get_bare_model(self.net_g).branches)
-        self.validated = (dataloader.dataset.opt['name'], current_iter)
-        zeros = {key: torch.zeros(num_classes, dtype=torch.float64) for key in ('tiles', 'pixels', 'squared_error')}
-        self.routing_stats = dict(zeros, cost=0., lq_pixels=0)
+        self._begin_validation(dataloader.dataset.opt['name'], current_iter, tb_logger)
         super(CDNSRModel, self).nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        self._log_routing(tb_logger)
+        self._log_routing()
         del self.routing_stats
 
+    def dist_validation(self, dataloader, current_iter, tb_logger, save_img):
+        """Each process validates every world_size-th image; metrics and class counts are those of all of them."""
+        dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
+        part = Subset(dataset, range(rank, len(dataset), world_size))
+        part.opt = dataset.opt
+        metrics = list(self.opt['val'].get('metrics') or {})
+        if metrics:
+            self.metric_results = {metric: 0. for metric in metrics}
+            self._initialize_best_metric_results(dataset.opt['name'])
+        self._begin_validation(dataset.opt['name'], current_iter, tb_logger)
+        if len(part) > 0:
+            loader = DataLoader(part, batch_size=1, num_workers=dataloader.num_workers)
+            self.shares_validation = True
+            super(CDNSRModel, self).nondist_validation(loader, current_iter, tb_logger, save_img)
+            self.shares_validation = False
+
+        stats = self.routing_stats
+        values = [torch.tensor([len(part) * self.metric_results[metric] for metric in metrics], dtype=torch.float64)]
+        values += [torch.as_tensor(value, dtype=torch.float64).flatten() for value in stats.values()]
+        total = torch.cat(values).to(self.device)
+        torch.distributed.all_reduce(total)
+        sums, *totals = total.cpu().split([len(value) for value in values])
+        self.routing_stats = {key: value.squeeze(0) if len(value) == 1 else value for key, value in zip(stats, totals)}
+        for metric, value in zip(metrics, sums.tolist()):
+            self.metric_results[metric] = value / len(dataset)
+            self._update_best_metric_result(dataset.opt['name'], metric, self.metric_results[metric], current_iter)
+        if metrics:
+            self._log_validation_metric_values(current_iter, dataset.opt['name'], tb_logger)
+        self._log_routing()
+        del self.routing_stats
+
+    def _update_best_metric_result(self, dataset_name, metric, val, current_iter):
+        if not self.shares_validation:  # of a part of the images
+            super(CDNSRModel, self)._update_best_metric_result(dataset_name, metric, val, current_iter)
+
+    def _log_validation_metric_values(self, current_iter, dataset_name, tb_logger):
+        if not self.shares_validation:
+            super(CDNSRModel, self)._log_validation_metric_values(current_iter, dataset_name, tb_logger)
+
+    def _begin_validation(self, dataset_name, current_iter, tb_logger):
+        num_classes = len(self.get_bare_model(self.net_g).branches)
+        self.validated = (dataset_name, current_iter, tb_logger)
+        self.tb_images = 0
+        zeros = {key: torch.zeros(num_classes, dtype=torch.float64) for key in ('tiles', 'pixels', 'squared_error')}
+        self.routing_stats = dict(zeros, cost=0., lq_pixels=0)
+
     def _record(self, upscaled):
-        """Adds one validated image to the statistics, and saves its difficulty map if asked to."""
+        """Adds one validated image to the statistics, saves its difficulty map if asked to, shows it in TensorBoard."""
         stats, num_classes = self.routing_stats, len(self.routing_stats['tiles'])
         lq_pixels = upscaled.tiling.height * upscaled.tiling.width
         stats['tiles'] += torch.bincount(upscaled.classes, minlength=num_classes)
@@ -230,21 +441,37 @@ class CDNSRModel(SRModel):
             error = (self.output[0].clamp(0, 1).mul(255).round() - self.gt[0].mul(255).round()).cpu().double()
             stats['pixels'] += torch.bincount(owner, minlength=num_classes)
             stats['squared_error'] += torch.bincount(owner, error.square().mean(dim=0).flatten(), num_classes)
-        if self.opt['val'].get('save_map'):
-            self._save_map(class_map, num_classes)
+        tb_logger = self.validated[2]
+        if self.opt['val'].get('save_map') or tb_logger is not None and self.tb_images < TB_IMAGES:
+            image = tensor2img([self.output])
+            difficulty_map = draw_difficulty_map(image, class_map.numpy(), num_classes)
+            if self.opt['val'].get('save_map'):
+                imwrite(difficulty_map, self._map_path())
+            if tb_logger is not None and self.tb_images < TB_IMAGES:
+                self.tb_images += 1
+                self._show(image, difficulty_map)
 
-    def _save_map(self, class_map, num_classes):
-        dataset_name, current_iter = self.validated
+    def _map_path(self):
+        dataset_name, current_iter, _ = self.validated
         name = osp.splitext(osp.basename(self.lq_path[0]))[0]
         if self.opt['is_train']:  # where SRModel puts the image
-            path = osp.join(self.opt['path']['visualization'], name, f'{name}_{current_iter}_map.png')
-        else:
-            suffix = self.opt['val'].get('suffix') or self.opt['name']
-            path = osp.join(self.opt['path']['visualization'], dataset_name, f'{name}_{suffix}_map.png')
-        imwrite(draw_difficulty_map(tensor2img([self.output]), class_map.numpy(), num_classes), path)
+            return osp.join(self.opt['path']['visualization'], name, f'{name}_{current_iter}_map.png')
+        suffix = self.opt['val'].get('suffix') or self.opt['name']
+        return osp.join(self.opt['path']['visualization'], dataset_name, f'{name}_{suffix}_map.png')
 
-    def _log_routing(self, tb_logger):
-        dataset_name, current_iter = self.validated
+    def _show(self, image, difficulty_map):
+        """Puts the middle of an image, and its difficulty map, into TensorBoard."""
+        dataset_name, current_iter, tb_logger = self.validated
+        name = osp.splitext(osp.basename(self.lq_path[0]))[0]
+        top, left = (max(0, (length - TB_SIDE) // 2) for length in image.shape[:2])
+        shrunk = min(1, TB_SIDE / max(difficulty_map.shape[:2]))
+        difficulty_map = cv2.resize(difficulty_map, None, fx=shrunk, fy=shrunk, interpolation=cv2.INTER_AREA)
+        pictures = {'sr': image[top:top + TB_SIDE, left:left + TB_SIDE], 'difficulty_map': difficulty_map}
+        for kind, picture in pictures.items():
+            tb_logger.add_image(f'{dataset_name}/{name}/{kind}', picture[..., ::-1], current_iter, dataformats='HWC')
+
+    def _log_routing(self):
+        dataset_name, current_iter, tb_logger = self.validated
         stats, costs = self.routing_stats, self.upscaler(self._tested_net()).costs
         shares = stats['tiles'] / stats['tiles'].sum().clamp(min=1)
         psnrs = 10 * torch.log10(255**2 * stats['pixels'] / stats['squared_error'])
@@ -281,7 +508,6 @@ class CDNSRModel(SRModel):
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
         save_checkpoint(content, osp.join(self.opt['path']['models'], name))
 
-    @master_only
     def save_training_state(self, epoch, current_iter):
         """Saves what resuming needs, complete or not at all.
 
@@ -291,10 +517,67 @@ class CDNSRModel(SRModel):
         """
         if current_iter == -1:
             return
+        random_states = [random_state(self.device)]
+        if self.opt['dist']:
+            random_states *= self.opt['world_size']
+            torch.distributed.all_gather_object(random_states, random_states[0])
         state = {
             'epoch': epoch,
             'iter': current_iter,
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'losses': {
+                name: self.get_bare_model(loss).state_dict()
+                for name, loss in self.losses.items()
+            },
+            'guard': self.guard and self.guard.state_dict(),
+            'scaler': self.scaler.state_dict(),
+            'best_metric_results': self._best_metric_results(),
+            'random_states': random_states,
         }
-        save_checkpoint(state, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'))
+        self._save_state(state)
+
+    @master_only
+    def _save_state(self, state):
+        save_checkpoint(state, self._state_path(state['iter']))
+
+    def _state_path(self, current_iter):
+        return osp.join(self.opt['path']['training_states'], f'{current_iter}.state')
+
+    def _best_metric_results(self):
+        """The best metrics so far as plain values; metrics are numpy numbers."""
+        results = getattr(self, 'best_metric_results', {})
+        return {
+            dataset: {
+                metric: dict(best, val=float(best['val']))
+                for metric, best in metrics.items()
+            }
+            for dataset, metrics in results.items()
+        }
+
+    @master_only
+    def _remember_best(self, current_iter):
+        """Adds a validation's best metrics to the training state of the same iteration, which was saved before it."""
+        if osp.isfile(self._state_path(current_iter)):
+            state = torch.load(self._state_path(current_iter), map_location='cpu', weights_only=True)
+            self._save_state(dict(state, best_metric_results=self._best_metric_results()))
+
+    def resume_training(self, resume_state):
+        """Goes on from a training state.
+
+        Args:
+            resume_state (dict): What save_training_state has saved.
+        """
+        super(CDNSRModel, self).resume_training(resume_state)
+        for name, state in resume_state.get('losses', {}).items():
+            if name in self.losses:
+                self.get_bare_model(self.losses[name]).load_state_dict(state)
+        if self.guard is not None and resume_state.get('guard'):
+            self.guard.load_state_dict(resume_state['guard'])
+        if resume_state.get('scaler'):
+            self.scaler.load_state_dict(resume_state['scaler'])
+        if resume_state.get('best_metric_results'):
+            self.best_metric_results = resume_state['best_metric_results']
+        random_states = resume_state.get('random_states', [])
+        if len(random_states) == self.opt['world_size']:
+            set_random_state(random_states[self.opt['rank']], self.device)

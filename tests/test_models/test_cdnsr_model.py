@@ -127,12 +127,13 @@ def test_a_step_moves_every_part_and_logs_every_loss(opt):
         for key, value in model.net_g.state_dict().items() if not torch.equal(value, before[key])
     }
     assert moved == {'branches', 'classifier'}
-    assert list(model.log_dict) == [
-        'l_pixel', 'l_class', 'l_average', 'l_flops', 'cost', 'share_0', 'share_1', 'share_2', 'tau'
+    log = model.get_current_log()
+    assert list(log) == [
+        'l_pixel', 'l_class', 'l_average', 'l_flops', 'cost', 'entropy', 'share_0', 'share_1', 'share_2', 'tau', 'lr'
     ]
-    assert all(np.isfinite(value) for value in model.log_dict.values())
-    assert sum(model.log_dict[f'share_{i}'] for i in range(3)) == pytest.approx(1)
-    assert model.costs[0] <= model.log_dict['cost'] <= 1
+    assert all(np.isfinite(value) for value in log.values())
+    assert sum(log[f'share_{i}'] for i in range(3)) == pytest.approx(1)
+    assert model.costs[0] <= log['cost'] <= 1 and 0 <= log['entropy'] <= 1
 
 
 def test_only_configured_losses_exist(opt):
@@ -141,7 +142,7 @@ def test_only_configured_losses_exist(opt):
     model = make(opt)
     step(model)
     assert list(model.losses) == ['pixel']
-    assert [key for key in model.log_dict if key.startswith('l_')] == ['l_pixel']
+    assert [key for key in model.get_current_log() if key.startswith('l_')] == ['l_pixel']
 
 
 @pytest.mark.parametrize('name', ['class', 'average', 'flops'])
@@ -183,7 +184,7 @@ def test_training_lowers_the_pixel_loss(opt):
     values = []
     for i in range(40):
         step(model)
-        values.append(model.log_dict['l_pixel'])
+        values.append(model.get_current_log()['l_pixel'])
     assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
 
 

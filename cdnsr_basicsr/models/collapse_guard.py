@@ -1,0 +1,94 @@
+import math
+import torch
+
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import get_dist_info
+
+MAX_RAISES = 10
+
+
+class CollapseGuard:
+    """Notices when the classifier sends nearly all patches to one class, and can raise the average loss against it.
+
+    Every `num_iter` iterations it looks at the classes of all patches since the last time. It costs no synchronisation
+    with the device in between.
+
+    Args:
+        num_classes (int): Number of classes M.
+        max_share (float): Share of one class that counts as collapsed, from 1 / M to 1. Default: 0.95.
+        num_iter (int): Number of iterations. Default: 500.
+        average_loss (AverageLoss | None): Its weight is doubled at every look that finds a collapse, at most 10
+            times. None: a warning says what to change. Default: None.
+    """
+
+    def __init__(self, num_classes, max_share=0.95, num_iter=500, average_loss=None):
+        self.max_share, self.num_iter, self.average_loss = max_share, num_iter, average_loss
+        self.counts = torch.zeros(num_classes, dtype=torch.int64)
+        self.iterations = 0
+        self.raises = 0
+
+    def __call__(self, logits):
+        """Looks at one iteration.
+
+        Args:
+            logits (Tensor): of shape (b, M).
+        """
+        classes = logits.detach().argmax(dim=1)
+        self.counts = self.counts.to(classes.device) + torch.bincount(classes, minlength=len(self.counts))
+        self.iterations += 1
+        if self.iterations == self.num_iter:
+            self._judge()
+            self.counts.zero_()
+            self.iterations = 0
+
+    def _judge(self):
+        counts = self.counts.clone()
+        if get_dist_info()[1] > 1:
+            torch.distributed.all_reduce(counts)
+        share, collapsed = (counts.double() / counts.sum()).max(dim=0)
+        share, collapsed = share.item(), collapsed.item()
+        if share <= self.max_share:
+            return
+        message = (f'Routing has collapsed: class {collapsed} took {100 * share:.1f} % of the patches of the last '
+                   f'{self.num_iter} iterations. ')
+        softer = 'set network_g.mixture to softmax, or warm up with train.label_opt.'
+        if self.average_loss is None:
+            hardest = collapsed == len(counts) - 1
+            message += 'Raise train.average_opt.loss_weight (train.balance: auto does so), ' + (
+                'raise' if hardest else 'lower') + f' the weight of train.flops_opt, {softer}'
+        elif self.raises < MAX_RAISES:
+            self.average_loss.loss_weight *= 2
+            self.raises += 1
+            message += f'The weight of the average loss is raised to {self.average_loss.loss_weight:g}.'
+        else:
+            message += f'The weight of the average loss, {self.average_loss.loss_weight:g}, is not raised any further: ' \
+                       f'{softer}'
+        get_root_logger().warning(message)
+
+    def state_dict(self):
+        """What has been counted and changed so far, as plain values."""
+        return {'counts': self.counts.tolist(), 'iterations': self.iterations, 'raises': self.raises}
+
+    def load_state_dict(self, state):
+        """Goes on from a state_dict; the weight of the average loss is raised from the configured one again.
+
+        Args:
+            state (dict): Content of a state_dict.
+        """
+        self.counts = torch.tensor(state['counts'], dtype=torch.int64)
+        self.iterations, self.raises = state['iterations'], state['raises']
+        if self.average_loss is not None:
+            self.average_loss.loss_weight *= 2**self.raises
+
+
+def routing_entropy(logits):
+    """Mean entropy of the classifier's softmax, relative to that of equal probabilities: from 0, certain, to 1.
+
+    Args:
+        logits (Tensor): of shape (b, M).
+
+    Returns:
+        Tensor: scalar.
+    """
+    log_p = torch.log_softmax(logits.float(), dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1).mean() / math.log(logits.shape[1])
