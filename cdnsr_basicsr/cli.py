@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Optional, Sequence
 
 from . import __version__, register
+from .memory import keep_freed_memory
 from .options import OptionError, apply_force_yml, check_options, read_options
 
 
@@ -128,7 +129,11 @@ def run_pipeline(args: argparse.Namespace) -> int:
         apply_force_yml(opt, args.force_yml)
         load_plugins()
         check_options(opt, is_train, args.auto_resume)
+        import torch
+
         from basicsr import test, train
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         pipeline = train.train_pipeline if is_train else test.test_pipeline
         pipeline(os.getcwd())
     except OptionError as error:
@@ -140,7 +145,7 @@ def run_pipeline(args: argparse.Namespace) -> int:
         message = f'BasicSR cannot set this up: {type(error).__name__}: {reason} (--debug shows where)'
         raise OptionError(args.opt, message) from error
 
-    import torch.distributed as dist
+    dist = torch.distributed
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
     return 0

@@ -27,8 +27,9 @@ ALLOWED = {
     'checkpoint': {'files', 'options'},
     'inference': {'complexity'},
     'data': {'archs', 'checkpoint', 'files', 'inference', 'options'},
-    'models': {'checkpoint', 'inference', 'options'},
-    'cli': {'__init__', 'data', 'options'},
+    'memory': set(),
+    'models': {'checkpoint', 'inference', 'losses', 'options'},
+    'cli': {'__init__', 'data', 'memory', 'options'},
 }
 
 

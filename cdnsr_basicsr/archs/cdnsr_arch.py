@@ -2,7 +2,7 @@ import contextlib
 import torch
 from torch import nn as nn
 from torch.nn import functional as F
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -14,12 +14,12 @@ class Routing(NamedTuple):
     Attributes:
         logits (Tensor): of shape (b, M). Output of the classifier.
         weights (Tensor): of shape (b, M), rows sum to 1. Mixture weights in training, one-hot in evaluation.
-        branch_outputs (Tensor | None): of shape (b, M, c, h*upscale, w*upscale). None in evaluation, where each
+        branch_outputs (tuple[Tensor] | None): M of shape (b, c, h*upscale, w*upscale). None in evaluation, where each
             patch goes through one branch only.
     """
     logits: torch.Tensor
     weights: torch.Tensor
-    branch_outputs: Optional[torch.Tensor]
+    branch_outputs: Optional[Tuple[torch.Tensor, ...]]
 
 
 def gumbel_softmax(logits, tau, uniform=None):
@@ -166,8 +166,8 @@ class CDNSR(nn.Module):
     def _mix(self, x, logits):
         weights = gumbel_softmax(logits, self.tau) if self.mixture == 'gumbel' else F.softmax(logits, dim=1)
         with self._graph_of('branches'):
-            branch_outputs = torch.stack([branch(x) for branch in self.branches], dim=1)
-        output = torch.einsum('bm,bmchw->bchw', weights, branch_outputs)
+            branch_outputs = tuple(branch(x) for branch in self.branches)
+        output = sum(weights[:, i, None, None, None] * out for i, out in enumerate(branch_outputs))
         return output, Routing(logits, weights, branch_outputs)
 
     def _route(self, x, logits):

@@ -23,16 +23,16 @@ def kd_l1_loss(outputs, weights, teacher=None):
     """sum over pairs of p_i * mean|student_i - teacher_j|, the teacher detached: 0 where all branches agree.
 
     Args:
-        outputs (Tensor): of shape (b, M, c, h, w), the cheapest branch first.
+        outputs (tuple[Tensor]): M of shape (b, c, h, w), the cheapest branch first.
         weights (Tensor): of shape (b, M), rows sum to 1.
         teacher (Tensor | None): of shape (b, c, h, w), output of an external teacher. Default: None.
 
     Returns:
         Tensor: of shape (b, ).
     """
-    images = list(outputs.unbind(dim=1)) + ([] if teacher is None else [teacher])
+    images = [*outputs] if teacher is None else [*outputs, teacher]
     return sum(weights[:, i] * (images[i] - images[j].detach()).abs().mean(dim=(1, 2, 3))
-               for i, j in distill_pairs(outputs.shape[1], teacher is not None))
+               for i, j in distill_pairs(len(outputs), teacher is not None))
 
 
 @LOSS_REGISTRY.register()
@@ -59,7 +59,7 @@ class KDL1Loss(nn.Module):
     def forward(self, outputs, weights, teacher=None):
         """
         Args:
-            outputs (Tensor): of shape (b, M, c, h, w), the cheapest branch first.
+            outputs (tuple[Tensor]): M of shape (b, c, h, w), the cheapest branch first.
             weights (Tensor): of shape (b, M), rows sum to 1.
             teacher (Tensor | None): of shape (b, c, h, w), output of an external teacher. Default: None.
         """

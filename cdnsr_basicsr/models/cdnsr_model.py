@@ -309,7 +309,7 @@ class CDNSRModel(SRModel):
             routing = routing._replace(
                 logits=routing.logits.float(),
                 weights=routing.weights.float(),
-                branch_outputs=routing.branch_outputs.float())
+                branch_outputs=tuple(output.float() for output in routing.branch_outputs))
             arguments = self.distillation.arguments(lq, routing)
         arguments.update({
             'pixel': (self.output.float(), gt),
@@ -318,7 +318,7 @@ class CDNSRModel(SRModel):
             'flops': (routing.weights, self.costs),
         })
         if 'branch' in self.losses:
-            outputs = routing.branch_outputs
+            outputs = torch.stack(routing.branch_outputs, dim=1)
             weights = routing.weights[..., None, None, None].expand_as(outputs)
             arguments['branch'] = (outputs, gt.unsqueeze(1).expand_as(outputs), weights)
         if 'label' in self.losses:

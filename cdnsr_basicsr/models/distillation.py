@@ -38,12 +38,12 @@ class Distillation:
             teacher = self.net_t(lq) if self.net_t is not None else None
         arguments = {'kd': (outputs, weights, teacher)}
         if self.extractor is not None:
-            students = outputs if teacher is not None else outputs[:, :-1]
-            teacher = outputs[:, -1].detach() if teacher is None else teacher
+            students = outputs if teacher is not None else outputs[:-1]
+            teacher = outputs[-1].detach() if teacher is None else teacher
             fixed = [teacher]
             if 'csd' in self.names or 'cs' in self.names:
                 fixed.append(F.interpolate(lq, scale_factor=self.scale, mode='bicubic', align_corners=False))
-            student_features = self._features(list(students.unbind(dim=1)))
+            student_features = self._features(students)
             with torch.no_grad():
                 teacher_features, *negatives = self._features(fixed)
             arguments['feature'] = (student_features, teacher_features, weights)
