@@ -13,6 +13,7 @@ import importlib.machinery
 import os
 import re
 import sys
+import tempfile
 import types
 import zipfile
 from pathlib import Path
@@ -121,6 +122,13 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
             reason = ' '.join(str(error).split())[:200]
             raise OptionError('path.resume_state', f'{path} cannot be loaded: {reason}') from error
         opt['path']['resume_state'] = str(path)
+        # BasicSR resumes every network, also a teacher, of which a model saves nothing
+        saved = Path(opt['path']['models'])
+        ignored = opt['path'].get('ignore_resume_networks') or []
+        opt['path']['ignore_resume_networks'] = ignored + [
+            name for name in opt if name.startswith('network_') and name not in ignored and name != 'network_g'
+            and not (saved / f'net_{name[len("network_"):]}_{iteration}.pth').exists()
+        ]
         check_resume(opt, iteration)
         return state
     opt['path']['resume_state'] = None
@@ -173,6 +181,23 @@ def _model_to_any_device(original: Callable) -> Callable:
     return model_to_device
 
 
+def _saved_when_complete(original: Callable, key: str) -> Callable:
+    """A kill while BasicSR saves leaves half a file under the final name: let it save elsewhere, and move that here."""
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        path, folder = self.opt['path'], Path(self.opt['path'][key])
+        with tempfile.TemporaryDirectory(prefix='.saving_', dir=folder) as temporary:
+            self.opt['path'] = {**path, key: temporary}
+            try:
+                original(self, *args, **kwargs)
+            finally:
+                self.opt['path'] = path
+            for file in Path(temporary).iterdir():
+                file.replace(folder / file.name)
+
+    return save
+
+
 def patch_basicsr() -> None:
     """Mends BasicSR's functions in place. Calling it again does nothing."""
     provide_missing_modules()
@@ -193,4 +218,6 @@ def patch_basicsr() -> None:
     options.parse_options = basicsr.train.parse_options = basicsr.test.parse_options = parse_options
     options.init_dist = dist_util.init_dist = init_dist
     basicsr.train.load_resume_state = _load_resume_state
+    for name, key in (('save_network', 'models'), ('save_training_state', 'training_states')):
+        setattr(base_model.BaseModel, name, _saved_when_complete(getattr(base_model.BaseModel, name), key))
     base_model.BaseModel.model_to_device = _model_to_any_device(base_model.BaseModel.model_to_device)

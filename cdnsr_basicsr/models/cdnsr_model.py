@@ -17,7 +17,7 @@ from ..inference.engine import RoutedUpscaler
 from ..losses import VGG19Features
 from ..options import OptionError, check_choice, check_keys, check_number
 from . import distillation
-from .collapse_guard import CollapseGuard, routing_entropy
+from .collapse_guard import CollapseGuard, routing_entropy, softened
 from .distillation import Distillation
 from .random_state import random_state, set_random_state
 
@@ -314,7 +314,7 @@ class CDNSRModel(SRModel):
         arguments.update({
             'pixel': (self.output.float(), gt),
             'class': (routing.weights, ),
-            'average': (routing.weights, ),
+            'average': (softened(routing.logits) if train_opt.get('balance') == 'auto' else routing.weights, ),
             'flops': (routing.weights, self.costs),
         })
         if 'branch' in self.losses:

@@ -3,6 +3,7 @@ import torch
 
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
+from ..losses.routing_loss import batch_mean
 
 MAX_RAISES = 10
 
@@ -78,6 +79,23 @@ class CollapseGuard:
         self.iterations, self.raises = state['iterations'], state['raises']
         if self.average_loss is not None:
             self.average_loss.loss_weight *= 2**self.raises
+
+
+def softened(logits):
+    """Softmax at a temperature at which a collapsed classifier still gets a gradient from the average loss.
+
+    Where one class is far ahead on the whole batch, its probability is 1 to the last bit, and no weight of a loss,
+    however large, brings it back. The temperature is the lead of a class in the mean logits of the batch, and at least
+    1: where the classes of a batch are balanced this is the plain softmax, however sure the classifier is of each patch.
+
+    Args:
+        logits (Tensor): of shape (b, M).
+
+    Returns:
+        Tensor: of shape (b, M), rows sum to 1.
+    """
+    mean = batch_mean(logits).detach()
+    return torch.softmax(logits / (mean - mean.mean()).abs().max().clamp(min=1), dim=1)
 
 
 def routing_entropy(logits):

@@ -36,7 +36,7 @@ MISTAKES = [
     ('train:class_opt:weight', 1, 'train.class_opt.weight: unknown key; accepted: loss_weight'),
     ('train:class_opt:type', 'ClassLos', "train.class_opt.type: unknown type 'ClassLos'; accepted: AverageLoss, "),
     ('train:pixel_opt', None, "train: key 'pixel_opt' is missing"),
-    ('train:flops', {}, 'train.flops: unknown key; accepted: average_opt'),
+    ('train:flops', {}, 'train.flops: unknown key; accepted: average_opt, '),
     ('train:freeze', ['all'], 'train.freeze: accepted: [branches], [classifier] or []'),
     ('val:save_maps', True, 'val.save_maps: unknown key; accepted: metrics, '),
     ('val:metrics:psnr:type', 'psnr', "val.metrics.psnr.type: unknown type 'psnr'; accepted: calculate_niqe, "),

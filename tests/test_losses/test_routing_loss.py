@@ -3,7 +3,7 @@ import torch
 
 from basicsr.losses import build_loss
 from basicsr.losses.basic_loss import charbonnier_loss
-from cdnsr_basicsr.losses import AverageLoss, ClassLoss, FLOPsLoss
+from cdnsr_basicsr.losses import AverageLoss, ClassLoss, FLOPsLoss, LabelLoss
 from cdnsr_basicsr.losses.routing_loss import average_loss, class_loss, flops_loss
 
 
@@ -78,3 +78,16 @@ def test_flops_loss_refuses_equal_costs():
         build_loss({'type': 'FLOPsLoss', 'target': 0.5})(torch.eye(2), torch.ones(2))
     with pytest.raises(ValueError, match=r'target in \[0, 1\], but got 1.5'):
         build_loss({'type': 'FLOPsLoss', 'target': 1.5})
+
+
+def test_label_loss_is_cross_entropy_that_fades_out():
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
+    expected = -logits.log_softmax(1)[torch.arange(6), labels].mean()
+    torch.testing.assert_close(LabelLoss(2.)(logits, labels, 10**6), 2 * expected)
+    fading = LabelLoss(2., num_iter=100)
+    values = [fading(logits, labels, i).item() for i in (1, 51, 101, 500)]
+    assert values == pytest.approx([2 * expected.item(), expected.item(), 0, 0])
+    sure = 100. * torch.eye(3)[labels]
+    assert LabelLoss()(sure, labels).item() == pytest.approx(0)
+    with pytest.raises(ValueError, match='num_iter of at least 1, but got 0'):
+        LabelLoss(num_iter=0)

@@ -16,24 +16,6 @@ from cdnsr_basicsr.options import OptionError
 from tests.conftest import carn
 from tests.test_archs.test_cdnsr import spread
 
-LOSSES = {
-    'pixel_opt': {
-        'type': 'L1Loss',
-        'loss_weight': 100
-    },
-    'class_opt': {
-        'type': 'ClassLoss'
-    },
-    'average_opt': {
-        'type': 'AverageLoss',
-        'loss_weight': 6
-    },
-    'flops_opt': {
-        'type': 'FLOPsLoss',
-        'target': 0.1
-    }
-}
-
 
 class Images(Dataset):
     """Whole images of different odd sizes."""
@@ -48,57 +30,6 @@ class Images(Dataset):
         lq, gt = (torch.rand(3, height * s, width * s, generator=generator) for s in (1, 4))
         lq *= torch.linspace(0, 1, width)  # tiles of different contrast
         return {'lq': lq, 'gt': gt, 'lq_path': f'{index}.png', 'gt_path': f'{index}.png'}
-
-
-@pytest.fixture
-def opt(tmp_path, tiny_net):
-    folders = {name: tmp_path / name for name in ('models', 'training_states', 'visualization')}
-    for folder in folders.values():
-        folder.mkdir()
-    return {
-        'name': 'tiny',
-        'model_type': 'CDNSRModel',
-        'scale': 4,
-        'num_gpu': 0,
-        'dist': False,
-        'rank': 0,
-        'world_size': 1,
-        'is_train': True,
-        'auto_resume': False,
-        'root_path': str(tmp_path),
-        'network_g': tiny_net(),
-        'tile': {
-            'patch_size': 16,
-            'step': 12
-        },
-        'path': {
-            key: str(folder)
-            for key, folder in folders.items()
-        },
-        'train': {
-            'total_iter': 10,
-            'optim_g': {
-                'type': 'Adam',
-                'lr': 0.001
-            },
-            'scheduler': {
-                'type': 'MultiStepLR',
-                'milestones': [5],
-                'gamma': 0.5
-            },
-            **LOSSES
-        },
-        'val': {
-            'save_img': False,
-            'suffix': None,
-            'metrics': {
-                'psnr': {
-                    'type': 'calculate_psnr',
-                    'crop_border': 4
-                }
-            }
-        }
-    }
 
 
 def make(opt):
@@ -166,7 +97,10 @@ def test_tau_is_annealed(opt):
 
 @pytest.mark.parametrize('part,other', [('branches', 'classifier'), ('classifier', 'branches')])
 def test_freeze(opt, part, other):
-    model = make({**opt, 'train': {**opt['train'], 'freeze': [part]}})
+    opt['train']['freeze'] = [part]
+    if part == 'classifier':
+        opt['train'].update({f'{name}_opt': None for name in ('class', 'average', 'flops')})
+    model = make(opt)
     before = copy.deepcopy(model.net_g.state_dict())
     step(model)
     moved = {
@@ -292,13 +226,17 @@ def test_validation_measures_routing(opt, tmp_path, caplog, monkeypatch):
     opt['val'].update(save_img=True, save_map=True)
     model = make(opt)
     spread(model.net_g)
-    scalars = {}
+    scalars, images = {}, {}
 
     class Logger:
 
         def add_scalar(self, name, value, current_iter):
             assert current_iter == 5
             scalars[name] = value
+
+        def add_image(self, name, image, current_iter, dataformats):
+            assert current_iter == 5 and dataformats == 'HWC'
+            images[name] = image
 
     monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
     with caplog.at_level(logging.INFO):
@@ -335,6 +273,8 @@ def test_validation_measures_routing(opt, tmp_path, caplog, monkeypatch):
         lq = Images()[i]['lq']
         assert image.shape[:2] == (4 * lq.shape[1], 4 * lq.shape[2])
         assert picture.shape[0] > image.shape[0], 'the map has no legend'
+        assert np.array_equal(images[f'images/{i}/sr'][..., ::-1], image)
+        assert images[f'images/{i}/difficulty_map'].shape == picture.shape
 
 
 def test_without_gt_and_metrics(opt):
@@ -404,7 +344,9 @@ def test_swapped_branch_checkpoint_is_one_line(opt, tmp_path):
 def file_opt(opt):
     """The options as they stand in a file, without what BasicSR adds when it has read it."""
     added = ('dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path')
-    return {**{key: value for key, value in opt.items() if key not in added}, 'path': {}}
+    train = {'name': 'train', 'type': 'LabeledPatchDataset', 'gt_size': 32, 'batch_size_per_gpu': 4}
+    left = {key: value for key, value in opt.items() if key not in added}
+    return {**left, 'path': {}, 'datasets': {'train': train}}
 
 
 MISTAKES = [
@@ -413,6 +355,7 @@ MISTAKES = [
     (dict(tile=dict(patch_size=16, step=17)), 'tile.step: expected an integer from 1 to 16, but got 17'),
     (dict(tile=dict(patch_size=1.5)), 'tile.patch_size: expected an integer at least 1, but got 1.5'),
     (dict(path=dict(pretrain_network_branches=['a'])), 'pretrain_network_branches: expected a list of 3 checkpoints'),
+    (dict(network_t=dict(type='RCAN')), 'network_t: a teacher needs both network_t and path.pretrain_network_t'),
     (dict(network_g=dict(type='RCAN')), "network_g.type: CDNSRModel needs type CDNSR, but got 'RCAN'"),
 ]
 
@@ -429,9 +372,17 @@ def test_mistakes_are_named(file_opt, change, message):
 TRAIN_MISTAKES = [
     (dict(freeze=['branches', 'classifier']), 'train.freeze: accepted: [branches], [classifier] or []'),
     (dict(freeze='branches'), 'train.freeze: accepted: [branches], [classifier] or []'),
-    (dict(clas_opt={}), 'train.clas_opt: unknown key; accepted: average_opt, class_opt'),
+    (dict(clas_opt={}), 'train.clas_opt: unknown key; accepted: average_opt, balance, '),
     (dict(freeze=['branches']), 'train.freeze: branches without weights would stay random'),
     (dict(pixel_opt=None), 'train.pixel_opt: a pixel loss is needed'),
+    (dict(precision='half'), "train.precision: accepted: float32, bfloat16, float16; got 'half'"),
+    (dict(balance='on'), "train.balance: accepted: warn, auto; got 'on'"),
+    (dict(balance='auto', average_opt=None), 'train.balance: auto raises the weight of average_opt, which is missing'),
+    (dict(compile='yes'), "train.compile: accepted: True, False; got 'yes'"),
+    (dict(collapse_share=0), 'train.collapse_share: expected a number from 0.01 to 1, but got 0'),
+    (dict(collapse_iter=1.5), 'train.collapse_iter: expected an integer at least 1, but got 1.5'),
+    (dict(feature_extractor=dict(layer='conv1_1')), 'train.feature_extractor.layer: unknown key; accepted: weights'),
+    (dict(label_opt=dict(type='LabelLoss')), 'train.label_opt: needs datasets.train.label_file'),
     (dict(tau_min=0), 'train.tau_min: expected a number from 0.01 to 1, but got 0'),
 ]
 
@@ -443,3 +394,27 @@ def test_mistakes_in_train_are_named(file_opt, change, message):
     with pytest.raises(OptionError) as error:
         CDNSRModel.check_options(file_opt, True)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['class', 'average', 'flops', 'label', 'kd', 'feature', 'csd', 'cs'])
+def test_a_loss_that_reaches_frozen_parts_only_is_refused(file_opt, name):
+    from cdnsr_basicsr.models import CDNSRModel
+    trained = 'classifier' if name in ('class', 'average', 'flops', 'label') else 'branches'
+    file_opt['train'].update({f'{other}_opt': None for other in ('class', 'average', 'flops')})
+    file_opt['train'].update({f'{name}_opt': {'type': 'any'}, 'freeze': [trained]})
+    file_opt['path'].update(pretrain_network_g='a.pth')
+    with pytest.raises(OptionError, match=f'train.{name}_opt: trains the {trained} only, which train.freeze keeps'):
+        CDNSRModel.check_options(file_opt, True)
+
+
+@pytest.mark.parametrize('name', ['csd', 'cs'])
+def test_contrast_needs_a_batch(file_opt, name):
+    from cdnsr_basicsr.models import CDNSRModel
+    file_opt['train'].update({f'{name}_opt': {'type': 'any'}})
+    file_opt['datasets']['train']['batch_size_per_gpu'] = 1
+    with pytest.raises(OptionError, match='takes negatives from the other samples of a batch'):
+        CDNSRModel.check_options(file_opt, True)
+    file_opt['datasets']['train'].update(batch_size_per_gpu=2, gt_size=12)
+    with pytest.raises(
+            OptionError, match='VGG19 needs patches of at least 16 pixels, but datasets.train.gt_size is 12'):
+        CDNSRModel.check_options(file_opt, True)

@@ -1,0 +1,264 @@
+"""Precision, labels, the collapse guard and resuming in CDNSRModel."""
+import copy
+import logging
+import math
+import numpy as np
+import pytest
+import random
+import torch
+from torch.utils.data import DataLoader
+
+from basicsr.models import build_model
+from basicsr.train import load_resume_state
+from cdnsr_basicsr.losses import AverageLoss
+from cdnsr_basicsr.losses.routing_loss import average_loss
+from cdnsr_basicsr.models.collapse_guard import CollapseGuard, routing_entropy, softened
+from cdnsr_basicsr.options import OptionError
+from tests.test_models.test_cdnsr_model import Images, batch, step
+
+
+def make(opt):
+    torch.manual_seed(3)
+    return build_model(copy.deepcopy(opt))
+
+
+@pytest.fixture
+def warnings(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.getMessage() for record in caplog.records if 'collapsed' in record.getMessage()]
+
+
+@pytest.mark.parametrize('options', [
+    dict(channels_last=False),
+    dict(precision='bfloat16'),
+    dict(precision='float16'),
+    dict(precision='bfloat16', channels_last=False),
+])
+def test_precision_and_layout_change_little(opt, options):
+    opt['network_g']['mixture'] = 'softmax'
+    values = []
+    for train in ({}, options):
+        model = make({**opt, 'train': {**opt['train'], **train}})
+        step(model)
+        values.append(model.get_current_log())
+        assert all(param.dtype == torch.float32 for param in model.net_g.parameters())
+    exact = 'precision' not in options
+    for key in ('l_pixel', 'l_class', 'cost'):
+        assert values[1][key] == pytest.approx(values[0][key], rel=1e-4 if exact else 0.03)
+    assert values[1]['l_pixel'] != values[0]['l_pixel'] or exact, 'the precision was not used'
+
+
+def test_float16_passes_over_a_step_that_overflows(opt):
+    model = make({**opt, 'train': {**opt['train'], 'precision': 'float16'}})
+    before = copy.deepcopy(model.net_g.state_dict())
+    scale = model.scaler.get_scale()
+    data = batch()
+    data['gt'][0, 0, 0, 0] = math.inf
+    model.feed_data(data)
+    model.optimize_parameters(1)
+    assert all(torch.equal(value, before[key]) for key, value in model.net_g.state_dict().items())
+    assert model.scaler.get_scale() == scale / 2
+    for i in range(2, 20):  # until the scale is small enough
+        step(model, i)
+    assert not all(torch.equal(value, before[key]) for key, value in model.net_g.state_dict().items())
+    assert all(torch.isfinite(value).all() for value in model.net_g.state_dict().values())
+
+
+def test_compiled_branches_train_and_save_the_same_weights(opt, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: compiled.append(self))
+    model = make({**opt, 'train': {**opt['train'], 'compile': True}})
+    assert compiled == list(model.net_g.branches)
+    step(model)
+
+
+def test_branch_loss_is_that_of_each_branch_alone(opt):
+    opt['train'].update(branch_opt=dict(type='L1Loss', loss_weight=2), pixel_opt=dict(type='L1Loss', loss_weight=0))
+    opt['train'].update({f'{name}_opt': None for name in ('class', 'average', 'flops')})
+    opt['network_g']['mixture'] = 'softmax'
+    model = make(opt)
+    data = batch()
+    with torch.no_grad():
+        weights = model.net_g.classifier(data['lq']).softmax(1)
+        errors = [(branch(data['lq']) - data['gt']).abs().mean((1, 2, 3)) for branch in model.net_g.branches]
+    step(model)
+    expected = 2 * (weights * torch.stack(errors, 1)).sum(1).mean()
+    assert model.get_current_log()['l_branch'] == pytest.approx(expected.item(), rel=1e-5)
+    for part in (model.net_g.classifier, *model.net_g.branches):
+        assert any(param.grad.abs().sum() > 0 for param in part.parameters())
+
+
+def labelled(labels):
+    return {**batch(len(labels)), 'label': torch.tensor(labels)}
+
+
+def test_labels_teach_the_classifier(opt):
+    opt['train'].update(label_opt=dict(type='LabelLoss', num_iter=100), pixel_opt=dict(type='L1Loss', loss_weight=0))
+    opt['train'].update({f'{name}_opt': None for name in ('class', 'average', 'flops')})
+    opt['train']['optim_g']['lr'] = 0.01
+    model = make(opt)
+    data = labelled([0, 1, 2, 2, 1, 0])
+    for i in range(1, 61):
+        model.feed_data(data)
+        model.optimize_parameters(i)
+        if i == 1:
+            assert all(param.grad.abs().sum() > 0 for param in model.net_g.classifier.parameters())
+            assert all(param.grad.abs().sum() == 0 for param in model.net_g.branches.parameters())
+    assert model.net_g.classifier(data['lq']).argmax(1).tolist() == [0, 1, 2, 2, 1, 0]
+    model.optimize_parameters(101)
+    assert model.get_current_log()['l_label'] == 0
+
+
+@pytest.mark.parametrize('labels', [[0, 3], [-1, 0]])
+def test_labels_of_other_classes_are_refused(opt, labels):
+    opt['train']['label_opt'] = dict(type='LabelLoss')
+    with pytest.raises(OptionError, match='datasets.train.label_file: holds labels .* accepted: 0 to 2'):
+        make(opt).feed_data(labelled(labels))
+
+
+def test_entropy_at_the_ends():
+    assert routing_entropy(torch.zeros(4, 3)).item() == pytest.approx(1)
+    assert routing_entropy(1000 * torch.eye(3)).item() == pytest.approx(0)
+
+
+def test_guard_looks_at_whole_windows(warnings):
+    guard = CollapseGuard(3, max_share=0.8, num_iter=3)
+    mixed, one = torch.eye(3), torch.eye(3)[[1, 1, 1]]
+    for logits in (one, one, mixed, one, one):
+        guard(logits)
+    assert warnings() == []  # 7 of 9, then a window that is not over
+    guard(one)
+    assert len(warnings()) == 1
+    assert 'class 1 took 100.0 % of the patches of the last 3 iterations' in warnings()[0]
+    assert 'Raise train.average_opt.loss_weight (train.balance: auto does so), lower the weight' in warnings()[0]
+    for _ in range(3):
+        guard(torch.eye(3)[[2]])
+    assert 'raise the weight of train.flops_opt' in warnings()[1]
+
+
+def test_guard_raises_the_average_loss_so_often_and_no_more(warnings):
+    loss = AverageLoss(0.5)
+    guard = CollapseGuard(3, num_iter=1, average_loss=loss)
+    for _ in range(12):
+        guard(torch.eye(3)[[0]])
+    assert loss.loss_weight == 0.5 * 2**10
+    assert 'is raised to 1.' in warnings()[0] and 'is 512 and stays so' in warnings()[-1]
+    again = AverageLoss(0.5)
+    resumed = CollapseGuard(3, num_iter=5, average_loss=again)
+    resumed.load_state_dict(guard.state_dict())
+    assert again.loss_weight == loss.loss_weight and resumed.raises == 10
+
+
+def collapse(opt, balance, iterations=180):
+    """Trains with a FLOPs loss that wants everything easy; returns the largest share of one class in the last 80."""
+    opt['train'].update(balance=balance, collapse_iter=10, total_iter=iterations, freeze=['branches'])
+    opt['train'].update(pixel_opt=dict(type='L1Loss', loss_weight=0.01), class_opt=None)
+    opt['train'].update(average_opt=dict(type='AverageLoss', loss_weight=0.02))
+    opt['train'].update(flops_opt=dict(type='FLOPsLoss', target=0, loss_weight=1))
+    opt['train']['optim_g']['lr'] = 0.003
+    opt['train']['scheduler']['milestones'] = [iterations]
+    opt['network_g']['mixture'] = 'softmax'
+    model, shares = make(opt), []
+    generator = torch.Generator().manual_seed(5)
+    for i in range(1, iterations + 1):
+        contrast = torch.rand(12, 1, 1, 1, generator=generator)
+        lq = 0.5 + contrast * (torch.rand(12, 3, 8, 8, generator=generator) - 0.5)
+        model.feed_data({'lq': lq, 'gt': lq.repeat_interleave(4, 2).repeat_interleave(4, 3)})
+        model.optimize_parameters(i)
+        shares.append([model.get_current_log()[f'share_{k}'] for k in range(3)])
+    return np.mean(shares[-80:], axis=0).max(), model
+
+
+def test_routing_collapses_and_the_guard_says_so(opt, warnings):
+    share, model = collapse(opt, 'warn')
+    assert share == 1 and model.losses['average'].loss_weight == 0.02
+    assert warnings() and 'class 0 took' in warnings()[-1]
+
+
+def test_auto_balance_recovers_from_the_same_collapse(opt, warnings):
+    share, model = collapse(opt, 'auto')
+    assert share < 0.8
+    assert model.losses['average'].loss_weight > 0.1 and 'is raised to' in warnings()[0]
+
+
+def test_softened_weights_have_a_gradient_where_the_softmax_has_none():
+    logits = torch.tensor([[60., -60., 0.]] * 4, requires_grad=True)
+    gradients = [
+        torch.autograd.grad(average_loss(p), logits)[0].abs().sum() for p in (logits.softmax(1), softened(logits))
+    ]
+    assert gradients[0] < 1e-12 and gradients[1] > 1e-3
+    balanced = 60 * torch.eye(3)
+    torch.testing.assert_close(softened(balanced), balanced.softmax(1))
+
+
+def test_resumed_training_equals_uninterrupted_with_noise_guard_and_scaler(opt, tmp_path):
+    opt['train'].update(ema_decay=0.9, precision='float16', balance='auto', collapse_iter=3, collapse_share=0.34)
+    opt['train'].update(csd_opt=dict(type='CSDLoss', layer_weights=dict(relu1_1=1), num_negatives=2))
+    opt['train'].update(cs_opt=dict(type='ContrastLoss', layer='relu1_1', num_dim=8, num_negatives=2))
+    opt['train'].update(feature_extractor=dict(weights='random'))
+    whole = make(opt)
+    extractor = whole.distillation.extractor.state_dict()
+    drawn = []
+    for i in range(1, 9):
+        step(whole, i)
+        drawn.append((random.random(), np.random.rand()))
+        if i == 4:
+            whole.save(0, i)
+    assert whole.guard.raises > 1
+    resumed_opt = copy.deepcopy(opt)
+    resumed_opt['path']['resume_state'] = str(tmp_path / 'training_states' / '4.state')
+    state = load_resume_state(resumed_opt)
+    torch.manual_seed(99)
+    model = build_model(resumed_opt)
+    model.distillation.extractor.load_state_dict(extractor)
+    model.resume_training(state)
+    for i in range(5, 9):
+        step(model, i)
+        assert (random.random(), np.random.rand()) == drawn[i - 1]
+    for net, other in ((model.net_g, whole.net_g), (model.net_g_ema, whole.net_g_ema), (model.losses['cs'],
+                                                                                        whole.losses['cs'])):
+        for key, value in net.state_dict().items():
+            torch.testing.assert_close(value, other.state_dict()[key], atol=1e-6, rtol=1e-5)
+    assert model.get_current_log()['tau'] == whole.get_current_log()['tau']
+    assert model.scaler.state_dict() == whole.scaler.state_dict()
+    assert model.losses['average'].loss_weight == whole.losses['average'].loss_weight > 6
+    assert model.guard.state_dict() == whole.guard.state_dict()
+
+
+def test_best_metrics_are_resumed_also_when_validation_follows_saving(opt, tmp_path):
+    model = make(opt)
+    step(model)
+    model.save(0, 2)
+    model.validation(DataLoader(Images()), 2, None)
+    best = model.best_metric_results
+    assert best['images']['psnr']['iter'] == 2
+    state = torch.load(tmp_path / 'training_states' / '2.state', weights_only=True)
+    resumed = make(opt)
+    resumed.resume_training(state)
+    assert resumed.best_metric_results == best
+    resumed.best_metric_results['images']['psnr']['val'] = 99.
+    resumed.validation(DataLoader(Images()), 4, None)
+    assert resumed.best_metric_results['images']['psnr'] == {'better': 'higher', 'val': 99., 'iter': 2}
+
+
+def test_validation_leaves_the_training_noise_alone(opt):
+    drawn = []
+    for validates in (False, True):
+        model = make(opt)
+        if validates:
+            model.validation(DataLoader(Images()), 1, None)
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
+def test_a_state_of_an_earlier_version_still_resumes(opt, tmp_path):
+    model = make(opt)
+    model.save(0, 2)
+    path = tmp_path / 'training_states' / '2.state'
+    state = {
+        key: value
+        for key, value in torch.load(path, weights_only=True).items()
+        if key in ('epoch', 'iter', 'optimizers', 'schedulers')
+    }
+    make(opt).resume_training(state)
