@@ -5,8 +5,8 @@ Usage, in the repository:
     python scripts/bench_train.py carn --rounds 5 --compile
 
 It runs on the GPU if there is one. Every row trains all branches and the classifier (train.freeze is empty) unless it
-says otherwise, with the losses and the optimiser of options/train_cdnsr_BACKBONE.yml. All rows take turns in one process,
-on a CPU with freed memory kept in the process; medians over the rounds are printed.
+says otherwise, with the losses and the optimiser of options/train_cdnsr_BACKBONE.yml. All rows take turns in one
+process, on a CPU with freed memory kept in it; medians over the rounds are printed.
 """
 import argparse
 import copy

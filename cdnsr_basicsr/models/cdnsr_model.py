@@ -41,7 +41,7 @@ KEYS = {
     'tile': ('patch_size', 'step'),
     'path':
     ('pretrain_network_g', 'pretrain_network_branches', 'param_key_g', 'strict_load_g', 'pretrain_network_t',
-     'param_key_t', 'strict_load_t', 'resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root'),
+     'strict_load_t', 'resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root'),
     'train': ('ema_decay', 'freeze', 'optim_g', 'scheduler', 'tau_min', 'total_iter', 'warmup_iter', 'precision',
               'channels_last', 'compile', 'feature_extractor', 'balance', 'collapse_share', 'collapse_iter',
               *(f'{name}_opt' for name in LOSSES)),
@@ -222,9 +222,7 @@ class CDNSRModel(SRModel):
 
     def _load_pretrained(self, net, path, label):
         load_checkpoint(path)  # says in one line what is wrong with a file
-        path_opt = self.opt['path']
-        param_key = 'params_ema' if label == 'g' else path_opt.get('param_key_t', 'params_ema')
-        self.load_network(net, path, path_opt.get(f'strict_load_{label}', True), param_key)
+        self.load_network(net, path, self.opt['path'].get(f'strict_load_{label}', True), 'params_ema')
 
     def _build_losses(self):
         train_opt = self.opt['train']

@@ -86,7 +86,7 @@ def softened(logits):
 
     Where one class is far ahead on the whole batch, its probability is 1 to the last bit, and no weight of a loss,
     however large, brings it back. The temperature is the lead of a class in the mean logits of the batch, and at least
-    1: where the classes of a batch are balanced this is the plain softmax, however sure the classifier is of each patch.
+    1: where the classes of a batch are balanced this is the plain softmax, however sure the classifier is of a patch.
 
     Args:
         logits (Tensor): of shape (b, M).

@@ -1,6 +1,9 @@
 """Whole runs through the command, each in a process of its own, as a user starts them."""
+import contextlib
 import copy
 import os
+import pytest
+import random
 import re
 import signal
 import subprocess
@@ -193,11 +196,75 @@ def test_auto_resume_after_a_kill(work, train_opt, write):
     load_network(str(work / 'experiments/tiny/models/net_g_latest.pth'))
 
 
+# forks a run as soon as it is asked to, without the seconds that importing takes, so that kills hit everything else
+FORKING = '''
+import os, sys
+from cdnsr_basicsr import cli, register
+register()
+import basicsr.train, torch
+torch.set_num_threads(1)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        log = os.open('run.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1), os.dup2(log, 2)
+        os._exit(cli.main(['train', '-opt', 'opt.yml', '--auto_resume']))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+'''
+
+
+@pytest.mark.parametrize('model_type', ['CDNSRModel', 'SRModel'])
+def test_killed_at_random_moments(work, train_opt, write, model_type):
+    if model_type == 'SRModel':
+        train_opt.update(model_type='SRModel', network_g=dict(type='MSRResNet', num_feat=8, num_block=2))
+        del train_opt['tile'], train_opt['train']['class_opt'], train_opt['train']['average_opt']
+    total = 600
+    train_opt['train'].update(total_iter=total)
+    train_opt['train']['scheduler'].update(periods=[total])
+    train_opt['logger'].update(save_checkpoint_freq=5, use_tb_logger=False)
+    train_opt['val'].update(val_freq=25)
+    write(train_opt)
+    folder = work / 'experiments' / 'tiny'
+    moments, reached = random.Random(0), [0]
+    server = subprocess.Popen([sys.executable, '-c', FORKING],
+                              env=ENV,
+                              stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE,
+                              text=True)
+    codes = []
+    while len(codes) < 10 or codes[-1] != 0:
+        server.stdin.write('go\n')
+        server.stdin.flush()
+        child = int(server.stdout.readline())
+        if len(codes) < 10:
+            time.sleep(moments.uniform(0.1, 0.6))
+            with contextlib.suppress(ProcessLookupError):  # it is done already
+                os.kill(child, signal.SIGKILL)
+        codes.append(int(server.stdout.readline()))
+        assert len(codes) < 13 and codes[-1] in (0, -signal.SIGKILL), (work / 'run.log').read_text()
+        states = [int(path.stem) for path in folder.glob('training_states/[0-9]*.state')]
+        for path in [*folder.glob('training_states/[0-9]*.state'), *folder.glob('models/net_g_*.pth')]:
+            torch.load(path, weights_only=True)  # whatever has its final name is complete
+        reached.append(max(states, default=0))
+    server.stdin.close()
+    server.wait()
+    assert reached == sorted(reached), 'a killed run lost what was saved before it'
+    assert codes.count(-signal.SIGKILL) >= 5 and len(set(reached)) > 3, 'the kills missed'
+    assert reached[-1] == total
+    state = torch.load(folder / 'training_states' / f'{total}.state', weights_only=True)
+    assert state['iter'] == total and state['schedulers'][0]['last_epoch'] == total - 1
+    weights = [torch.load(folder / f'models/net_g_{name}.pth', weights_only=True) for name in ('latest', total)]
+    for key, value in weights[0]['params'].items():
+        assert torch.equal(value, weights[1]['params'][key])
+    if model_type == 'CDNSRModel':
+        load_network(str(folder / 'models/net_g_latest.pth'))
+
+
 def test_two_processes_on_cpu_train_one_model(work, train_opt, write):
-    # two processes of 2 patches must do what one process of 4 does; no augmentation, no noise, plain averages
+    # two processes of 2 patches must do what one process of 4 does, in every loss; no augmentation, no noise
     train_opt['network_g']['mixture'] = 'softmax'
-    train_opt['train'].pop('class_opt')
-    train_opt['train'].pop('average_opt')
+    train_opt['train'].update(flops_opt=dict(type='FLOPsLoss', target=0.5), kd_opt=dict(type='KDL1Loss'))
     train_opt['datasets']['train'].update(use_hflip=False, use_rot=False, num_worker_per_gpu=1)
     single = run('-m', 'cdnsr_basicsr', 'train', '-opt', write({**train_opt, 'name': 'single'}))
     train_opt['datasets']['train'].update(batch_size_per_gpu=2)
@@ -206,12 +273,16 @@ def test_two_processes_on_cpu_train_one_model(work, train_opt, write):
     output = run(*torchrun, *command)
     assert iterations(output) == iterations(single) == [1, 2, 3, 4]
     assert 'Network: DistributedDataParallel - CDNSR' in output and output.count('Routing val') == 3
-    losses = [[float(value) for value in re.findall(r'l_pixel: ([\d.e+-]+)', text)] for text in (single, output)]
+    losses = [{
+        name: [float(value) for value in re.findall(rf'{name}: ([\d.]+e[+-]\d+)', text)]
+        for name in ('l_pixel', 'l_class', 'l_average', 'l_flops', 'l_kd', 'cost', 'entropy', 'share_0')
+    } for text in (single, output)]
     weights = []
     for name in ('single', 'double'):
         path = work / 'experiments' / name / 'models' / 'net_g_latest.pth'
         weights.append(torch.load(path, weights_only=True)['params'])
-    assert abs(losses[0][0] - losses[1][0]) < 1e-4
+    for name, values in losses[0].items():
+        assert len(values) == 4 and losses[1][name] == pytest.approx(values, rel=1e-3, abs=1e-4), name
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], atol=1e-5, rtol=1e-4)
 
