@@ -105,13 +105,24 @@ def test_option_file_trains_one_step(path, tmp_path):
     opt = copy.deepcopy(read_options(str(path)))
     opt.update(num_gpu=0, dist=False, is_train=True, rank=0, world_size=1)
     opt['path'] = {'resume_state': None}
+    if 'feature_extractor' in opt['train']:
+        opt['train']['feature_extractor']['weights'] = 'random'
     model = build_model(opt)
     before = copy.deepcopy(model.net_g.state_dict())
     lq = torch.rand(2, 3, 8, 8)
-    model.feed_data({'lq': lq, 'gt': torch.rand(2, 3, 32, 32), 'lq_path': ['a'] * 2})
+    model.feed_data({'lq': lq, 'gt': torch.rand(2, 3, 32, 32), 'lq_path': ['a'] * 2, 'label': torch.tensor([0, 2])})
     model.update_learning_rate(1, warmup_iter=-1)
     model.optimize_parameters(1)
-    assert any(not torch.equal(value, before[key]) for key, value in model.net_g.state_dict().items())
+    moved = {
+        key.split('.')[0]
+        for key, value in model.net_g.state_dict().items() if not torch.equal(value, before[key])
+    }
+    if opt['model_type'] == 'CDNSRModel':
+        assert moved == {'branches', 'classifier'} - set(opt['train']['freeze'])
+        losses = {f"l_{name[:-4]}" for name, block in opt['train'].items() if name.endswith('_opt') and block}
+        assert {name for name in model.get_current_log() if name.startswith('l_')} == losses
+    else:
+        assert moved
 
 
 def test_usage_in_the_readme_equals_help(capsys):
@@ -134,4 +145,5 @@ def normalized(text):
 
 def test_readme_lists_every_option_file():
     readme = (ROOT / 'README.md').read_text()
-    assert [path.name for path in OPTIONS if path.name not in readme] == []
+    names = {path.name: re.sub('carn|fsrcnn|srresnet|rcan', 'BACKBONE', path.name) for path in OPTIONS}
+    assert [name for name, general in names.items() if name not in readme and general not in readme] == []

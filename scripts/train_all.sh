@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Trains a CDNSR from nothing in four stages: branches, classifier, both together, distillation.
+# Usage, in a folder with datasets/train and datasets/val (basicsr prepare):
+#     bash scripts/train_all.sh BACKBONE [KEY:SUB=VALUE ...]      BACKBONE: carn, fsrcnn, srresnet or rcan
+# KEY:SUB=VALUE changes an option in all stages, as --force_yml does. ITER=N shortens every stage to N iterations.
+# NPROC=N trains with N processes, one per GPU. A stage that is finished is passed over, one that was stopped goes on.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+options=$here/../options
+[ -f "$options/train_cdnsr_${1:-}.yml" ] && [ -f "$options/train_${1}_branch1.yml" ] ||
+    { echo 'Usage: bash scripts/train_all.sh carn|fsrcnn|srresnet|rcan [KEY:SUB=VALUE ...]' >&2; exit 2; }
+backbone=$1
+shift
+command -v basicsr >/dev/null || { echo 'The basicsr command is missing: source .venv/bin/activate' >&2; exit 2; }
+for lmdb in gt lq; do
+    [ -f "datasets/train/$lmdb.lmdb/data.mdb" ] ||
+        { echo "datasets/train holds no $lmdb.lmdb: basicsr prepare -i YOUR_PHOTOGRAPHS -o datasets/train" >&2; exit 2; }
+    [ -d "datasets/val/$lmdb" ] ||
+        { echo "datasets/val holds no $lmdb: basicsr prepare -i OTHER_PHOTOGRAPHS -o datasets/val --whole" >&2; exit 2; }
+done
+[ -f datasets/train/labels_bicubic.txt ] || basicsr label -d datasets/train --by bicubic
+
+force=("$@")
+[ -z "${ITER:-}" ] || force+=("train:total_iter=$ITER" "train:scheduler:periods=[$ITER]")
+stages=("train_${backbone}_branch1" "train_${backbone}_branch2" "train_${backbone}_branch3"
+    "train_cdnsr_$backbone" "train_cdnsr_${backbone}_joint" "train_cdnsr_${backbone}_distill")
+for i in "${!stages[@]}"; do
+    stage=${stages[$i]}
+    if [ -f "experiments/$stage/models/net_g_latest.pth" ]; then
+        echo "== $((i + 1)) of ${#stages[@]}: $stage is finished"
+        continue
+    fi
+    echo "== $((i + 1)) of ${#stages[@]}: $stage"
+    arguments=("$options/$stage.yml" --auto_resume)
+    [ ${#force[@]} -eq 0 ] || arguments+=(--force_yml "${force[@]}")
+    if [ "${NPROC:-1}" -gt 1 ]; then
+        bash "$here/dist_train.sh" "$NPROC" "${arguments[@]}"
+    else
+        basicsr train -opt "${arguments[@]}"
+    fi
+done
+echo "The network: experiments/${stages[5]}/models/net_g_latest.pth"

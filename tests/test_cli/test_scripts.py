@@ -1,0 +1,133 @@
+"""The shell scripts that start trainings."""
+import os
+import pytest
+import socket
+import subprocess
+import sys
+import yaml
+from pathlib import Path
+
+from cdnsr_basicsr.checkpoint import load_network
+from cdnsr_basicsr.options import read_options
+from tests.test_cli.test_pipeline import ENV, iterations
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bash(script, *args, cwd, **env):
+    # the scripts call python and basicsr by their names
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    env = dict(dict(ENV, PATH=path), **env)
+    return subprocess.run(['bash', str(script), *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """A folder for commands that stand in for those of a cluster."""
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+
+    def add(name, text):
+        (folder / name).write_text('#!/usr/bin/env bash\n' + text)
+        (folder / name).chmod(0o755)
+        return str(folder)
+
+    return add
+
+
+def test_dist_train(work, train_opt, write):
+    done = bash(ROOT / 'scripts/dist_train.sh', '2', write(train_opt), '--force_yml', 'train:total_iter=2', cwd=work)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'DistributedDataParallel' in done.stdout + done.stderr
+    load_network(str(work / 'experiments/tiny/models/net_g_latest.pth'))
+    assert bash(ROOT / 'scripts/dist_train.sh', '2', cwd=work).returncode == 2
+
+
+def test_dist_train_on_several_machines(work, commands):
+    path = f'{commands("python", "echo $@")}:{os.environ["PATH"]}'
+    command = (ROOT / 'scripts/dist_train.sh', '4', 'a.yml')
+    done = bash(*command, cwd=work, PATH=path, NNODES='2', NODE_RANK='1', MASTER_ADDR='first')
+    assert done.stdout.split() == [
+        '-m', 'torch.distributed.run', '--nnodes=2', '--node_rank=1', '--master_addr=first', '--master_port=29500',
+        '--nproc_per_node=4', '-m', 'cdnsr_basicsr', 'train', '-opt', 'a.yml', '--launcher', 'pytorch'
+    ]
+    done = bash(*command, cwd=work, PATH=path, NNODES='2', NODE_RANK='1')
+    assert done.returncode != 0 and 'MASTER_ADDR: is needed with NNODES' in done.stderr
+
+
+def test_slurm_train(work, train_opt, write, commands):
+    # srun stands in for a cluster of one machine: it starts the tasks with what Slurm tells them
+    commands('scontrol', 'echo localhost')
+    folder = commands(
+        'srun', '''
+echo "srun $*" | head -c 200; echo
+while [[ $1 == --* ]]; do shift; done
+for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_NTASKS=2 SLURM_NODELIST='node[01]' "$@" &
+done
+wait -n && wait -n
+''')
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        train_opt['dist_params'] = dict(backend='nccl', port=probe.getsockname()[1])
+    train_opt['train']['total_iter'] = 2
+    path = f'{folder}:{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    done = bash(ROOT / 'scripts/slurm_train.sh', 'gpus', '2', write(train_opt), cwd=work, PATH=path)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert 'srun --partition=gpus --job-name=opt --gres=gpu:2 --ntasks=2 --ntasks-per-node=2' in output
+    assert iterations(output) == [1, 2] and 'DistributedDataParallel' in output
+    load_network(str(work / 'experiments/tiny/models/net_g_latest.pth'))
+
+
+TINY = [
+    'datasets:train:gt_size=32', 'datasets:train:num_worker_per_gpu=0', 'datasets:train:batch_size_per_gpu=4',
+    'logger:use_tb_logger=false', 'logger:save_checkpoint_freq=1'
+]
+
+
+def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path):
+    options, scripts = tmp_path / 'copy' / 'options', tmp_path / 'copy' / 'scripts'
+    options.mkdir(parents=True)
+    scripts.mkdir()
+    # the options as they are, but without VGG19's weights, which are not at hand
+    for path in (ROOT / 'options').glob('train_*fsrcnn*.yml'):
+        opt = read_options(str(path))
+        if path.stem.endswith('distill'):
+            opt['train']['feature_extractor'] = dict(weights='random')
+            opt['train']['csd_opt']['layer_weights'] = dict(relu1_1=1)
+            opt['train']['cs_opt'].update(layer='relu1_1')
+        (options / path.name).write_text(yaml.safe_dump(opt, sort_keys=False))
+    for name in ('train_all.sh', 'dist_train.sh'):
+        (scripts / name).write_text((ROOT / 'scripts' / name).read_text())
+
+    done = bash(scripts / 'train_all.sh', 'fsrcnn', *TINY, cwd=work, ITER='2')
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    order = [
+        'train_fsrcnn_branch1', 'train_fsrcnn_branch2', 'train_fsrcnn_branch3', 'train_cdnsr_fsrcnn',
+        'train_cdnsr_fsrcnn_joint', 'train_cdnsr_fsrcnn_distill'
+    ]
+    assert [output.index(f'== {i + 1} of 6: {name}\n') for i, name in enumerate(order)
+            ] == sorted(output.index(f'== {i + 1} of 6: {name}\n') for i, name in enumerate(order))
+    assert output.count('End of training') == 6
+    final = work / 'experiments/train_cdnsr_fsrcnn_distill/models/net_g_latest.pth'
+    load_network(str(final))
+
+    final.unlink()  # as if stopped before the end of the last stage
+    again = bash(scripts / 'train_all.sh', 'fsrcnn', *TINY, cwd=work, ITER='3')
+    output = again.stdout + again.stderr
+    assert again.returncode == 0, output
+    assert output.count('is finished') == 5 and 'Resuming training from epoch: 0, iter: 2' in output
+    load_network(str(final))
+
+
+@pytest.mark.parametrize('arguments,message', [
+    ((), 'Usage: bash scripts/train_all.sh carn|fsrcnn|srresnet|rcan'),
+    (('edsr', ), 'Usage: bash scripts/train_all.sh carn|fsrcnn|srresnet|rcan'),
+    (('fsrcnn', ), 'datasets/train holds no gt.lmdb: basicsr prepare -i YOUR_PHOTOGRAPHS -o datasets/train'),
+])
+def test_train_all_says_what_is_missing(tmp_path, arguments, message, commands):
+    folder = commands('basicsr', 'exit 1')
+    done = bash(ROOT / 'scripts/train_all.sh', *arguments, cwd=tmp_path, PATH=f'{folder}:{os.environ["PATH"]}')
+    assert done.returncode == 2 and message in done.stderr

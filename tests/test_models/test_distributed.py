@@ -1,0 +1,121 @@
+"""Two processes train one network, and validate as one process does."""
+import copy
+import json
+import os
+import pytest
+import subprocess
+import sys
+import torch
+import yaml
+from pathlib import Path
+from torch.utils.data import DataLoader
+
+from basicsr.models import build_model
+from tests.test_archs.test_cdnsr import spread
+from tests.test_models.test_cdnsr_model import Images, batch
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = '''
+import json, os, sys, torch, yaml
+import cdnsr_basicsr
+cdnsr_basicsr.register()
+from basicsr.models import build_model
+from tests.test_models import test_distributed
+torch.distributed.init_process_group('gloo')
+opt = yaml.safe_load(open('opt.yml'))
+rank = int(os.environ['RANK'])
+opt.update(dist=True, rank=rank, world_size=2)
+torch.manual_seed(rank)
+found = getattr(test_distributed, sys.argv[1])(build_model(opt), *sys.argv[2:])
+with open(f'results_{rank}.json', 'w') as file:
+    json.dump(found, file)
+torch.distributed.destroy_process_group()
+'''
+
+
+def two_processes(opt, folder, function, *args):
+    """What a function of this module returns for the model, in each of two processes."""
+    (folder / 'opt.yml').write_text(yaml.safe_dump(opt))
+    (folder / 'script.py').write_text(SCRIPT)
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'script.py']
+    command += [function.__name__, *args]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads((folder / f'results_{rank}.json').read_text()) for rank in (0, 1)]
+
+
+def first_images(count):
+    dataset = Images()
+    dataset.__class__ = type('Images', (Images, ), {'__len__': lambda self: count})
+    return dataset
+
+
+def validate(model, count):
+    """Metrics, best metrics and what is logged about routing."""
+    scalars = {}
+    model.get_bare_model(model.net_g).load_state_dict(torch.load('net.pth'))
+
+    class Logger:
+
+        def add_scalar(self, name, value, current_iter):
+            scalars[name] = float(value)
+
+        def add_image(self, *args, **kwargs):
+            pass
+
+    model.validation(DataLoader(first_images(int(count))), 4, Logger() if model.opt['rank'] == 0 else None)
+    return {
+        'metrics': {
+            key: float(value)
+            for key, value in model.metric_results.items()
+        },
+        'scalars': scalars,
+        'best': model._best_metric_results()
+    }
+
+
+@pytest.mark.parametrize('count', ['3', '1'])
+def test_two_processes_validate_as_one(opt, tmp_path, count, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = build_model(copy.deepcopy(opt))
+    spread(model.net_g)
+    torch.save(model.net_g.state_dict(), 'net.pth')
+    single = validate(model, count)
+    for rank, shared in enumerate(two_processes(opt, tmp_path, validate, count)):
+        assert shared['metrics'] == pytest.approx(single['metrics'], abs=1e-6)
+        best = shared['best']['images']['psnr']
+        assert best['val'] == pytest.approx(single['best']['images']['psnr']['val'], abs=1e-6) and best['iter'] == 4
+        assert shared['scalars'] == ({} if rank else pytest.approx(single['scalars'], abs=1e-6))
+    assert len([name for name in single['scalars'] if 'count' in name]) == 3
+
+
+def train(model):
+    """Sums of the weights after some steps on other data in each process."""
+    for i in range(1, 4):
+        data = batch(4)
+        lq = torch.rand_like(data['lq'])
+        model.feed_data(dict(data, lq=lq))
+        model.optimize_parameters(i)
+    model.save(0, 3)
+    nets = {'net': model.get_bare_model(model.net_g), 'head': model.get_bare_model(model.losses['cs'])}
+    return {
+        'sums': {
+            name: [param.double().sum().item() for param in net.parameters()]
+            for name, net in nets.items()
+        },
+        'weight': model.losses['average'].loss_weight,
+        'drawn': lq.sum().item()
+    }
+
+
+def test_two_processes_keep_one_network_one_head_and_one_guard(opt, tmp_path):
+    opt['train'].update(feature_extractor=dict(weights='random'), balance='auto', collapse_iter=1, collapse_share=0.34)
+    opt['train'].update(cs_opt=dict(type='ContrastLoss', layer='relu1_1', num_dim=8, num_negatives=2))
+    first, second = two_processes(opt, tmp_path, train)
+    assert first['sums'] == second['sums'] and first['weight'] == second['weight'] > 6
+    assert first['drawn'] != second['drawn']
+    state = torch.load(tmp_path / 'training_states' / '3.state', weights_only=True)
+    states = [random_state['torch'] for random_state in state['random_states']]
+    assert len(states) == 2 and not torch.equal(*states)
+    assert set(state['losses']['cs']) == {'head.0.weight', 'head.0.bias', 'head.2.weight', 'head.2.bias'}
