@@ -41,6 +41,13 @@ def iterations(output):
     return [int(number) for number in re.findall(r'iter: *(\d+), lr', output)]
 
 
+def tensorboard_tags(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {kind: set(names) for kind, names in events.Tags().items() if kind in ('scalars', 'images')}
+
+
 def test_train_and_test(work, train_opt, write):
     train_opt['val']['save_map'] = True
     output = run('-m', 'cdnsr_basicsr', 'train', '-opt', write(train_opt))
@@ -49,7 +56,10 @@ def test_train_and_test(work, train_opt, write):
     assert output.count('Routing val') == 3  # at 2, 4 and the end
     latest = work / 'experiments/tiny/models/net_g_latest.pth'
     assert load_network(str(latest)).upscale == 4
-    assert list((work / 'tb_logger/tiny').glob('events*'))
+    tags = tensorboard_tags(work / 'tb_logger/tiny')
+    assert {'losses/l_pixel', 'losses/l_class', 'losses/l_average', 'tau', 'lr', 'cost', 'entropy'} <= tags['scalars']
+    assert {'share_0', 'metrics/val/psnr', 'routing/val/share_2', 'routing/val/cost'} <= tags['scalars']
+    assert tags['images'] == {f'val/{i}/{kind}' for i in range(3) for kind in ('sr', 'difficulty_map')}
     assert list((work / 'experiments/tiny/visualization').rglob('*_2_map.png'))
 
     test_opt = {key: value for key, value in train_opt.items() if key not in ('train', 'logger', 'datasets')}
