@@ -185,6 +185,8 @@ def _saved_when_complete(original: Callable, key: str) -> Callable:
     """A kill while BasicSR saves leaves half a file under the final name: let it save elsewhere, and move that here."""
 
     def save(self, *args: Any, **kwargs: Any) -> None:
+        if self.opt['rank'] != 0:  # BasicSR saves nothing there, and the folder may be missing
+            return
         path, folder = self.opt['path'], Path(self.opt['path'][key])
         with tempfile.TemporaryDirectory(prefix='.saving_', dir=folder) as temporary:
             self.opt['path'] = {**path, key: temporary}

@@ -1,6 +1,7 @@
 import pytest
 import subprocess
 import sys
+import torch
 
 from cdnsr_basicsr import _compat
 from cdnsr_basicsr.options import OptionError
@@ -18,6 +19,7 @@ def test_removed_modules_are_found_and_work():
     # in a process of its own, in which nothing else provides distutils
     code = '''
 import sys
+import torch
 class NoDistutils:
     def find_spec(self, name, path=None, target=None):
         if name.startswith('distutils'):
@@ -55,3 +57,54 @@ def test_launcher_without_torchrun_is_explained(monkeypatch):
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     with pytest.raises(OptionError, match='torchrun --nproc_per_node=N -m cdnsr_basicsr'):
         init_dist('pytorch')
+
+
+@pytest.fixture
+def stock_model(tmp_path):
+    """A BasicSR model that has nothing but where to save."""
+    from basicsr.models.base_model import BaseModel
+    model = BaseModel({
+        'num_gpu': 0,
+        'is_train': True,
+        'rank': 0,
+        'path': {
+            'models': str(tmp_path),
+            'training_states': str(tmp_path)
+        }
+    })
+    return model
+
+
+def test_stock_models_save_complete_files_or_none(stock_model, tmp_path, monkeypatch):
+    net = torch.nn.Linear(2, 2)
+    stock_model.save_network(net, 'net_g', 4)
+    stock_model.save_training_state(0, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['4.state', 'net_g_4.pth']
+    assert torch.equal(torch.load(tmp_path / 'net_g_4.pth')['params']['weight'], net.weight)
+    assert stock_model.opt['path']['models'] == str(tmp_path)
+
+    def killed(content, path):
+        with open(path, 'wb') as file:
+            file.write(b'half')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, 'save', killed)
+    before = (tmp_path / 'net_g_4.pth').read_bytes()
+    for save in (lambda: stock_model.save_network(net, 'net_g', 4), lambda: stock_model.save_training_state(0, 8)):
+        with pytest.raises(KeyboardInterrupt):
+            save()
+    assert (tmp_path / 'net_g_4.pth').read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['4.state', 'net_g_4.pth']
+    assert stock_model.opt['path']['models'] == str(tmp_path)
+
+
+def test_a_network_of_which_nothing_is_saved_keeps_its_path_when_resuming(tmp_path):
+    torch.save({'iter': 4}, tmp_path / '4.state')
+    for name in ('net_g_4.pth', 'net_d_4.pth'):
+        (tmp_path / name).write_bytes(b'')
+    path = {'resume_state': str(tmp_path / '4.state'), 'models': str(tmp_path), 'pretrain_network_t': 'teacher.pth'}
+    opt = {'auto_resume': False, 'path': path, 'network_g': {}, 'network_d': {}, 'network_t': {}}
+    assert _compat._load_resume_state(opt)['iter'] == 4
+    assert path['pretrain_network_g'] == str(tmp_path / 'net_g_4.pth')
+    assert path['pretrain_network_d'] == str(tmp_path / 'net_d_4.pth')
+    assert path['pretrain_network_t'] == 'teacher.pth'

@@ -164,6 +164,7 @@ class CDNSR(nn.Module):
         return (output, routing) if return_routing else output
 
     def _mix(self, x, logits):
+        logits = logits.float()  # noise and softmax need the precision, also under autocast
         weights = gumbel_softmax(logits, self.tau) if self.mixture == 'gumbel' else F.softmax(logits, dim=1)
         with self._graph_of('branches'):
             branch_outputs = tuple(branch(x) for branch in self.branches)

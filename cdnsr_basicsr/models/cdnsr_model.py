@@ -3,6 +3,7 @@ import sys
 import torch
 from collections import OrderedDict
 from os import path as osp
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
 from basicsr.archs import build_network
@@ -15,39 +16,14 @@ from ..checkpoint import load_checkpoint, plain, save_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
 from ..losses import VGG19Features
-from ..options import OptionError, check_choice, check_keys, check_number
-from . import distillation
+from ..options import OptionError
+from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, PRECISIONS, check_options
 from .collapse_guard import CollapseGuard, routing_entropy, softened
 from .distillation import Distillation
 from .random_state import random_state, set_random_state
 
-# in the order in which they are summed and logged, and which part each one trains, if it is one part alone
-LOSSES = {
-    'pixel': None,
-    'branch': None,
-    'class': 'classifier',
-    'average': 'classifier',
-    'flops': 'classifier',
-    'label': 'classifier',
-    **dict.fromkeys(distillation.NAMES, 'branches')
-}
-PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 TB_IMAGES = 4  # of each validation set
 TB_SIDE = 512  # largest side of an image in TensorBoard, in pixels
-# what CDNSRModel and BasicSR's pipelines read, block by block
-KEYS = {
-    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_t',
-                    'tile', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
-    'tile': ('patch_size', 'step'),
-    'path':
-    ('pretrain_network_g', 'pretrain_network_branches', 'param_key_g', 'strict_load_g', 'pretrain_network_t',
-     'strict_load_t', 'resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root'),
-    'train': ('ema_decay', 'freeze', 'optim_g', 'scheduler', 'tau_min', 'total_iter', 'warmup_iter', 'precision',
-              'channels_last', 'compile', 'feature_extractor', 'balance', 'collapse_share', 'collapse_iter',
-              *(f'{name}_opt' for name in LOSSES)),
-    'feature_extractor': ('weights', ),
-    'val': ('metrics', 'pbar', 'save_img', 'save_map', 'suffix', 'val_freq'),
-}
 
 
 @MODEL_REGISTRY.register()
@@ -85,98 +61,7 @@ class CDNSRModel(SRModel):
             opt['val'].setdefault('pbar', opt['rank'] == 0 and sys.stderr.isatty())
         super(CDNSRModel, self).__init__(opt)
 
-    @staticmethod
-    def check_options(opt, is_train):
-        """Refuses what this model cannot use, by name.
-
-        Args:
-            opt (dict): Content of the option file.
-            is_train (bool): Whether it is about to be trained.
-
-        Raises:
-            OptionError: For the first mistake found.
-        """
-        net_opt = opt.get('network_g', {})
-        if net_opt.get('type') != 'CDNSR':
-            raise OptionError('network_g.type', f"CDNSRModel needs type CDNSR, but got {net_opt.get('type')!r}")
-        branches, upscale = net_opt['branches'], net_opt.get('upscale', 4)
-        if not isinstance(branches, list) or not 2 <= len(branches) <= 5:
-            raise OptionError('network_g.branches', f'expected a list of 2 to 5 branches, but got {branches!r}')
-        for i, branch in enumerate(branches):
-            if not isinstance(branch, dict):
-                raise OptionError(f'network_g.branches[{i}]', f'expected a block with a type, but got {branch!r}')
-            if branch.get('upscale', upscale) != upscale:
-                raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
-        if net_opt.get('mixture', 'gumbel') not in ('gumbel', 'softmax'):
-            raise OptionError('network_g.mixture', f"accepted: gumbel, softmax; got {net_opt['mixture']!r}")
-        if opt.get('scale') != upscale:
-            raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
-
-        check_keys(opt, KEYS['option file'], 'option file')
-        for name in ('tile', 'path', 'train', 'val'):
-            if opt.get(name):
-                check_keys(opt[name], KEYS[name], name)
-        tile = opt.get('tile') or {}
-        patch_size = tile.get('patch_size', 64)
-        check_number(patch_size, 'tile.patch_size', 1, integer=True)
-        check_number(tile.get('step', min(60, patch_size)), 'tile.step', 1, patch_size, integer=True)
-
-        paths = opt['path'].get('pretrain_network_branches')
-        if paths is not None and (not isinstance(paths, list) or len(paths) != len(branches)):
-            raise OptionError('path.pretrain_network_branches', f'expected a list of {len(branches)} checkpoints, one '
-                              f'per branch, but got {paths!r}')
-        if paths and not is_train:
-            raise OptionError('path.pretrain_network_branches', 'is for training; name the trained CDNSR by '
-                              'pretrain_network_g')
-        if ('network_t' in opt) != bool(opt['path'].get('pretrain_network_t')):
-            raise OptionError('network_t', 'a teacher needs both network_t and path.pretrain_network_t')
-        if is_train:
-            CDNSRModel._check_training(opt)
-
-    @staticmethod
-    def _check_training(opt):
-        train_opt, data_opt = opt['train'], opt['datasets'].get('train') or {}
-        check_keys(train_opt, train_opt, 'train', ('pixel_opt', ))
-        check_number(train_opt.get('tau_min', 0.4), 'train.tau_min', 0.01, 1)
-        check_number(train_opt.get('collapse_share', 0.95), 'train.collapse_share', 0.01, 1)
-        check_number(train_opt.get('collapse_iter', 500), 'train.collapse_iter', 1, integer=True)
-        check_choice(train_opt.get('precision', 'float32'), 'train.precision', list(PRECISIONS))
-        check_choice(train_opt.get('balance', 'warn'), 'train.balance', ['warn', 'auto'])
-        for key in ('channels_last', 'compile'):
-            check_choice(train_opt.get(key, False), f'train.{key}', [True, False])
-        if 'feature_extractor' in train_opt:
-            check_keys(train_opt['feature_extractor'], KEYS['feature_extractor'], 'train.feature_extractor')
-
-        freeze = train_opt.get('freeze') or []
-        if freeze not in ([], ['branches'], ['classifier']):
-            raise OptionError('train.freeze', f'accepted: [branches], [classifier] or []; got {freeze!r}')
-        starts = [opt['path'].get(key) for key in ('pretrain_network_g', 'resume_state')]
-        branches = [opt['path'].get('pretrain_network_branches')] if freeze == ['branches'] else []
-        if freeze and not any(starts + branches):
-            raise OptionError('train.freeze', f'{freeze[0]} without weights would stay random; name them at path')
-
-        losses = [name for name in LOSSES if train_opt.get(f'{name}_opt')]
-        if 'pixel' not in losses:
-            raise OptionError('train.pixel_opt', 'a pixel loss is needed')
-        for name in losses:
-            trained = LOSSES[name]
-            if [trained] == freeze:
-                raise OptionError(f'train.{name}_opt',
-                                  f'trains the {trained} only, which train.freeze keeps as they are')
-        if train_opt.get('balance') == 'auto' and 'average' not in losses:
-            raise OptionError('train.balance', 'auto raises the weight of average_opt, which is missing')
-        if 'label' in losses and data_opt.get('label_file') is None:
-            raise OptionError('train.label_opt', 'needs datasets.train.label_file, which `basicsr label` writes')
-        for name in set(losses) & {'csd', 'cs'}:
-            if data_opt.get('batch_size_per_gpu', 2) < 2:
-                raise OptionError(
-                    f'train.{name}_opt', 'takes negatives from the other samples of a batch, but '
-                    'datasets.train.batch_size_per_gpu is 1')
-        for name in set(losses) & {'feature', 'csd', 'cs'}:
-            if (data_opt.get('gt_size') or 16) < 16:
-                raise OptionError(
-                    f'train.{name}_opt', 'VGG19 needs patches of at least 16 pixels, but '
-                    f"datasets.train.gt_size is {data_opt['gt_size']}")
+    check_options = staticmethod(check_options)
 
     def _check_scale(self, net, where):
         channels, scale = self.opt['network_g']['classifier'].get('num_in_ch', 3), self.opt['scale']
@@ -195,9 +80,6 @@ class CDNSRModel(SRModel):
             net.freeze(train_opt.get('freeze') or [])
             if train_opt.get('channels_last', True):
                 net = net.to(memory_format=torch.channels_last)
-            if train_opt.get('compile', False):
-                for branch in net.branches:
-                    branch.compile()
         return super(CDNSRModel, self).model_to_device(net)
 
     def init_training_settings(self):
@@ -219,6 +101,9 @@ class CDNSRModel(SRModel):
             get_root_logger().warning(f'network_g.branches are not listed from cheap to dear, their relative costs are '
                                       f'{costs}. Labels, distillation and the difficulty map take the first for the '
                                       'easiest.')
+        if self.opt['train'].get('compile', False):  # after the branches' operations have been counted
+            for branch in self.get_bare_model(self.net_g).branches:
+                branch.compile()
 
     def _load_pretrained(self, net, path, label):
         load_checkpoint(path)  # says in one line what is wrong with a file
@@ -247,7 +132,7 @@ class CDNSRModel(SRModel):
         for net in (extractor, net_t):
             if net is not None and train_opt.get('channels_last', True):
                 net.to(memory_format=torch.channels_last)
-        names = [name for name in distillation.NAMES if name in self.losses]
+        names = [name for name in DISTILLATION_LOSSES if name in self.losses]
         self.distillation = Distillation(names, self.opt['scale'], net_t, extractor)
 
         self.guard = None
@@ -266,7 +151,7 @@ class CDNSRModel(SRModel):
         # SRModel's would warn once for every frozen parameter
         optim_opt = dict(self.opt['train']['optim_g'])
         groups = [[param for param in self.net_g.parameters() if param.requires_grad]]
-        groups.append([param for loss in self.losses.values() for param in loss.parameters()])
+        groups.append([param for loss in self.losses.values() for param in loss.parameters() if param.requires_grad])
         groups = [{'params': params} for params in groups if params]
         self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), groups, **optim_opt)
         self.optimizers.append(self.optimizer_g)
@@ -274,14 +159,7 @@ class CDNSRModel(SRModel):
     def feed_data(self, data):
         super(CDNSRModel, self).feed_data(data)
         self.lq_path = data.get('lq_path')
-        if self.is_train and 'label' in self.losses and 'label' in data:
-            num_classes = len(self.opt['network_g']['branches'])
-            if not 0 <= data['label'].min() <= data['label'].max() < num_classes:
-                raise OptionError(
-                    'datasets.train.label_file',
-                    f"holds labels such as {data['label'].max()}; accepted: 0 to {num_classes - 1}, one "
-                    'class per branch')
-            self.label = data['label'].to(self.device)
+        self.label = data.get('label')
         if 'gt' not in data:
             self.__dict__.pop('gt', None)  # that of the training batch
         elif self.gt.shape[-2:] != tuple(self.opt['scale'] * length for length in self.lq.shape[-2:]):
@@ -292,6 +170,14 @@ class CDNSRModel(SRModel):
     def _laid_out(self, images):
         channels_last = self.opt['train'].get('channels_last', True)
         return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+    def _checked_labels(self):
+        labels, num_classes = self.label, len(self.costs)
+        if not 0 <= labels.min() <= labels.max() < num_classes:
+            raise OptionError(
+                'datasets.train.label_file',
+                f'holds labels such as {labels.max()}; accepted: 0 to {num_classes - 1}, one class per branch')
+        return labels.to(self.device)
 
     def optimize_parameters(self, current_iter):
         train_opt = self.opt['train']
@@ -320,7 +206,7 @@ class CDNSRModel(SRModel):
             weights = routing.weights[..., None, None, None].expand_as(outputs)
             arguments['branch'] = (outputs, gt.unsqueeze(1).expand_as(outputs), weights)
         if 'label' in self.losses:
-            arguments['label'] = (routing.logits, self.label, current_iter)
+            arguments['label'] = (routing.logits, self._checked_labels(), current_iter)
         log = OrderedDict((f'l_{name}', loss(*arguments[name])) for name, loss in self.losses.items())
         self.scaler.scale(sum(log.values())).backward()
         self.scaler.step(self.optimizer_g)
@@ -344,6 +230,12 @@ class CDNSRModel(SRModel):
         self.log_dict['tau'] = self.get_bare_model(self.net_g).tau
         self.log_dict['lr'] = self.get_current_learning_rate()[0]
         return self.log_dict
+
+    def model_ema(self, decay=0.999):
+        """As BaseModel's, in a few operations for all parameters instead of two for each."""
+        nets = (self.net_g_ema, self.get_bare_model(self.net_g))
+        with torch.no_grad():
+            get_ema_multi_avg_fn(decay)(*(list(net.parameters()) for net in nets), None)
 
     def upscaler(self, net):
         """The engine for a network; it is kept, since it measures the branches when it is made."""

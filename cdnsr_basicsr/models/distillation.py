@@ -1,8 +1,6 @@
 import torch
 from torch.nn import functional as F
 
-NAMES = ('kd', 'feature', 'csd', 'cs')
-
 
 class Distillation:
     """Gathers what the distillation losses compare. Whatever several of them need is computed once per step.

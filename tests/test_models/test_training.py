@@ -114,7 +114,9 @@ def test_labels_teach_the_classifier(opt):
 def test_labels_of_other_classes_are_refused(opt, labels):
     opt['train']['label_opt'] = dict(type='LabelLoss')
     with pytest.raises(OptionError, match='datasets.train.label_file: holds labels .* accepted: 0 to 2'):
-        make(opt).feed_data(labelled(labels))
+        model = make(opt)
+        model.feed_data(labelled(labels))
+        model.optimize_parameters(1)
 
 
 def test_entropy_at_the_ends():

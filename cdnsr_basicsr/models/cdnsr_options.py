@@ -1,0 +1,130 @@
+"""What an option file for CDNSRModel may hold."""
+import torch
+
+from ..options import OptionError, check_choice, check_keys, check_number
+
+DISTILLATION_LOSSES = ('kd', 'feature', 'csd', 'cs')
+# in the order in which they are summed and logged, and which part each one trains, if it is one part alone
+LOSSES = {
+    'pixel': None,
+    'branch': None,
+    'class': 'classifier',
+    'average': 'classifier',
+    'flops': 'classifier',
+    'label': 'classifier',
+    **dict.fromkeys(DISTILLATION_LOSSES, 'branches')
+}
+PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+# what CDNSRModel and BasicSR's pipelines read, block by block
+KEYS = {
+    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_t',
+                    'tile', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
+    'tile': ('patch_size', 'step'),
+    'path': ('pretrain_network_g', 'pretrain_network_branches', 'param_key_g', 'strict_load_g', 'pretrain_network_t',
+             'strict_load_t', 'resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root'),
+    'train': ('ema_decay', 'freeze', 'optim_g', 'scheduler', 'tau_min', 'total_iter', 'warmup_iter', 'precision',
+              'channels_last', 'compile', 'feature_extractor', 'balance', 'collapse_share', 'collapse_iter',
+              *(f'{name}_opt' for name in LOSSES)),
+    'feature_extractor': ('weights', ),
+    'val': ('metrics', 'pbar', 'save_img', 'save_map', 'suffix', 'val_freq'),
+}
+
+
+def check_options(opt, is_train):
+    """Refuses what CDNSRModel cannot use, by name.
+
+    Args:
+        opt (dict): Content of the option file.
+        is_train (bool): Whether it is about to be trained.
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
+    net_opt = opt.get('network_g', {})
+    if net_opt.get('type') != 'CDNSR':
+        raise OptionError('network_g.type', f"CDNSRModel needs type CDNSR, but got {net_opt.get('type')!r}")
+    branches, upscale = net_opt['branches'], net_opt.get('upscale', 4)
+    if not isinstance(branches, list) or not 2 <= len(branches) <= 5:
+        raise OptionError('network_g.branches', f'expected a list of 2 to 5 branches, but got {branches!r}')
+    for i, branch in enumerate(branches):
+        if not isinstance(branch, dict):
+            raise OptionError(f'network_g.branches[{i}]', f'expected a block with a type, but got {branch!r}')
+        if branch.get('upscale', upscale) != upscale:
+            raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
+    if net_opt.get('mixture', 'gumbel') not in ('gumbel', 'softmax'):
+        raise OptionError('network_g.mixture', f"accepted: gumbel, softmax; got {net_opt['mixture']!r}")
+    if opt.get('scale') != upscale:
+        raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
+
+    check_keys(opt, KEYS['option file'], 'option file')
+    for name in ('tile', 'path', 'train', 'val'):
+        if opt.get(name):
+            check_keys(opt[name], KEYS[name], name)
+    tile = opt.get('tile') or {}
+    patch_size = tile.get('patch_size', 64)
+    check_number(patch_size, 'tile.patch_size', 1, integer=True)
+    check_number(tile.get('step', min(60, patch_size)), 'tile.step', 1, patch_size, integer=True)
+
+    paths = opt['path'].get('pretrain_network_branches')
+    if paths is not None and (not isinstance(paths, list) or len(paths) != len(branches)):
+        raise OptionError('path.pretrain_network_branches', f'expected a list of {len(branches)} checkpoints, one '
+                          f'per branch, but got {paths!r}')
+    if paths and not is_train:
+        raise OptionError('path.pretrain_network_branches', 'is for training; name the trained CDNSR by '
+                          'pretrain_network_g')
+    if ('network_t' in opt) != bool(opt['path'].get('pretrain_network_t')):
+        raise OptionError('network_t', 'a teacher needs both network_t and path.pretrain_network_t')
+    if is_train:
+        check_training(opt)
+
+
+def check_training(opt):
+    """Refuses what CDNSRModel cannot be trained with.
+
+    Args:
+        opt (dict): Content of the option file, otherwise checked.
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
+    train_opt, data_opt = opt['train'], opt['datasets'].get('train') or {}
+    check_keys(train_opt, train_opt, 'train', ('pixel_opt', ))
+    check_number(train_opt.get('tau_min', 0.4), 'train.tau_min', 0.01, 1)
+    check_number(train_opt.get('collapse_share', 0.95), 'train.collapse_share', 0.01, 1)
+    check_number(train_opt.get('collapse_iter', 500), 'train.collapse_iter', 1, integer=True)
+    check_choice(train_opt.get('precision', 'float32'), 'train.precision', list(PRECISIONS))
+    check_choice(train_opt.get('balance', 'warn'), 'train.balance', ['warn', 'auto'])
+    for key in ('channels_last', 'compile'):
+        check_choice(train_opt.get(key, False), f'train.{key}', [True, False])
+    if 'feature_extractor' in train_opt:
+        check_keys(train_opt['feature_extractor'], KEYS['feature_extractor'], 'train.feature_extractor')
+
+    freeze = train_opt.get('freeze') or []
+    if freeze not in ([], ['branches'], ['classifier']):
+        raise OptionError('train.freeze', f'accepted: [branches], [classifier] or []; got {freeze!r}')
+    starts = [opt['path'].get(key) for key in ('pretrain_network_g', 'resume_state')]
+    branches = [opt['path'].get('pretrain_network_branches')] if freeze == ['branches'] else []
+    if freeze and not any(starts + branches):
+        raise OptionError('train.freeze', f'{freeze[0]} without weights would stay random; name them at path')
+
+    losses = [name for name in LOSSES if train_opt.get(f'{name}_opt')]
+    if 'pixel' not in losses:
+        raise OptionError('train.pixel_opt', 'a pixel loss is needed')
+    for name in losses:
+        trained = LOSSES[name]
+        if [trained] == freeze:
+            raise OptionError(f'train.{name}_opt', f'trains the {trained} only, which train.freeze keeps as they are')
+    if train_opt.get('balance') == 'auto' and 'average' not in losses:
+        raise OptionError('train.balance', 'auto raises the weight of average_opt, which is missing')
+    if 'label' in losses and data_opt.get('label_file') is None:
+        raise OptionError('train.label_opt', 'needs datasets.train.label_file, which `basicsr label` writes')
+    for name in sorted({'csd', 'cs'}.intersection(losses)):
+        if data_opt.get('batch_size_per_gpu', 2) < 2:
+            raise OptionError(
+                f'train.{name}_opt', 'takes negatives from the other samples of a batch, but '
+                'datasets.train.batch_size_per_gpu is 1')
+    for name in sorted({'feature', 'csd', 'cs'}.intersection(losses)):
+        if (data_opt.get('gt_size') or 16) < 16:
+            raise OptionError(
+                f'train.{name}_opt', 'VGG19 needs patches of at least 16 pixels, but '
+                f"datasets.train.gt_size is {data_opt['gt_size']}")
