@@ -146,3 +146,30 @@ def record_own_golden():
                 param.add_(0.05 * torch.randn_like(param))
             entries.append({'network_g': block, 'params': net.state_dict(), 'input': x, 'output': net(x)})
     torch.save(entries, GOLDEN)
+
+
+@pytest.mark.parametrize('upscale', range(1, 10))
+def test_deconv_in_training_is_the_transposed_conv(upscale):
+    net = build_network({'type': 'FSRCNN', 'num_feat': 5, 'upscale': upscale}).deconv.double()
+    torch.nn.init.normal_(net.weight)
+    torch.nn.init.normal_(net.bias)
+    x, results = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True), []
+    grad = torch.randn(2, 3, 6 * upscale, 7 * upscale, dtype=torch.float64)
+    for training in (True, False):
+        output = net.train(training)(x)
+        results.append((output, *torch.autograd.grad(output, (x, net.weight, net.bias), grad)))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_deconv_in_training_under_autocast_and_without_gradients():
+    net = build_network({'type': 'FSRCNN', 'num_feat': 8, 'upscale': 4}).deconv
+    x = torch.randn(2, 8, 6, 7).contiguous(memory_format=torch.channels_last)
+    with torch.autocast('cpu', torch.bfloat16):
+        output = net(x)
+    assert output.dtype == torch.bfloat16
+    output.float().square().mean().backward()
+    assert net.weight.grad.dtype == torch.float32 and net.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(output.float(), net.eval()(x), atol=0.02, rtol=0.02)
+    net.train().requires_grad_(False)
+    torch.testing.assert_close(net(x), net.eval()(x))
