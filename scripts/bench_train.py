@@ -39,8 +39,8 @@ class PublishedStep:
         self.net = build_network(opt['network_g']).to(device).to(memory_format=self.layout)
         if not tricks:
             for module in self.net.modules():
-                if isinstance(module, torch.nn.ConvTranspose2d):
-                    module.eval()  # in training ours is faster than the published one
+                if isinstance(module, (torch.nn.ConvTranspose2d, torch.nn.PReLU)):
+                    module.eval()  # in training ours are faster than torch's
         self.costs = RoutedUpscaler(self.net).costs.to(device)
         self.losses = {name: build_loss(opt['train'][f'{name}_opt']) for name in LOSSES}
         self.optimizer = torch.optim.Adam(self.net.parameters(), 2e-4, betas=(0.9, 0.99))
@@ -66,7 +66,7 @@ class OurStep:
         opt = copy.deepcopy(opt)
         opt.update(num_gpu=int(device.type == 'cuda'), dist=False, is_train=True, rank=0, world_size=1)
         opt['path'] = {}
-        opt['train'].update(ema_decay=0, **train)
+        opt['train'].update(ema_decay=0, label_opt=None, balance='warn', **train)
         if freeze:
             opt['train'].update(freeze=list(freeze))
             trains = 'classifier' if freeze == ('branches', ) else 'branches'

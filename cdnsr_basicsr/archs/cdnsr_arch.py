@@ -22,6 +22,31 @@ class Routing(NamedTuple):
     branch_outputs: Optional[Tuple[torch.Tensor, ...]]
 
 
+class _Mixture(torch.autograd.Function):
+    """sum_i p_i * branch_i. Output and gradients take one pass over each branch's images, without products between."""
+
+    @staticmethod
+    def forward(ctx, weights, *images):
+        ctx.save_for_backward(weights, *images)
+        output = images[0] * weights[:, 0, None, None, None]
+        for i, image in enumerate(images[1:], 1):
+            output.addcmul_(image.to(output.dtype), weights[:, i, None, None, None])
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        weights, *images = ctx.saved_tensors
+        grad_weights, grad_images = None, [None] * len(images)
+        if ctx.needs_input_grad[0]:
+            # channels last, as the images mostly lie: nothing is copied
+            flat = [tensor.to(grad.dtype).movedim(1, -1).flatten(1) for tensor in (grad, *images)]
+            grad_weights = torch.stack([torch.linalg.vecdot(flat[0], image) for image in flat[1:]], dim=1)
+        for i, image in enumerate(images):
+            if ctx.needs_input_grad[1 + i]:
+                grad_images[i] = (grad * weights[:, i, None, None, None]).to(image.dtype)
+        return (grad_weights, *grad_images)
+
+
 def gumbel_softmax(logits, tau, uniform=None):
     """Differentiable sample of a class: softmax((logits + g) / tau) with g = -log(-log(u)).
 
@@ -164,11 +189,12 @@ class CDNSR(nn.Module):
         return (output, routing) if return_routing else output
 
     def _mix(self, x, logits):
-        logits = logits.float()  # noise and softmax need the precision, also under autocast
+        # noise and softmax need the precision, also under autocast
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weights = gumbel_softmax(logits, self.tau) if self.mixture == 'gumbel' else F.softmax(logits, dim=1)
         with self._graph_of('branches'):
             branch_outputs = tuple(branch(x) for branch in self.branches)
-        output = sum(weights[:, i, None, None, None] * out for i, out in enumerate(branch_outputs))
+        output = _Mixture.apply(weights, *branch_outputs)
         return output, Routing(logits, weights, branch_outputs)
 
     def _route(self, x, logits):

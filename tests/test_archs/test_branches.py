@@ -173,3 +173,17 @@ def test_deconv_in_training_under_autocast_and_without_gradients():
     torch.testing.assert_close(output.float(), net.eval()(x), atol=0.02, rtol=0.02)
     net.train().requires_grad_(False)
     torch.testing.assert_close(net(x), net.eval()(x))
+
+
+def test_prelu_in_training_is_the_prelu():
+    net = FSRCNN(num_feat=4).extract[1].double()
+    net.weight.data.fill_(-0.3)
+    x, results = torch.randn(2, 4, 6, 7, dtype=torch.float64, requires_grad=True), []
+    with torch.no_grad():
+        x[0, 0, 0, :2] = 0
+    grad = torch.randn_like(x)
+    for training in (True, False):
+        output = net.train(training)(x)
+        results.append((output, *torch.autograd.grad(output, (x, net.weight), grad)))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs)

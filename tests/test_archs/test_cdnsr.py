@@ -129,3 +129,19 @@ def test_wrong_arguments_are_named(tiny_net, change, message):
 def test_unknown_part_cannot_be_frozen(tiny_net):
     with pytest.raises(ValueError, match="'classifier' or 'branches', but got 'branch'"):
         build_network(tiny_net()).freeze(['branch'])
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_gradients_of_the_mixture(tiny_net, channels_last):
+    net = build_network(tiny_net(mixture='softmax')).double().train()
+    x = torch.rand(3, 3, 8, 12, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    grad = torch.randn(3, 3, 32, 48, dtype=torch.float64)
+    params = list(net.parameters())
+    output, routing = net(x, return_routing=True)
+    ours = torch.autograd.grad(output, params, grad)
+    weights = net.classifier(x).softmax(1)
+    expected = sum(weights[:, i, None, None, None] * branch(x) for i, branch in enumerate(net.branches))
+    torch.testing.assert_close(output, expected)
+    for ours_, theirs in zip(ours, torch.autograd.grad(expected, params, grad)):
+        torch.testing.assert_close(ours_, theirs)
