@@ -122,12 +122,12 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
             reason = ' '.join(str(error).split())[:200]
             raise OptionError('path.resume_state', f'{path} cannot be loaded: {reason}') from error
         opt['path']['resume_state'] = str(path)
-        # BasicSR resumes every network, also a teacher, of which a model saves nothing
+        # BasicSR resumes every network, also a teacher, of which a model never saves anything
         saved = Path(opt['path']['models'])
         ignored = opt['path'].get('ignore_resume_networks') or []
         opt['path']['ignore_resume_networks'] = ignored + [
             name for name in opt if name.startswith('network_') and name not in ignored and name != 'network_g'
-            and not (saved / f'net_{name[len("network_"):]}_{iteration}.pth').exists()
+            and not any(saved.glob(f'net_{name[len("network_"):]}_*.pth'))
         ]
         check_resume(opt, iteration)
         return state
@@ -195,9 +195,23 @@ def _saved_when_complete(original: Callable, key: str) -> Callable:
             finally:
                 self.opt['path'] = path
             for file in Path(temporary).iterdir():
-                file.replace(folder / file.name)
+                if zipfile.is_zipfile(file):  # BasicSR passes over errors in saving
+                    file.replace(folder / file.name)
 
     return save
+
+
+def _resumes_progress(original: Callable) -> Callable:
+    """A training state holds the schedule's shape too: with more iterations than before, BasicSR goes on with the old
+    one, and stops with a TypeError where that ends. Progress alone is resumed here.
+    """
+    progress = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
+
+    def resume_training(self, resume_state: dict) -> None:
+        schedulers = [{key: state[key] for key in progress if key in state} for state in resume_state['schedulers']]
+        original(self, {**resume_state, 'schedulers': schedulers})
+
+    return resume_training
 
 
 def patch_basicsr() -> None:
@@ -222,4 +236,5 @@ def patch_basicsr() -> None:
     basicsr.train.load_resume_state = _load_resume_state
     for name, key in (('save_network', 'models'), ('save_training_state', 'training_states')):
         setattr(base_model.BaseModel, name, _saved_when_complete(getattr(base_model.BaseModel, name), key))
+    base_model.BaseModel.resume_training = _resumes_progress(base_model.BaseModel.resume_training)
     base_model.BaseModel.model_to_device = _model_to_any_device(base_model.BaseModel.model_to_device)

@@ -37,11 +37,11 @@ class PublishedStep:
     def __init__(self, opt, device, tricks):
         self.layout = torch.channels_last if tricks else torch.contiguous_format
         self.net = build_network(opt['network_g']).to(device).to(memory_format=self.layout)
+        self.costs = RoutedUpscaler(self.net).costs.to(device)
         if not tricks:
             for module in self.net.modules():
                 if isinstance(module, (torch.nn.ConvTranspose2d, torch.nn.PReLU)):
                     module.eval()  # in training ours are faster than torch's
-        self.costs = RoutedUpscaler(self.net).costs.to(device)
         self.losses = {name: build_loss(opt['train'][f'{name}_opt']) for name in LOSSES}
         self.optimizer = torch.optim.Adam(self.net.parameters(), 2e-4, betas=(0.9, 0.99))
 

@@ -26,7 +26,12 @@ stages=("train_${backbone}_branch1" "train_${backbone}_branch2" "train_${backbon
     "train_cdnsr_$backbone" "train_cdnsr_${backbone}_joint" "train_cdnsr_${backbone}_distill")
 for i in "${!stages[@]}"; do
     stage=${stages[$i]}
+    changed="$stage: ${force[*]:-no changes}"
     if [ -f "experiments/$stage/models/net_g_latest.pth" ]; then
+        record=$(cat "experiments/$stage/train_all.txt" 2>/dev/null || echo "$changed")
+        [ "$record" = "$changed" ] ||
+            { echo "$stage is finished, but with other options ($record); remove experiments/$stage to train it anew" >&2
+              exit 2; }
         echo "== $((i + 1)) of ${#stages[@]}: $stage is finished"
         continue
     fi
@@ -38,5 +43,6 @@ for i in "${!stages[@]}"; do
     else
         basicsr train -opt "${arguments[@]}"
     fi
+    echo "$changed" > "experiments/$stage/train_all.txt"
 done
 echo "The network: experiments/${stages[5]}/models/net_g_latest.pth"

@@ -1,3 +1,4 @@
+import contextlib
 import pytest
 import subprocess
 import sys
@@ -97,14 +98,26 @@ def test_stock_models_save_complete_files_or_none(stock_model, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ['4.state', 'net_g_4.pth']
     assert stock_model.opt['path']['models'] == str(tmp_path)
 
+    def full(content, path):
+        with open(path, 'wb') as file:
+            file.write(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(torch, 'save', full)
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
+    with contextlib.suppress(UnboundLocalError):  # BasicSR's own report of it fails
+        stock_model.save_network(net, 'net_g', 4)
+    assert (tmp_path / 'net_g_4.pth').read_bytes() == before
+
 
 def test_a_network_of_which_nothing_is_saved_keeps_its_path_when_resuming(tmp_path):
     torch.save({'iter': 4}, tmp_path / '4.state')
-    for name in ('net_g_4.pth', 'net_d_4.pth'):
+    for name in ('net_g_4.pth', 'net_d_4.pth', 'net_f_2.pth'):
         (tmp_path / name).write_bytes(b'')
     path = {'resume_state': str(tmp_path / '4.state'), 'models': str(tmp_path), 'pretrain_network_t': 'teacher.pth'}
-    opt = {'auto_resume': False, 'path': path, 'network_g': {}, 'network_d': {}, 'network_t': {}}
+    opt = {'auto_resume': False, 'path': path, 'network_g': {}, 'network_d': {}, 'network_f': {}, 'network_t': {}}
     assert _compat._load_resume_state(opt)['iter'] == 4
     assert path['pretrain_network_g'] == str(tmp_path / 'net_g_4.pth')
     assert path['pretrain_network_d'] == str(tmp_path / 'net_d_4.pth')
+    assert path['pretrain_network_f'] == str(tmp_path / 'net_f_4.pth')  # is missing, which loading will say
     assert path['pretrain_network_t'] == 'teacher.pth'

@@ -66,13 +66,14 @@ class VGG19Features(VGGFeatureExtractor):
         self.layer_name_list = list(layers)
         self.use_input_norm = True
         self.range_norm = False
-        features = vgg.make_layers(vgg.cfgs['E'])[:max(names.index(layer) for layer in layers) + 1]
-        if weights == 'random':
+        with torch.random.fork_rng(devices=[]):  # random weights are the same in every process and after resuming
+            torch.manual_seed(0)
+            features = vgg.make_layers(vgg.cfgs['E'])[:max(names.index(layer) for layer in layers) + 1]
             for module in features.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
                     nn.init.zeros_(module.bias)
-        else:
+        if weights != 'random':
             state = find_imagenet_weights() if weights == 'imagenet' else read_weights(weights)
             try:
                 features.load_state_dict({name: state[f'features.{name}'] for name in features.state_dict()})

@@ -123,8 +123,6 @@ class FLOPsLoss(nn.Module):
             weights (Tensor): of shape (b, M), rows sum to 1.
             costs (Tensor): of shape (M, ), cost of each branch relative to the dearest, not all equal.
         """
-        if bool(torch.all(costs == costs[0])):
-            raise ValueError('FLOPsLoss: all branches cost the same, so there is nothing to trade.')
         return self.loss_weight * flops_loss(weights, costs, self.target)
 
 

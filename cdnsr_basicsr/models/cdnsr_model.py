@@ -76,6 +76,12 @@ class CDNSRModel(SRModel):
         net.train(self.is_train)
         if self.is_train:
             train_opt = self.opt['train']
+            if self.opt['num_gpu'] > 1 and not self.opt['dist']:
+                for key, plain_value in (('precision', 'float32'), ('compile', False)):
+                    if train_opt.get(key, plain_value) != plain_value:  # DataParallel's threads do not know them
+                        raise OptionError(
+                            f'train.{key}', f'{train_opt[key]} on {self.opt["num_gpu"]} GPUs needs a process '
+                            'for each: bash scripts/dist_train.sh, or num_gpu: 1')
             # freeze before DistributedDataParallel looks which parameters it has to synchronise
             net.freeze(train_opt.get('freeze') or [])
             if train_opt.get('channels_last', True):
@@ -91,12 +97,16 @@ class CDNSRModel(SRModel):
 
         self._build_losses()
         super(CDNSRModel, self).init_training_settings()
+        if hasattr(self, 'net_g_ema') and self.opt['train'].get('channels_last', True):
+            self.net_g_ema.to(memory_format=torch.channels_last)
         if branch_paths and hasattr(self, 'net_g_ema'):
             self.model_ema(0)
 
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.opt['train'].get('precision') == 'float16')
         self.costs = self.upscaler(self.get_bare_model(self.net_g)).costs.to(self.device)
         costs = [round(cost, 3) for cost in self.costs.tolist()]
+        if 'flops' in self.losses and len(set(costs)) == 1:
+            raise OptionError('train.flops_opt', 'all branches cost the same, so there is nothing to trade')
         if costs != sorted(costs):
             get_root_logger().warning(f'network_g.branches are not listed from cheap to dear, their relative costs are '
                                       f'{costs}. Labels, distillation and the difficulty map take the first for the '
@@ -259,8 +269,7 @@ class CDNSRModel(SRModel):
             self._record(upscaled)
 
     def validation(self, dataloader, current_iter, tb_logger, save_img=False):
-        devices = [torch.cuda.current_device()] if self.device.type == 'cuda' else []
-        with torch.random.fork_rng(devices):  # validating more or less often does not change the training
+        with torch.random.fork_rng(self._cuda_devices()):  # validating more or less often does not change the training
             super(CDNSRModel, self).validation(dataloader, current_iter, tb_logger, save_img)
         if self.is_train:
             self._remember_best(current_iter)
@@ -413,10 +422,13 @@ class CDNSRModel(SRModel):
         """
         if current_iter == -1:
             return
-        random_states = [random_state(self.device)]
+        processes = [{
+            'random_state': random_state(self._cuda_devices()),
+            'guard': self.guard and self.guard.state_dict()
+        }]
         if self.opt['dist']:
-            random_states *= self.opt['world_size']
-            torch.distributed.all_gather_object(random_states, random_states[0])
+            processes *= self.opt['world_size']
+            torch.distributed.all_gather_object(processes, processes[0])
         state = {
             'epoch': epoch,
             'iter': current_iter,
@@ -426,10 +438,9 @@ class CDNSRModel(SRModel):
                 name: self.get_bare_model(loss).state_dict()
                 for name, loss in self.losses.items()
             },
-            'guard': self.guard and self.guard.state_dict(),
             'scaler': self.scaler.state_dict(),
             'best_metric_results': self._best_metric_results(),
-            'random_states': random_states,
+            'processes': processes,
         }
         self._save_state(state)
 
@@ -458,6 +469,12 @@ class CDNSRModel(SRModel):
             state = torch.load(self._state_path(current_iter), map_location='cpu', weights_only=True)
             self._save_state(dict(state, best_metric_results=self._best_metric_results()))
 
+    def _cuda_devices(self):
+        """CUDA devices that this process draws random numbers on."""
+        if self.device.type != 'cuda':
+            return []
+        return [torch.cuda.current_device()] if self.opt['dist'] else list(range(self.opt['num_gpu']))
+
     def resume_training(self, resume_state):
         """Goes on from a training state.
 
@@ -468,12 +485,14 @@ class CDNSRModel(SRModel):
         for name, state in resume_state.get('losses', {}).items():
             if name in self.losses:
                 self.get_bare_model(self.losses[name]).load_state_dict(state)
-        if self.guard is not None and resume_state.get('guard'):
-            self.guard.load_state_dict(resume_state['guard'])
         if resume_state.get('scaler'):
             self.scaler.load_state_dict(resume_state['scaler'])
-        if resume_state.get('best_metric_results'):
-            self.best_metric_results = resume_state['best_metric_results']
-        random_states = resume_state.get('random_states', [])
-        if len(random_states) == self.opt['world_size']:
-            set_random_state(random_states[self.opt['rank']], self.device)
+        metrics = set(self.opt['val'].get('metrics') or {})
+        best = resume_state.get('best_metric_results', {})
+        self.best_metric_results = {dataset: record for dataset, record in best.items() if set(record) == metrics}
+        processes = resume_state.get('processes', [])
+        if len(processes) == self.opt['world_size']:
+            process = processes[self.opt['rank']]
+            set_random_state(process['random_state'], self._cuda_devices())
+            if self.guard is not None and process['guard']:
+                self.guard.load_state_dict(process['guard'])

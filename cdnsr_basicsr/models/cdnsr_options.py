@@ -14,6 +14,18 @@ LOSSES = {
     'label': 'classifier',
     **dict.fromkeys(DISTILLATION_LOSSES, 'branches')
 }
+# accepted types of the losses that are called with more than an image and its GT
+TYPES = {
+    'branch': ('L1Loss', 'MSELoss', 'CharbonnierLoss'),
+    'class': ('ClassLoss', ),
+    'average': ('AverageLoss', ),
+    'flops': ('FLOPsLoss', ),
+    'label': ('LabelLoss', ),
+    'kd': ('KDL1Loss', ),
+    'feature': ('FeatureDistillLoss', ),
+    'csd': ('CSDLoss', 'ContrastLoss'),
+    'cs': ('CSDLoss', 'ContrastLoss')
+}
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 # what CDNSRModel and BasicSR's pipelines read, block by block
 KEYS = {
@@ -78,6 +90,19 @@ def check_options(opt, is_train):
         check_training(opt)
 
 
+def _check_loss(block, name):
+    """Refuses a loss of another kind than its name says, and values that would fail in the first iteration."""
+    where = f'train.{name}_opt'
+    if name in TYPES:
+        check_choice(block.get('type'), f'{where}.type', TYPES[name])
+    check_number(block.get('loss_weight', 1), f'{where}.loss_weight', 0)
+    check_number(block.get('num_negatives', 1), f'{where}.num_negatives', 1, integer=True)
+    if block.get('reduction') == 'none':
+        raise OptionError(f'{where}.reduction', 'none leaves no single value to minimise; accepted: mean, sum')
+    for layer, weight in (block.get('layer_weights') or {}).items():
+        check_number(weight, f'{where}.layer_weights.{layer}', 0)
+
+
 def check_training(opt):
     """Refuses what CDNSRModel cannot be trained with.
 
@@ -111,6 +136,7 @@ def check_training(opt):
     if 'pixel' not in losses:
         raise OptionError('train.pixel_opt', 'a pixel loss is needed')
     for name in losses:
+        _check_loss(train_opt[f'{name}_opt'], name)
         trained = LOSSES[name]
         if [trained] == freeze:
             raise OptionError(f'train.{name}_opt', f'trains the {trained} only, which train.freeze keeps as they are')
@@ -118,6 +144,12 @@ def check_training(opt):
         raise OptionError('train.balance', 'auto raises the weight of average_opt, which is missing')
     if 'label' in losses and data_opt.get('label_file') is None:
         raise OptionError('train.label_opt', 'needs datasets.train.label_file, which `basicsr label` writes')
+    if 'label' in losses and data_opt.get('type') != 'LabeledPatchDataset':
+        raise OptionError('train.label_opt',
+                          f"needs a LabeledPatchDataset, but datasets.train.type is {data_opt.get('type')}")
+    if 'network_t' in opt and not set(losses) & set(DISTILLATION_LOSSES):
+        raise OptionError('network_t',
+                          f"teaches nothing without {', '.join(f'{name}_opt' for name in DISTILLATION_LOSSES)}")
     for name in sorted({'csd', 'cs'}.intersection(losses)):
         if data_opt.get('batch_size_per_gpu', 2) < 2:
             raise OptionError(

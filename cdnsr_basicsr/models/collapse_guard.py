@@ -1,5 +1,6 @@
 import math
 import torch
+from torch.nn.functional import one_hot
 
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
@@ -35,9 +36,10 @@ class CollapseGuard:
             logits (Tensor): of shape (b, M).
         """
         classes = logits.detach().argmax(dim=1)
-        self.counts = self.counts.to(classes.device) + torch.bincount(classes, minlength=len(self.counts))
+        # bincount would wait for the device to learn the largest class
+        self.counts = self.counts.to(classes.device) + one_hot(classes, len(self.counts)).sum(dim=0)
         self.iterations += 1
-        if self.iterations == self.num_iter:
+        if self.iterations >= self.num_iter:
             self._judge()
             self.counts.zero_()
             self.iterations = 0

@@ -115,7 +115,10 @@ def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path
     load_network(str(final))
 
     final.unlink()  # as if stopped before the end of the last stage
-    again = bash(scripts / 'train_all.sh', 'fsrcnn', *TINY, cwd=work, ITER='3')
+    other = bash(scripts / 'train_all.sh', 'fsrcnn', *TINY, cwd=work, ITER='3')
+    assert other.returncode == 2 and 'train_fsrcnn_branch1 is finished, but with other options' in other.stderr
+    assert 'remove experiments/train_fsrcnn_branch1 to train it anew' in other.stderr
+    again = bash(scripts / 'train_all.sh', 'fsrcnn', *TINY, cwd=work, ITER='2')
     output = again.stdout + again.stderr
     assert again.returncode == 0, output
     assert output.count('is finished') == 5 and 'Resuming training from epoch: 0, iter: 2' in output

@@ -96,6 +96,15 @@ def test_it_never_learns_but_lets_gradients_through():
     assert not any(param.requires_grad for param in net.parameters())
 
 
+def test_random_weights_are_always_the_same_and_draw_nothing():
+    torch.manual_seed(5)
+    first, drawn = VGG19Features(['relu1_1'], 'random'), torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn)
+    second = VGG19Features(['relu1_1'], 'random')
+    assert torch.equal(first.vgg_net.conv1_1.weight, second.vgg_net.conv1_1.weight)
+
+
 def test_only_the_layers_in_use_are_built():
     names = list(VGG19Features(['relu1_2', 'conv1_1'], 'random').vgg_net._modules)
     assert names == ['conv1_1', 'relu1_1', 'conv1_2', 'relu1_2']

@@ -12,6 +12,8 @@ from basicsr.models import build_model
 from basicsr.train import load_resume_state
 from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.inference import RoutedUpscaler
+from cdnsr_basicsr.models import CDNSRModel
+from cdnsr_basicsr.models.cdnsr_options import TYPES
 from cdnsr_basicsr.options import OptionError
 from tests.conftest import carn
 from tests.test_archs.test_cdnsr import spread
@@ -151,7 +153,8 @@ def test_checkpoint_describes_itself(opt, tmp_path):
     assert content.keys() == {'params', 'params_ema', 'network_g', 'scale'}
     net, x = load_network(str(path)), torch.rand(2, 3, 8, 8)
     with torch.no_grad():
-        assert torch.equal(net(x), model.net_g_ema(x))
+        torch.testing.assert_close(net(x), model.net_g_ema(x))
+    assert all(torch.equal(value, model.net_g_ema.state_dict()[key]) for key, value in net.state_dict().items())
     assert not list(tmp_path.rglob('.*')), 'temporary files are left'
 
 
@@ -362,7 +365,6 @@ MISTAKES = [
 
 @pytest.mark.parametrize('change,message', MISTAKES)
 def test_mistakes_are_named(file_opt, change, message):
-    from cdnsr_basicsr.models import CDNSRModel
     CDNSRModel.check_options(file_opt, True)
     with pytest.raises(OptionError) as error:
         CDNSRModel.check_options({**file_opt, **change}, True)
@@ -383,13 +385,20 @@ TRAIN_MISTAKES = [
     (dict(collapse_iter=1.5), 'train.collapse_iter: expected an integer at least 1, but got 1.5'),
     (dict(feature_extractor=dict(layer='conv1_1')), 'train.feature_extractor.layer: unknown key; accepted: weights'),
     (dict(label_opt=dict(type='LabelLoss')), 'train.label_opt: needs datasets.train.label_file'),
+    (dict(kd_opt=dict(type='CSDLoss')), "train.kd_opt.type: accepted: KDL1Loss; got 'CSDLoss'"),
+    (dict(branch_opt=dict(type='GANLoss')), 'train.branch_opt.type: accepted: L1Loss, MSELoss, CharbonnierLoss; got'),
+    (dict(pixel_opt=dict(type='L1Loss', reduction='none')), 'train.pixel_opt.reduction: none leaves no single value'),
+    (dict(class_opt=dict(type='ClassLoss', loss_weight='1')),
+     'train.class_opt.loss_weight: expected a number at least 0'),
+    (dict(csd_opt=dict(type='CSDLoss', num_negatives=2.5)),
+     'train.csd_opt.num_negatives: expected an integer at least 1'),
+    (dict(csd_opt=dict(type='CSDLoss', layer_weights=dict(relu1_1=None))), 'layer_weights.relu1_1: expected a number'),
     (dict(tau_min=0), 'train.tau_min: expected a number from 0.01 to 1, but got 0'),
 ]
 
 
 @pytest.mark.parametrize('change,message', TRAIN_MISTAKES)
 def test_mistakes_in_train_are_named(file_opt, change, message):
-    from cdnsr_basicsr.models import CDNSRModel
     file_opt['train'].update(change)
     with pytest.raises(OptionError) as error:
         CDNSRModel.check_options(file_opt, True)
@@ -398,10 +407,9 @@ def test_mistakes_in_train_are_named(file_opt, change, message):
 
 @pytest.mark.parametrize('name', ['class', 'average', 'flops', 'label', 'kd', 'feature', 'csd', 'cs'])
 def test_a_loss_that_reaches_frozen_parts_only_is_refused(file_opt, name):
-    from cdnsr_basicsr.models import CDNSRModel
     trained = 'classifier' if name in ('class', 'average', 'flops', 'label') else 'branches'
     file_opt['train'].update({f'{other}_opt': None for other in ('class', 'average', 'flops')})
-    file_opt['train'].update({f'{name}_opt': {'type': 'any'}, 'freeze': [trained]})
+    file_opt['train'].update({f'{name}_opt': {'type': TYPES[name][0]}, 'freeze': [trained]})
     file_opt['path'].update(pretrain_network_g='a.pth')
     with pytest.raises(OptionError, match=f'train.{name}_opt: trains the {trained} only, which train.freeze keeps'):
         CDNSRModel.check_options(file_opt, True)
@@ -409,8 +417,7 @@ def test_a_loss_that_reaches_frozen_parts_only_is_refused(file_opt, name):
 
 @pytest.mark.parametrize('name', ['csd', 'cs'])
 def test_contrast_needs_a_batch(file_opt, name):
-    from cdnsr_basicsr.models import CDNSRModel
-    file_opt['train'].update({f'{name}_opt': {'type': 'any'}})
+    file_opt['train'].update({f'{name}_opt': {'type': TYPES[name][0]}})
     file_opt['datasets']['train']['batch_size_per_gpu'] = 1
     with pytest.raises(OptionError, match='takes negatives from the other samples of a batch'):
         CDNSRModel.check_options(file_opt, True)
@@ -418,3 +425,31 @@ def test_contrast_needs_a_batch(file_opt, name):
     with pytest.raises(
             OptionError, match='VGG19 needs patches of at least 16 pixels, but datasets.train.gt_size is 12'):
         CDNSRModel.check_options(file_opt, True)
+
+
+def test_a_teacher_without_pupils_and_labels_without_their_dataset_are_refused(file_opt):
+    file_opt['network_t'] = dict(type='FSRCNN')
+    file_opt['path']['pretrain_network_t'] = 'teacher.pth'
+    with pytest.raises(OptionError, match='network_t: teaches nothing without kd_opt, feature_opt, csd_opt, cs_opt'):
+        CDNSRModel.check_options(file_opt, True)
+    file_opt['train'].update(label_opt=dict(type='LabelLoss'), kd_opt=dict(type='KDL1Loss'))
+    file_opt['datasets']['train'].update(type='PairedImageDataset', label_file='labels.txt')
+    with pytest.raises(
+            OptionError, match='train.label_opt: needs a LabeledPatchDataset, but datasets.train.type is Pair'):
+        CDNSRModel.check_options(file_opt, True)
+
+
+def test_branches_of_equal_cost_cannot_be_traded(opt):
+    opt['network_g']['branches'] = [carn(4)] * 3
+    with pytest.raises(OptionError, match='train.flops_opt: all branches cost the same'):
+        make(opt)
+
+
+@pytest.mark.parametrize('train', [dict(precision='bfloat16'), dict(compile=True)])
+def test_what_threads_on_several_gpus_cannot_do_is_refused(opt, train):
+    opt.update(num_gpu=2)
+    opt['train'].update(train)
+    model = CDNSRModel.__new__(CDNSRModel)
+    model.opt, model.is_train, model.device = opt, True, torch.device('cpu')
+    with pytest.raises(OptionError, match='on 2 GPUs needs a process for each: bash scripts/dist_train.sh'):
+        model.model_to_device(build_network(opt['network_g']))

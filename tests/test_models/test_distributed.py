@@ -116,6 +116,6 @@ def test_two_processes_keep_one_network_one_head_and_one_guard(opt, tmp_path):
     assert first['sums'] == second['sums'] and first['weight'] == second['weight'] > 6
     assert first['drawn'] != second['drawn']
     state = torch.load(tmp_path / 'training_states' / '3.state', weights_only=True)
-    states = [random_state['torch'] for random_state in state['random_states']]
+    states = [process['random_state']['torch'] for process in state['processes']]
     assert len(states) == 2 and not torch.equal(*states)
     assert set(state['losses']['cs']) == {'head.0.weight', 'head.0.bias', 'head.2.weight', 'head.2.bias'}

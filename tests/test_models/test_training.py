@@ -146,6 +146,9 @@ def test_guard_raises_the_average_loss_so_often_and_no_more(warnings):
         guard(torch.eye(3)[[0]])
     assert loss.loss_weight == 0.5 * 2**10
     assert 'is raised to 1.' in warnings()[0] and 'is 512 and stays so' in warnings()[-1]
+    guard.iterations = 9
+    guard(torch.eye(3)[[0]])  # a window that was longer before resuming
+    assert guard.iterations == 0
     again = AverageLoss(0.5)
     resumed = CollapseGuard(3, num_iter=5, average_loss=again)
     resumed.load_state_dict(guard.state_dict())
@@ -242,6 +245,48 @@ def test_best_metrics_are_resumed_also_when_validation_follows_saving(opt, tmp_p
     resumed.best_metric_results['images']['psnr']['val'] = 99.
     resumed.validation(DataLoader(Images()), 4, None)
     assert resumed.best_metric_results['images']['psnr'] == {'better': 'higher', 'val': 99., 'iter': 2}
+
+
+def test_another_choice_of_metrics_starts_its_best_anew(opt, tmp_path):
+    model = make(opt)
+    model.validation(DataLoader(Images()), 2, None)
+    model.save(0, 2)
+    opt['val']['metrics']['ssim'] = dict(type='calculate_ssim', crop_border=4)
+    resumed = make(opt)
+    resumed.resume_training(torch.load(tmp_path / 'training_states' / '2.state', weights_only=True))
+    resumed.validation(DataLoader(Images()), 4, None)
+    assert {
+        name: best['iter']
+        for name, best in resumed.best_metric_results['images'].items()
+    } == {
+        'psnr': 4,
+        'ssim': 4
+    }
+
+
+@pytest.mark.parametrize('scheduler', [
+    dict(type='CosineAnnealingRestartLR', periods=[4], restart_weights=[1], eta_min=0),
+    dict(type='MultiStepLR', milestones=[2], gamma=0.5),
+])
+def test_a_longer_schedule_can_be_resumed(opt, tmp_path, scheduler):
+    opt['train'].update(total_iter=4, scheduler=dict(scheduler))
+    model = make(opt)
+    for i in range(1, 5):
+        step(model, i)
+    model.save(0, 4)
+    opt['train'].update(
+        total_iter=40,
+        scheduler=dict(scheduler, **(dict(periods=[40]) if 'periods' in scheduler else dict(milestones=[2, 10]))))
+    resumed = make(opt)
+    resumed.resume_training(torch.load(tmp_path / 'training_states' / '4.state', weights_only=True))
+    rates = []
+    for i in range(5, 41):
+        step(resumed, i)
+        rates.append(resumed.get_current_learning_rate()[0])
+    if 'periods' in scheduler:
+        assert rates[0] > 0.0009 and rates[-1] < 0.0001 and rates == sorted(rates, reverse=True)
+    else:
+        assert rates[0] == 0.0005 and rates[-1] == 0.00025
 
 
 def test_validation_leaves_the_training_noise_alone(opt):
