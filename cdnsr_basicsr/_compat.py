@@ -12,6 +12,7 @@ import importlib.abc
 import importlib.machinery
 import os
 import re
+import shutil
 import sys
 import tempfile
 import types
@@ -95,6 +96,18 @@ def _expanduser_each(path: Any) -> Any:
     return [os.path.expanduser(item) for item in path] if isinstance(path, list) else os.path.expanduser(path)
 
 
+def _remove_leftovers(opt: dict) -> None:
+    """Removes the hidden files and folders that a run killed while saving has left in this experiment."""
+    if opt['rank'] != 0:
+        return
+    for key in ('models', 'training_states'):
+        for path in Path(opt['path'][key]).glob('.*'):
+            if path.name.startswith('.saving_'):
+                shutil.rmtree(path, ignore_errors=True)
+            elif re.fullmatch(r'\.\d+\..*\.(pth|state)', path.name):
+                path.unlink()
+
+
 def _load_resume_state(opt: dict) -> Optional[dict]:
     """Loads the newest complete training state, on any device.
 
@@ -107,6 +120,7 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
 
     paths = []
     if opt['auto_resume']:
+        _remove_leftovers(opt)
         states = [path for path in Path(opt['path']['training_states']).glob('*.state') if path.stem.isdigit()]
         paths = sorted(states, key=lambda path: int(path.stem), reverse=True)
     if not paths and opt['path'].get('resume_state'):

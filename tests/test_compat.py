@@ -115,7 +115,15 @@ def test_a_network_of_which_nothing_is_saved_keeps_its_path_when_resuming(tmp_pa
     for name in ('net_g_4.pth', 'net_d_4.pth', 'net_f_2.pth'):
         (tmp_path / name).write_bytes(b'')
     path = {'resume_state': str(tmp_path / '4.state'), 'models': str(tmp_path), 'pretrain_network_t': 'teacher.pth'}
-    opt = {'auto_resume': False, 'path': path, 'network_g': {}, 'network_d': {}, 'network_f': {}, 'network_t': {}}
+    opt = {
+        'auto_resume': False,
+        'rank': 0,
+        'path': path,
+        'network_g': {},
+        'network_d': {},
+        'network_f': {},
+        'network_t': {}
+    }
     assert _compat._load_resume_state(opt)['iter'] == 4
     assert path['pretrain_network_g'] == str(tmp_path / 'net_g_4.pth')
     assert path['pretrain_network_d'] == str(tmp_path / 'net_d_4.pth')

@@ -487,7 +487,7 @@ class CDNSRModel(SRModel):
                 self.get_bare_model(self.losses[name]).load_state_dict(state)
         if resume_state.get('scaler'):
             self.scaler.load_state_dict(resume_state['scaler'])
-        metrics = set(self.opt['val'].get('metrics') or {})
+        metrics = set((self.opt.get('val') or {}).get('metrics') or {})
         best = resume_state.get('best_metric_results', {})
         self.best_metric_results = {dataset: record for dataset, record in best.items() if set(record) == metrics}
         processes = resume_state.get('processes', [])

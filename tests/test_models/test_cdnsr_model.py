@@ -205,8 +205,13 @@ def test_half_written_states_are_passed_over(opt, tmp_path, capsys):
     (states / '12.state').write_bytes((states / '10.state').read_bytes()[:500])
     (states / '14.state').write_bytes(b'')
     (states / '10_old.state').write_bytes(b'')
+    (states / '.123.14.state').write_bytes(b'killed')
+    (tmp_path / 'models' / '.saving_abc').mkdir()
+    (tmp_path / 'models' / '.saving_abc' / 'net_g_14.pth').write_bytes(b'killed')
+    (tmp_path / 'models' / '.notes').write_bytes(b'of the user')
     assert load_resume_state({**opt, 'auto_resume': True})['iter'] == 10
     assert capsys.readouterr().out.count('is not complete, trying the state before it') == 2
+    assert [path.name for path in tmp_path.rglob('.*')] == ['.notes'], 'what killed runs left is still there'
 
 
 def test_a_complete_state_that_cannot_be_loaded_is_an_error(opt, tmp_path):
