@@ -147,6 +147,7 @@ def run_pipeline(args: argparse.Namespace) -> int:
 
     dist = torch.distributed
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # gloo can hang when one process leaves before the others
         dist.destroy_process_group()
     return 0
 

@@ -29,6 +29,7 @@ torch.manual_seed(rank)
 found = getattr(test_distributed, sys.argv[1])(build_model(opt), *sys.argv[2:])
 with open(f'results_{rank}.json', 'w') as file:
     json.dump(found, file)
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 '''
 
