@@ -66,14 +66,9 @@ class OurStep:
         opt = copy.deepcopy(opt)
         opt.update(num_gpu=int(device.type == 'cuda'), dist=False, is_train=True, rank=0, world_size=1)
         opt['path'] = {}
-        opt['train'].update(ema_decay=0, label_opt=None, balance='warn', **train)
-        if freeze:
-            opt['train'].update(freeze=list(freeze))
-            trains = 'classifier' if freeze == ('branches', ) else 'branches'
-            keep = LOSSES if trains == 'classifier' else ('pixel', )
-            opt['train'].update({f'{name}_opt': None for name in LOSSES if name not in keep})
-        else:
-            opt['train'].update(freeze=[])
+        opt['train'].update(ema_decay=0, label_opt=None, balance='warn', freeze=list(freeze), **train)
+        if 'classifier' in freeze:  # nothing is left for the other losses to train
+            opt['train'].update({f'{name}_opt': None for name in LOSSES if name != 'pixel'})
         self.model = build_model(opt)
 
     def __call__(self, lq, gt):
@@ -108,14 +103,13 @@ def main():
 
     lq, gt = torch.rand(args.batch, 3, 32, 32, device=device), torch.rand(args.batch, 3, 128, 128, device=device)
     steps, seconds = {name: make() for name, make in rows.items()}, {name: [] for name in rows}
+    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
     for count in range(args.rounds + 2):
         for name, step in steps.items():
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
+            wait()
             begin = time.perf_counter()
             step(lq, gt)
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
+            wait()
             if count >= 2:  # the first two warm up
                 seconds[name].append(time.perf_counter() - begin)
 

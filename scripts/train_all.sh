@@ -26,7 +26,7 @@ stages=("train_${backbone}_branch1" "train_${backbone}_branch2" "train_${backbon
     "train_cdnsr_$backbone" "train_cdnsr_${backbone}_joint" "train_cdnsr_${backbone}_distill")
 for i in "${!stages[@]}"; do
     stage=${stages[$i]}
-    changed="$stage: ${force[*]:-no changes}"
+    changed=${force[*]:-no changes}
     if [ -f "experiments/$stage/models/net_g_latest.pth" ]; then
         record=$(cat "experiments/$stage/train_all.txt" 2>/dev/null || echo "$changed")
         [ "$record" = "$changed" ] ||

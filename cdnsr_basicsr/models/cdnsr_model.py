@@ -18,7 +18,7 @@ from ..inference.engine import RoutedUpscaler
 from ..losses import VGG19Features
 from ..options import OptionError
 from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, PRECISIONS, check_options
-from .collapse_guard import CollapseGuard, routing_entropy, softened
+from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from .distillation import Distillation
 from .random_state import random_state, set_random_state
 
@@ -84,8 +84,7 @@ class CDNSRModel(SRModel):
                             'for each: bash scripts/dist_train.sh, or num_gpu: 1')
             # freeze before DistributedDataParallel looks which parameters it has to synchronise
             net.freeze(train_opt.get('freeze') or [])
-            if train_opt.get('channels_last', True):
-                net = net.to(memory_format=torch.channels_last)
+            net = net.to(memory_format=self._memory_format())
         return super(CDNSRModel, self).model_to_device(net)
 
     def init_training_settings(self):
@@ -97,10 +96,10 @@ class CDNSRModel(SRModel):
 
         self._build_losses()
         super(CDNSRModel, self).init_training_settings()
-        if hasattr(self, 'net_g_ema') and self.opt['train'].get('channels_last', True):
-            self.net_g_ema.to(memory_format=torch.channels_last)
-        if branch_paths and hasattr(self, 'net_g_ema'):
-            self.model_ema(0)
+        if hasattr(self, 'net_g_ema'):
+            self.net_g_ema.to(memory_format=self._memory_format())
+            if branch_paths:
+                self.model_ema(0)
 
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.opt['train'].get('precision') == 'float16')
         self.costs = self.upscaler(self.get_bare_model(self.net_g)).costs.to(self.device)
@@ -140,8 +139,8 @@ class CDNSRModel(SRModel):
             self._load_pretrained(net_t, self.opt['path']['pretrain_network_t'], 't')
             net_t = net_t.to(self.device).requires_grad_(False).eval()
         for net in (extractor, net_t):
-            if net is not None and train_opt.get('channels_last', True):
-                net.to(memory_format=torch.channels_last)
+            if net is not None:
+                net.to(memory_format=self._memory_format())
         names = [name for name in DISTILLATION_LOSSES if name in self.losses]
         self.distillation = Distillation(names, self.opt['scale'], net_t, extractor)
 
@@ -177,9 +176,8 @@ class CDNSRModel(SRModel):
                 str(data.get('gt_path')), f"GT of {tuple(self.gt.shape[-2:])} is not x{self.opt['scale']} of "
                 f'LQ of {tuple(self.lq.shape[-2:])}')
 
-    def _laid_out(self, images):
-        channels_last = self.opt['train'].get('channels_last', True)
-        return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+    def _memory_format(self):
+        return torch.channels_last if self.opt['train'].get('channels_last', True) else torch.contiguous_format
 
     def _checked_labels(self):
         labels, num_classes = self.label, len(self.costs)
@@ -196,17 +194,14 @@ class CDNSRModel(SRModel):
         precision = PRECISIONS[train_opt.get('precision', 'float32')]
 
         self.optimizer_g.zero_grad()
-        lq, gt = self._laid_out(self.lq), self._laid_out(self.gt)
+        lq, gt = (images.contiguous(memory_format=self._memory_format()) for images in (self.lq, self.gt))
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
             self.output, routing = self.net_g(lq, return_routing=True)
-            # losses are computed in float32
-            routing = routing._replace(
-                logits=routing.logits.float(),
-                weights=routing.weights.float(),
-                branch_outputs=tuple(output.float() for output in routing.branch_outputs))
+            # losses are computed in float32, which logits, weights and mixture are already
+            routing = routing._replace(branch_outputs=tuple(output.float() for output in routing.branch_outputs))
             arguments = self.distillation.arguments(lq, routing)
         arguments.update({
-            'pixel': (self.output.float(), gt),
+            'pixel': (self.output, gt),
             'class': (routing.weights, ),
             'average': (softened(routing.logits) if train_opt.get('balance') == 'auto' else routing.weights, ),
             'flops': (routing.weights, self.costs),
@@ -225,12 +220,12 @@ class CDNSRModel(SRModel):
         with torch.no_grad():
             log['cost'] = (routing.weights @ self.costs).mean()
             log['entropy'] = routing_entropy(routing.logits)
-            shares = torch.nn.functional.one_hot(routing.logits.argmax(dim=1), len(self.costs)).float().mean(dim=0)
-            log.update((f'share_{i}', share) for i, share in enumerate(shares))
+            counts = class_counts(routing.logits)
+            log.update((f'share_{i}', share) for i, share in enumerate(counts / counts.sum()))
         # kept on the device until they are asked for
         self.step_log = OrderedDict((name, value.detach()) for name, value in log.items())
         if self.guard is not None:
-            self.guard(routing.logits)
+            self.guard(counts)
 
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)

@@ -63,8 +63,7 @@ def check_options(opt, is_train):
             raise OptionError(f'network_g.branches[{i}]', f'expected a block with a type, but got {branch!r}')
         if branch.get('upscale', upscale) != upscale:
             raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
-    if net_opt.get('mixture', 'gumbel') not in ('gumbel', 'softmax'):
-        raise OptionError('network_g.mixture', f"accepted: gumbel, softmax; got {net_opt['mixture']!r}")
+    check_choice(net_opt.get('mixture', 'gumbel'), 'network_g.mixture', ['gumbel', 'softmax'])
     if opt.get('scale') != upscale:
         raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
 

@@ -29,15 +29,13 @@ class CollapseGuard:
         self.iterations = 0
         self.raises = 0
 
-    def __call__(self, logits):
+    def __call__(self, counts):
         """Looks at one iteration.
 
         Args:
-            logits (Tensor): of shape (b, M).
+            counts (Tensor): of shape (M, ), class_counts of the batch.
         """
-        classes = logits.detach().argmax(dim=1)
-        # bincount would wait for the device to learn the largest class
-        self.counts = self.counts.to(classes.device) + one_hot(classes, len(self.counts)).sum(dim=0)
+        self.counts = self.counts.to(counts.device) + counts
         self.iterations += 1
         if self.iterations >= self.num_iter:
             self._judge()
@@ -81,6 +79,19 @@ class CollapseGuard:
         self.iterations, self.raises = state['iterations'], state['raises']
         if self.average_loss is not None:
             self.average_loss.loss_weight *= 2**self.raises
+
+
+def class_counts(logits):
+    """How many patches are routed to each class.
+
+    Args:
+        logits (Tensor): of shape (b, M).
+
+    Returns:
+        Tensor: of shape (M, ), int64.
+    """
+    # bincount would wait for the device to learn the largest class
+    return one_hot(logits.detach().argmax(dim=1), logits.shape[1]).sum(dim=0)
 
 
 def softened(logits):

@@ -12,7 +12,7 @@ from basicsr.models import build_model
 from basicsr.train import load_resume_state
 from cdnsr_basicsr.losses import AverageLoss
 from cdnsr_basicsr.losses.routing_loss import average_loss
-from cdnsr_basicsr.models.collapse_guard import CollapseGuard, routing_entropy, softened
+from cdnsr_basicsr.models.collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from cdnsr_basicsr.options import OptionError
 from tests.test_models.test_cdnsr_model import Images, batch, step
 
@@ -128,14 +128,14 @@ def test_guard_looks_at_whole_windows(warnings):
     guard = CollapseGuard(3, max_share=0.8, num_iter=3)
     mixed, one = torch.eye(3), torch.eye(3)[[1, 1, 1]]
     for logits in (one, one, mixed, one, one):
-        guard(logits)
+        guard(class_counts(logits))
     assert warnings() == []  # 7 of 9, then a window that is not over
-    guard(one)
+    guard(class_counts(one))
     assert len(warnings()) == 1
     assert 'class 1 took 100.0 % of the patches of the last 3 iterations' in warnings()[0]
     assert 'Raise train.average_opt.loss_weight (train.balance: auto does so), lower the weight' in warnings()[0]
     for _ in range(3):
-        guard(torch.eye(3)[[2]])
+        guard(class_counts(torch.eye(3)[[2]]))
     assert 'raise the weight of train.flops_opt' in warnings()[1]
 
 
@@ -143,11 +143,11 @@ def test_guard_raises_the_average_loss_so_often_and_no_more(warnings):
     loss = AverageLoss(0.5)
     guard = CollapseGuard(3, num_iter=1, average_loss=loss)
     for _ in range(12):
-        guard(torch.eye(3)[[0]])
+        guard(class_counts(torch.eye(3)[[0]]))
     assert loss.loss_weight == 0.5 * 2**10
     assert 'is raised to 1.' in warnings()[0] and 'is 512 and stays so' in warnings()[-1]
     guard.iterations = 9
-    guard(torch.eye(3)[[0]])  # a window that was longer before resuming
+    guard(class_counts(torch.eye(3)[[0]]))  # a window that was longer before resuming
     assert guard.iterations == 0
     again = AverageLoss(0.5)
     resumed = CollapseGuard(3, num_iter=5, average_loss=again)
