@@ -17,6 +17,12 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """What is measured goes to a folder of the test run, not to the user's."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.getbasetemp() / 'cache'))
+
+
 @pytest.fixture
 def shared():
     """Finds a file of the test data, or skips the test."""

@@ -36,6 +36,27 @@ class PReLU(nn.PReLU):
         return _FastPReLU.apply(x, self.weight) if self.training else super(PReLU, self).forward(x)
 
 
+def sub_pixel_taps(weight, stride, padding):
+    """The weight of the conv at LQ size that, followed by a pixel shuffle, is a transposed conv.
+
+    Args:
+        weight (Tensor): of shape (num_in_ch, num_out_ch, kernel_size, kernel_size).
+        stride (int): Stride of the transposed conv.
+        padding (int): Its padding.
+
+    Returns:
+        Tensor: of shape (num_out_ch*stride*stride, num_in_ch, size, size), size odd.
+    """
+    num_in_ch, num_out_ch, kernel_size, _ = weight.shape
+    # GT pixel stride * y + r sees LQ pixel y + d through tap r + padding - stride * d
+    radius = max((stride - 1 + padding) // stride, (kernel_size - 1 - padding) // stride)
+    size = 2 * radius + 1
+    before = stride * radius - padding
+    after = size * stride - kernel_size - before
+    taps = F.pad(weight, (before, after, before, after)).view(num_in_ch, num_out_ch, size, stride, size, stride)
+    return taps.flip(2, 4).permute(1, 3, 5, 0, 2, 4).reshape(-1, num_in_ch, size, size)
+
+
 class _SubPixelDeconv(torch.autograd.Function):
     """A transposed conv, computed forward as a conv at LQ size and a pixel shuffle, backward as what it is.
 
@@ -46,15 +67,8 @@ class _SubPixelDeconv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, output_padding):
         ctx.geometry = (stride, padding, output_padding)
-        num_in_ch, num_out_ch, kernel_size, _ = weight.shape
-        # GT pixel stride * y + r sees LQ pixel y + d through tap r + padding - stride * d
-        radius = max((stride - 1 + padding) // stride, (kernel_size - 1 - padding) // stride)
-        size = 2 * radius + 1
-        before = stride * radius - padding
-        after = size * stride - kernel_size - before
-        taps = F.pad(weight, (before, after, before, after)).view(num_in_ch, num_out_ch, size, stride, size, stride)
-        taps = taps.flip(2, 4).permute(1, 3, 5, 0, 2, 4).reshape(-1, num_in_ch, size, size)
-        output = F.conv2d(x, taps, bias.repeat_interleave(stride * stride), padding=radius)
+        taps = sub_pixel_taps(weight, stride, padding)
+        output = F.conv2d(x, taps, bias.repeat_interleave(stride * stride), padding=taps.shape[-1] // 2)
         ctx.save_for_backward(x.to(output.dtype), weight.to(output.dtype))
         return F.pixel_shuffle(output, stride)
 
@@ -68,7 +82,20 @@ class _SubPixelDeconv(torch.autograd.Function):
 
 
 class Deconv(nn.ConvTranspose2d):
-    """Transposed conv, faster in training. Arguments as of nn.ConvTranspose2d; square kernel, with bias."""
+    """Transposed conv, faster in training and, after switch_to_deploy, in evaluation.
+
+    Arguments as of nn.ConvTranspose2d; square kernel, with bias.
+    """
+
+    @torch.no_grad()
+    def switch_to_deploy(self):
+        """From now on evaluates as a conv at LQ size and a pixel shuffle: for inference, the weights are copied."""
+        stride = self.stride[0]
+        taps = sub_pixel_taps(self.weight, stride, self.padding[0])
+        self.deploy = nn.Conv2d(taps.shape[1], taps.shape[0], taps.shape[-1], padding=taps.shape[-1] // 2)
+        self.deploy.to(taps.device)
+        self.deploy.weight.copy_(taps)
+        self.deploy.bias.copy_(self.bias.repeat_interleave(stride * stride))
 
     def forward(self, x):
         """
@@ -78,9 +105,12 @@ class Deconv(nn.ConvTranspose2d):
         Returns:
             Tensor: of shape (b, c, h*stride, w*stride), if padding and output_padding are chosen so.
         """
-        if not self.training:
-            return super(Deconv, self).forward(x)
-        return _SubPixelDeconv.apply(x, self.weight, self.bias, self.stride[0], self.padding[0], self.output_padding[0])
+        stride = self.stride[0]
+        if self.training:
+            return _SubPixelDeconv.apply(x, self.weight, self.bias, stride, self.padding[0], self.output_padding[0])
+        if hasattr(self, 'deploy'):
+            return F.pixel_shuffle(self.deploy(x), stride)
+        return super(Deconv, self).forward(x)
 
 
 @ARCH_REGISTRY.register()

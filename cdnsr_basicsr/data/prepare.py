@@ -14,7 +14,6 @@ from pathlib import Path
 from tqdm import tqdm
 from typing import Callable, Iterable, Iterator, NamedTuple, Optional, TypeVar
 
-from ..inference.tiling import tile_starts
 from ..options import OptionError
 
 IMAGE_SUFFIXES = ('.avif', '.bmp', '.dib', '.exr', '.hdr', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.pic',
@@ -38,6 +37,18 @@ class Prepared(NamedTuple):
     pairs: int
     unreadable: list[str]
     too_small: list[str]
+
+
+def patch_starts(length: int, crop: int, step: int) -> list[int]:
+    """First pixels of the patches along one axis: every `step` pixels, the last one shifted inside.
+
+    >>> patch_starts(100, 64, 60)
+    [0, 36]
+    """
+    starts = list(range(0, max(length - crop, 0) + 1, step))
+    if starts[-1] + crop < length:
+        starts.append(length - crop)
+    return starts
 
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
@@ -120,8 +131,8 @@ def cut_pairs(image: np.ndarray, key: str, scale: int, scales: list[float], crop
         if min(height, width) < crop:
             continue
         gt, lq = make_lq(image if fraction == 1 else resize(image, fraction), scale)
-        for top in tile_starts(gt.shape[0], crop, step):
-            for left in tile_starts(gt.shape[1], crop, step):
+        for top in patch_starts(gt.shape[0], crop, step):
+            for left in patch_starts(gt.shape[1], crop, step):
                 rows, columns = slice(top // scale, (top + crop) // scale), slice(left // scale, (left + crop) // scale)
                 yield Pair(f'{key}_s{round(1000 * fraction):04d}_y{top:05d}_x{left:05d}',
                            gt[top:top + crop, left:left + crop], lq[rows, columns])

@@ -1,23 +1,76 @@
 """Upscaling a whole image tile by tile, each tile by the branch that its difficulty asks for."""
 from __future__ import annotations
 
+import copy
+import logging
 import time
 import torch
 from torch import nn
-from typing import NamedTuple
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Protocol, Sequence
 
 from ..complexity import count_macs
-from .tiling import Tiling
+from .budget import RoutingPath, predicted_quality
+from .speed import Speed, measured_speed
+from .tiling import Block, Canvas, Tiling, pad_to
+
+PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+CANVAS_BYTES = 2**27  # of the strip that is being blended: bounds the memory for images of any size
+CLASSIFIED_TOGETHER = 32  # tiles
+FEW_TILES, DEFAULT_MAX_TILES = 32, 4  # an image of few tiles is done before a measurement would be
+
+
+class Rows(Protocol):
+    """An image that hands out its rows; it need not be in memory as a whole."""
+    height: int
+    width: int
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        """Rows of the image, of shape (c, bottom - top, width), in [0, 1]."""
+
+
+class TensorRows:
+    """A tensor of shape (1, c, h, w) as Rows."""
+
+    def __init__(self, image: torch.Tensor) -> None:
+        if image.dim() != 4 or image.shape[0] != 1:
+            raise ValueError(f'Expected one image of shape (1, c, h, w), but got {tuple(image.shape)}.')
+        self.image = image[0]
+        self.height, self.width = image.shape[2:]
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        return self.image[:, top:bottom]
+
+
+Strips = list[list[tuple[int, Block]]]  # for each strip of an image its blocks of tiles and their classes
+
+
+class Plan(NamedTuple):
+    """What will be run on an image.
+
+    Attributes:
+        tiling: The tiles.
+        classes: of shape (n, ), class of each tile, on CPU.
+        strips: What is run.
+        tile_rows: Tile rows of a strip.
+        max_tiles: Most tiles per forward pass of each branch.
+        cost: MACs to be spent, classifier and tile overlap included, relative to the dearest branch on the whole image.
+        quality: Predicted quality: mean probability that a tile's branch is strong enough.
+    """
+    tiling: Tiling
+    classes: torch.Tensor
+    strips: Strips
+    tile_rows: int
+    max_tiles: list[int]
+    cost: float
+    quality: float
 
 
 class Upscaled(NamedTuple):
     """An upscaled image and how it came about.
 
     Attributes:
-        image: of shape (1, c, h * scale, w * scale), on the network's device.
-        classes: of shape (n, ), class of each tile, on CPU.
-        tiling: The tiles, numbered as in `classes`.
-        cost: MACs spent, classifier and tile overlap included, relative to the dearest branch on the whole image.
+        image: of shape (1, c, h * scale, w * scale), float32, on the network's device.
+        classes, tiling, cost: As in Plan.
         seconds: Wall time.
     """
     image: torch.Tensor
@@ -27,57 +80,280 @@ class Upscaled(NamedTuple):
     seconds: float
 
 
+def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a network for inference: channels last, rewritten where the arch knows a faster form of itself.
+
+    Weights of convs and linear layers are kept in `dtype`; autocast would convert them at every call.
+    """
+    net = copy.deepcopy(net).requires_grad_(False).eval()
+    for module in list(net.modules()):
+        if hasattr(module, 'switch_to_deploy'):
+            module.switch_to_deploy()
+    if dtype != torch.float32:
+        for module in net.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                module.to(dtype)
+    return net.to(memory_format=torch.channels_last)
+
+
+def scale_and_channels(net: nn.Module) -> tuple[int, int]:
+    """Upsampling factor of a network, and the channels of its images, found by running it.
+
+    Raises:
+        ValueError: It makes no image of a whole multiple of its input's size out of 3 channels or 1.
+    """
+    device = next(net.parameters(), torch.empty(0)).device
+    was_training, result = net.training, None
+    net.eval()
+    for channels in (3, 1):
+        try:
+            with torch.inference_mode():
+                result = net(torch.zeros(1, channels, 32, 32, device=device))
+            break
+        except (RuntimeError, ValueError):  # wrong number of channels, as each layer puts it
+            continue
+    net.train(was_training)
+    size = tuple(result.shape[1:]) if isinstance(result, torch.Tensor) and result.dim() == 4 else None
+    if size is None or size[1] != size[2] or size[1] % 32 or size[0] != channels:
+        raise ValueError(f'{type(net).__name__} makes {size} out of ({channels}, 32, 32): no super-resolution network.')
+    return size[1] // 32, channels
+
+
 class RoutedUpscaler:
     """Cuts an image into tiles, classifies them all, runs each class through its branch, blends the results.
 
+    The network is copied in a form that is fast in inference; when its weights have changed, it is copied again.
+
     Args:
-        net: A CDNSR network (attributes classifier, branches, upscale).
+        net: A CDNSR network (attributes classifier, branches, upscale), or any super-resolution network, which is then
+            run on all tiles.
         patch_size: Side of a tile in LR pixels.
-        step: Distance of neighbouring tiles in LR pixels.
-        batch: Tiles per forward pass; bounds the memory taken.
+        step: Distance of neighbouring tiles in LR pixels. Default: patch_size less 4 (8 for a network without
+            branches).
+        budget: Cost that may be spent on an image, as a fraction of the dearest branch's on the whole image without
+            tiles; classifier and overlap count. Default: no limit, the most probable class.
+        target_ms: Time that may be spent on an image, in milliseconds, by the measured speed of the branches.
+        cost: 'macs' | 'latency': what a budget counts.
+        precision: 'float32' | 'bfloat16' | 'float16': of the branches. The classifier always runs in float32.
+        float32_branches: Branches that keep float32.
+        max_tiles: Most tiles per forward pass. Default: the fastest number by a short measurement, which is kept for
+            each network and machine.
 
     Attributes:
+        scale: Upsampling factor.
+        channels: Channels of the images: 3, or 1 for gray.
         branch_macs: MACs of each branch for one tile.
         classifier_macs: MACs of the classifier for one tile.
     """
 
-    def __init__(self, net: nn.Module, patch_size: int = 64, step: int = 60, batch: int = 8) -> None:
-        self.net, self.patch_size, self.step, self.batch = net, patch_size, step, batch
-        self.classifier_macs = count_macs(net.classifier, patch_size, patch_size)
-        self.branch_macs = [count_macs(branch, patch_size, patch_size) for branch in net.branches]
+    def __init__(self,
+                 net: nn.Module,
+                 patch_size: int = 64,
+                 step: Optional[int] = None,
+                 budget: Optional[float] = None,
+                 target_ms: Optional[float] = None,
+                 cost: str = 'macs',
+                 precision: str = 'float32',
+                 float32_branches: Sequence[int] = (),
+                 max_tiles: Optional[int] = None) -> None:
+        self.net = net
+        self.routed = hasattr(net, 'classifier') and hasattr(net, 'branches')
+        self.sources = list(net.branches) if self.routed else [net]
+        self.scale, self.channels = scale_and_channels(net)
+        self.patch_size = patch_size
+        self.step = max(1, patch_size - (4 if self.routed else 8)) if step is None else step
+        self.budget, self.target_ms, self.cost_kind = budget, target_ms, cost
+        dtype = PRECISIONS[precision]
+        self.dtypes = [torch.float32 if i in float32_branches else dtype for i in range(len(self.sources))]
+        self.device = next(net.parameters(), torch.empty(0)).device
+        self.classifier_macs = count_macs(net.classifier, patch_size, patch_size, self.channels) if self.routed else 0
+        self.branch_macs = [count_macs(branch, patch_size, patch_size, self.channels) for branch in self.sources]
+        self.given_max_tiles = max_tiles
+        if budget is not None and target_ms is not None:
+            raise ValueError('Expected a budget or target_ms, but got both.')
+        self.measured: Optional[Speed] = None
+        self.short_of_memory = False
+        self.copied: list[tuple[int, int]] = []  # which weights the copies have
+
+    def _copy(self) -> None:
+        """Takes over the network's present weights."""
+        state = [(id(tensor), tensor._version) for tensor in (*self.net.parameters(), *self.net.buffers())]
+        if state != self.copied or not hasattr(self, 'branches'):
+            self.classifier = deployed(self.net.classifier, torch.float32) if self.routed else None
+            self.branches = [deployed(branch, dtype) for branch, dtype in zip(self.sources, self.dtypes)]
+            self.copied = state
 
     @property
     def costs(self) -> torch.Tensor:
-        """Cost of each branch relative to the dearest, of shape (M, )."""
+        """MACs of each branch relative to the dearest, of shape (M, )."""
         macs = torch.tensor(self.branch_macs, dtype=torch.float32)
         return macs / macs.max().clamp(min=1)
 
-    @torch.no_grad()
+    @property
+    def speed(self) -> Speed:
+        """Measured speed of classifier and branches on this machine."""
+        if self.measured is None:
+            self._copy()
+            parts = [(lambda x, i=i: self._run(i, x)) for i in range(len(self.branches))]
+            names = [f'{branch}{dtype}' for branch, dtype in zip(self.branches, self.dtypes)]
+            if self.routed:
+                parts.append(self.classifier)
+                names.append(str(self.classifier))
+            self.measured = measured_speed(parts, names, self.patch_size, self.channels, self.device)
+        return self.measured
+
+    def _max_tiles(self, n: int) -> list[int]:
+        """Most tiles per forward pass of each branch, for an image of n tiles."""
+        if self.given_max_tiles is not None:
+            return [self.given_max_tiles] * len(self.sources)
+        if self.measured is None and n <= FEW_TILES:
+            return [DEFAULT_MAX_TILES] * len(self.sources)
+        return self.speed.max_tiles[:len(self.sources)]
+
+    @torch.inference_mode()
+    def _run(self, branch: int, tiles: torch.Tensor) -> torch.Tensor:
+        """Runs a batch of tiles or blocks, of shape (b, c, h, w), through a branch."""
+        dtype = self.dtypes[branch]
+        with torch.autocast(tiles.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            return self.branches[branch](tiles)
+
+    @torch.inference_mode()
     def upscale(self, lq: torch.Tensor) -> Upscaled:
         """Upscales one image.
 
         Args:
             lq: of shape (1, c, h, w), in [0, 1], h and w at least 1, on the network's device.
         """
-        if lq.dim() != 4 or lq.shape[0] != 1:
-            raise ValueError(f'Expected one image of shape (1, c, h, w), but got {tuple(lq.shape)}.')
         begin = time.perf_counter()
-        tiling = Tiling(lq.shape[2], lq.shape[3], self.patch_size, self.step)
-        tiles = tiling.cut(lq[0])
-        logits = torch.cat([self.net.classifier(chunk) for chunk in tiles.split(self.batch)])
-        classes = logits.argmax(dim=1)
-        size = self.patch_size * self.net.upscale
-        upscaled = tiles.new_empty(len(tiles), tiles.shape[1], size, size)
-        for i, branch in enumerate(self.net.branches):
-            for index in (classes == i).nonzero().squeeze(1).split(self.batch):
-                if index.numel() > 0:
-                    upscaled[index] = branch(tiles[index])
-        image = tiling.blend(upscaled, self.net.upscale).unsqueeze(0)
-        classes = classes.cpu()
-        return Upscaled(image, classes, tiling, self.cost(classes, tiling), time.perf_counter() - begin)
+        rows = TensorRows(lq)
+        plan = self.plan(rows)
+        strips = list(self._copied(self.strips(rows, plan), len(plan.strips)))
+        image = (strips[0] if len(strips) == 1 else torch.cat(strips)).permute(2, 0, 1).unsqueeze(0)
+        return Upscaled(image, plan.classes, plan.tiling, plan.cost, time.perf_counter() - begin)
 
-    def cost(self, classes: torch.Tensor, tiling: Tiling) -> float:
-        """MACs of these tiles, classifier included, relative to the dearest branch on the image without tiles."""
-        spent = len(tiling) * self.classifier_macs + sum(self.branch_macs[i] for i in classes.tolist())
-        dearest_per_pixel = max(self.branch_macs) / self.patch_size**2
-        return spent / max(dearest_per_pixel * tiling.height * tiling.width, 1)
+    @staticmethod
+    def _copied(strips: Iterator[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
+        for strip in strips:
+            yield strip if count == 1 else strip.clone()  # the next strip overwrites it
+
+    @torch.inference_mode()
+    def plan(self, image: Rows) -> Plan:
+        """Decides the class of every tile of an image, and which tiles run together."""
+        self._copy()
+        tiling = Tiling(image.height, image.width, self.patch_size, self.step)
+        row_bytes = 4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2
+        tile_rows = max(1, min(len(tiling.tops), CANVAS_BYTES // row_bytes))
+        max_tiles = self._max_tiles(len(tiling))
+        classes, quality = torch.zeros(len(tiling), dtype=torch.int64), 1.
+        if self.routed:
+            logits = torch.cat([
+                self.classifier(tiles) for row in range(len(tiling.tops))
+                for tiles in self._tile_row(image, tiling, row).split(CLASSIFIED_TOGETHER)
+            ]).cpu()
+            classes = self._classes(logits, tiling, lambda classes: tiling.merge(classes, max_tiles, tile_rows))
+            quality = predicted_quality(logits, self.costs, classes)
+        strips = tiling.merge(classes, max_tiles, tile_rows)
+        macs = (*self.branch_macs, self.classifier_macs)
+        cost = self._spent(tiling, strips, macs) / max(self._whole(tiling, macs), 1)
+        return Plan(tiling, classes, strips, tile_rows, max_tiles, cost, quality)
+
+    def _classes(self, logits: torch.Tensor, tiling: Tiling, merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
+        """Class of each tile: the most probable one, or what the budget allows."""
+        if self.budget is None and self.target_ms is None:
+            return logits.argmax(dim=1)
+        by_time = self.cost_kind == 'latency' or self.target_ms is not None
+        parts = self.speed.tile_ms if by_time else (*self.branch_macs, self.classifier_macs)
+        limit = self.target_ms if self.budget is None else self.budget * self._whole(tiling, parts)
+        path = RoutingPath(logits, torch.tensor(parts[:-1]))
+        return path.within(limit, lambda classes: self._spent(tiling, merge(classes), parts))
+
+    def _spent(self, tiling: Tiling, strips: Strips, parts: Sequence[float]) -> float:
+        """What an image costs, given the costs of branches and classifier for a tile of patch_size."""
+        total = parts[-1] * len(tiling) * tiling.size[0] * tiling.size[1]
+        for strip in strips:
+            for kind, block in strip:
+                top, bottom, left, right = tiling.box(block)
+                total += parts[kind] * (bottom - top) * (right - left)
+        return total / self.patch_size**2
+
+    def _whole(self, tiling: Tiling, parts: Sequence[float]) -> float:
+        """What the dearest branch costs on the image without tiles."""
+        return max(parts[:-1]) * tiling.height * tiling.width / self.patch_size**2
+
+    def _lq_rows(self, image: Rows, tiling: Tiling, first: int, last: int) -> torch.Tensor:
+        """What the tile rows from `first` to `last` cover, of shape (c, rows, width), on the device."""
+        top, bottom = tiling.tops[first], tiling.tops[last] + tiling.size[0]
+        rows = image.rows(top, min(bottom, image.height))
+        if rows.device != self.device:
+            rows = (rows.pin_memory() if self.device.type == 'cuda' else rows).to(self.device, non_blocking=True)
+        return pad_to(rows, bottom - top, tiling.padded[1])
+
+    def _tile_row(self, image: Rows, tiling: Tiling, row: int) -> torch.Tensor:
+        """One row of tiles, of shape (columns, c, height, width)."""
+        rows = self._lq_rows(image, tiling, row, row)
+        tiles = torch.stack([rows[:, :, left:left + tiling.size[1]] for left in tiling.lefts])
+        return tiles.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def strips(self, image: Rows, plan: Plan) -> Iterator[torch.Tensor]:
+        """Upscales an image as planned, strip by strip.
+
+        Yields:
+            Finished rows of the upscaled image, from top to bottom, of shape (rows, w * scale, c), float32, on the
+            network's device. Each is overwritten when the next one is asked for.
+        """
+        tiling, canvas = plan.tiling, None
+        for number, blocks in enumerate(plan.strips):
+            first = number * plan.tile_rows
+            lq = self._lq_rows(image, tiling, first, min(first + plan.tile_rows, len(tiling.tops)) - 1)
+            for kind, group in batches(blocks, plan.max_tiles):
+                for block, output in self._run_blocks(kind, group, lq, tiling.tops[first], tiling):
+                    if canvas is None:
+                        canvas = Canvas(tiling, self.scale, output.shape[0], plan.tile_rows, output.device)
+                    canvas.add(block, output)
+            yield canvas.finished()
+            if number + 1 < len(plan.strips):
+                canvas.advance()
+
+    def _run_blocks(self, kind: int, blocks: list[Block], lq: torch.Tensor, top: int,
+                    tiling: Tiling) -> Iterable[tuple[Block, torch.Tensor]]:
+        """Runs blocks of one size through a branch; in halves, if memory does not suffice.
+
+        Args:
+            kind: The branch.
+            blocks: Blocks of one size.
+            lq: Rows of the image, of shape (c, rows, w).
+            top: The first of these rows.
+            tiling: The tiles.
+        """
+        boxes = [tiling.box(block) for block in blocks]
+        tiles = torch.stack([lq[:, y0 - top:y1 - top, x0:x1] for y0, y1, x0, x1 in boxes])
+        try:
+            outputs = self._run(kind, tiles.contiguous(memory_format=torch.channels_last))
+            return zip(blocks, outputs.unbind(0))
+        except torch.OutOfMemoryError:
+            halves = [blocks[:len(blocks) // 2], blocks[len(blocks) // 2:]] if len(blocks) > 1 else blocks[0].halves()
+            if not halves:
+                raise
+        if not self.short_of_memory:
+            self.short_of_memory = True
+            logging.getLogger('basicsr').warning('Out of memory: going on with smaller batches.')
+        self.given_max_tiles = max(1, sum(block.rows * block.columns for block in blocks) // 2)
+        torch.cuda.empty_cache()
+        return [item for half in halves for item in self._run_blocks(kind, half, lq, top, tiling)]
+
+
+def batches(blocks: list[tuple[int, Block]], max_tiles: list[int]) -> Iterator[tuple[int, list[Block]]]:
+    """Blocks of one class and size, as many as fit into a forward pass, always a power of two of them."""
+    groups: dict[tuple[int, int, int], list[Block]] = {}
+    for kind, block in blocks:
+        groups.setdefault((kind, block.rows, block.columns), []).append(block)
+    for (kind, rows, columns), group in groups.items():
+        batch = 1
+        while 2 * batch * rows * columns <= max_tiles[kind]:
+            batch *= 2
+        while group:
+            while batch > len(group):
+                batch //= 2
+            yield kind, group[:batch]
+            group = group[batch:]

@@ -1,8 +1,9 @@
-"""Cutting an image into tiles and blending upscaled tiles back together. Needs torch only."""
+"""Cutting an image into tiles, merging tiles of one class, blending what comes back. Needs torch only."""
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
+from typing import NamedTuple
 
 
 def pad_to(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -28,31 +29,57 @@ def pad_to(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return image
 
 
-def tile_starts(length: int, patch_size: int, step: int) -> list[int]:
-    """First pixels of the tiles along one axis: every `step` pixels, the last one shifted inside.
+def fit(length: int, patch_size: int, step: int) -> tuple[int, int]:
+    """Size and number of the tiles along one axis: as few as with `patch_size` and `step`, and no larger than needed.
 
-    >>> tile_starts(100, 64, 60)
-    [0, 36]
+    Neighbours overlap by patch_size - step; the last tile ends fewer pixels behind the image than there are tiles.
+
+    >>> fit(341, 64, 60)
+    (61, 6)
     """
-    starts = list(range(0, max(length - patch_size, 0) + 1, step))
-    if starts[-1] + patch_size < length:
-        starts.append(length - patch_size)
-    return starts
+    overlap = patch_size - step
+    count = max(1, -(-(length - overlap) // step))
+    size = -(-(length + (count - 1) * overlap) // count)
+    return max(size, min(patch_size, LEAST_SIZE)), count
+
+
+LEAST_SIZE = 16  # of a tile, in pixels; not every network can do less
+
+
+class Block(NamedTuple):
+    """Neighbouring tiles that are run as one rectangle: the first tile's row and column, and how many of each."""
+    row: int
+    column: int
+    rows: int
+    columns: int
+
+    def halves(self) -> list[list[Block]]:
+        """The block as two; none of a single tile."""
+        if self.rows > 1:
+            half = self.rows // 2
+            return [[self._replace(rows=half)], [self._replace(row=self.row + half, rows=self.rows - half)]]
+        half = self.columns // 2
+        return [[self._replace(columns=half)],
+                [self._replace(column=self.column + half, columns=self.columns - half)]] if half else []
 
 
 class Tiling:
     """The tiles of one image.
 
-    Every pixel is covered. An image smaller than a tile is padded for cutting and cropped back when blended.
+    Every pixel is covered. All tiles have one size, chosen so that they end where the image ends (the published code
+    has tiles of patch_size always, and leaves out what remains at the right and the bottom). An image that is a few
+    pixels short of it is padded, and cropped back when blended.
 
     Args:
         height: Image height in pixels, at least 1.
         width: Image width in pixels, at least 1.
-        patch_size: Side of a tile in pixels.
-        step: Distance of neighbouring tiles in pixels, at most patch_size.
+        patch_size: Largest side of a tile in pixels.
+        step: patch_size less the overlap of neighbouring tiles, in pixels; at most patch_size.
 
     Attributes:
+        size: Height and width of a tile.
         tops, lefts: First row / column of the tile rows / columns. Tiles are numbered row by row.
+        padded: Height and width that the tiles cover.
     """
 
     def __init__(self, height: int, width: int, patch_size: int, step: int) -> None:
@@ -60,49 +87,22 @@ class Tiling:
             raise ValueError(f'Expected an image of at least 1x1 pixels, but got {height}x{width}.')
         if not 1 <= step <= patch_size:
             raise ValueError(f'Expected a step from 1 to patch_size {patch_size}, but got {step}.')
-        self.height, self.width, self.patch_size, self.step = height, width, patch_size, step
-        self.tops = tile_starts(height, patch_size, step)
-        self.lefts = tile_starts(width, patch_size, step)
+        self.height, self.width = height, width
+        overlap = patch_size - step
+        (tile_height, rows), (tile_width, columns) = (fit(length, patch_size, step) for length in (height, width))
+        self.size = (tile_height, tile_width)
+        self.tops = [row * (tile_height - overlap) for row in range(rows)]
+        self.lefts = [column * (tile_width - overlap) for column in range(columns)]
+        self.padded = (self.tops[-1] + tile_height, self.lefts[-1] + tile_width)
 
     def __len__(self) -> int:
         return len(self.tops) * len(self.lefts)
 
-    def cut(self, image: torch.Tensor) -> torch.Tensor:
-        """Cuts an image of shape (c, height, width) into tiles of shape (n, c, patch_size, patch_size)."""
-        if image.shape[-2:] != (self.height, self.width):
-            raise ValueError(f'Expected an image of {self.height}x{self.width}, but got {tuple(image.shape)}.')
-        image = pad_to(image, self.patch_size, self.patch_size)
-        rows = image.unfold(1, self.patch_size, 1)[:, self.tops]  # (c, rows, w, p)
-        tiles = rows.unfold(2, self.patch_size, 1)[:, :, self.lefts]  # (c, rows, columns, p, p), last two (y, x)
-        return tiles.permute(1, 2, 0, 3, 4).reshape(len(self), image.shape[0], self.patch_size, self.patch_size)
-
-    def blend(self, tiles: torch.Tensor, scale: int = 1) -> torch.Tensor:
-        """Averages upscaled tiles where they overlap, the nearer tile centre counting more.
-
-        The weight of a tile falls linearly to its edges and stays above zero. The result is
-        sum(weight * tile) / sum(weight), computed as a running mean, which is exact where all tiles agree.
-
-        Args:
-            tiles: of shape (n, c, patch_size * scale, patch_size * scale).
-            scale: Upsampling factor of the tiles.
-
-        Returns:
-            Image of shape (c, height * scale, width * scale).
-        """
-        size = self.patch_size * scale
-        if tiles.shape[0] != len(self) or tiles.shape[-2:] != (size, size):
-            raise ValueError(f'Expected {len(self)} tiles of {size}x{size}, but got {tuple(tiles.shape)}.')
-        height, width = (max(length, self.patch_size) * scale for length in (self.height, self.width))
-        ramp = torch.arange(1, size + 1, dtype=tiles.dtype, device=tiles.device)
-        ramp = torch.minimum(ramp, ramp.flip(0))
-        weight = ramp[:, None] * ramp
-        image = tiles.new_zeros(tiles.shape[1], height, width)
-        total = tiles.new_zeros(height, width)
-        for tile, (top, left) in zip(tiles, ((top, left) for top in self.tops for left in self.lefts)):
-            window = (..., slice(top * scale, top * scale + size), slice(left * scale, left * scale + size))
-            total[window] += weight
-            image[window] += (weight / total[window]) * (tile - image[window])
-        return image[:, :self.height * scale, :self.width * scale]
+    def box(self, block: Block) -> tuple[int, int, int, int]:
+        """Pixels of a block: top, bottom, left, right. They can lie a little outside the image."""
+        bottom = self.tops[block.row + block.rows - 1] + self.size[0]
+        right = self.lefts[block.column + block.columns - 1] + self.size[1]
+        return self.tops[block.row], bottom, self.lefts[block.column], right
 
     def class_map(self, classes: torch.Tensor) -> torch.Tensor:
         """Says for every pixel which class the tile that counts most there has.
@@ -114,9 +114,147 @@ class Tiling:
             Map of shape (height, width).
         """
         grid = classes.view(len(self.tops), len(self.lefts))
-        return grid[self._owner(self.tops, self.height)][:, self._owner(self.lefts, self.width)]
+        rows, columns = self._owner(self.tops, 0, self.height), self._owner(self.lefts, 1, self.width)
+        return grid[rows][:, columns]
 
-    def _owner(self, starts: list[int], length: int) -> torch.Tensor:
+    def _owner(self, starts: list[int], axis: int, length: int) -> torch.Tensor:
         """Index of the tile whose centre is nearest, for every pixel along one axis."""
-        middles = [(start + following + self.patch_size) / 2 for start, following in zip(starts, starts[1:])]
+        middles = [(start + following + self.size[axis]) / 2 for start, following in zip(starts, starts[1:])]
         return torch.bucketize(torch.arange(length) + 0.5, torch.tensor(middles, dtype=torch.float32))
+
+    def merge(self, classes: torch.Tensor, max_tiles: list[int], max_rows: int) -> list[list[tuple[int, Block]]]:
+        """Merges neighbouring tiles of one class into rectangles, so that their overlap is computed once.
+
+        The rectangles are of few shapes, near squares of 1, 2, 4, ... tiles: a network is slow on a size that it has not
+        seen before. Larger ones are placed first, from left to right and down.
+
+        Args:
+            classes: of shape (n, ).
+            max_tiles: Most tiles of a rectangle of each class.
+            max_rows: Tile rows that belong to one strip; no rectangle reaches into another strip.
+
+        Returns:
+            For each strip its rectangles and their classes; each tile is in exactly one.
+        """
+        grid = classes.view(len(self.tops), len(self.lefts))
+        strips: list[list[tuple[int, Block]]] = [[] for _ in range(-(-len(self.tops) // max_rows))]
+        free = [bytearray(b'1' * len(self.lefts)) for _ in self.tops]
+        for rows, columns in SHAPES:
+            if rows * columns > max(max_tiles) or rows > min(max_rows, grid.shape[0]) or columns > grid.shape[1]:
+                continue
+            windows = grid.unfold(0, rows, 1).unfold(1, columns, 1).flatten(2)
+            alike = (windows == windows[..., :1]).all(dim=2)
+            row_free, row_taken = b'1' * columns, b'0' * columns
+            for row, column in alike.nonzero().tolist():
+                if row % max_rows + rows > max_rows or free[row][column:column + columns] != row_free:
+                    continue
+                kind = int(grid[row, column])
+                window = free[row:row + rows]
+                if rows * columns > max_tiles[kind] or any(y[column:column + columns] != row_free for y in window):
+                    continue
+                for y in window:
+                    y[column:column + columns] = row_taken
+                strips[row // max_rows].append((kind, Block(row, column, rows, columns)))
+        return strips
+
+
+SHAPES = [(8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2), (2, 1), (1, 1)]
+
+
+class Canvas:
+    """A strip of an upscaled image, into which upscaled blocks of tiles are blended.
+
+    A tile's weight falls linearly to its edges and stays above zero, a block's is the sum of its tiles' weights, and the
+    result is sum(weight * block) / sum(weight). It is computed as a running mean, which is exact where all blocks
+    agree, and only where blocks overlap.
+
+    Args:
+        tiling: The tiles.
+        scale: Upsampling factor.
+        channels: Channels of the image.
+        max_rows: Tile rows of a strip.
+        device: Where the image is.
+    """
+
+    def __init__(self, tiling: Tiling, scale: int, channels: int, max_rows: int, device: torch.device) -> None:
+        self.tiling, self.scale, self.max_rows = tiling, scale, max_rows
+        self.height, self.width = tiling.height * scale, tiling.width * scale
+        tile_rows = min(max_rows, len(tiling.tops))
+        rows, columns = (tiling.tops[tile_rows - 1] + tiling.size[0]) * scale, tiling.padded[1] * scale
+        self.image = torch.zeros(rows, columns, channels, device=device)
+        self.total = torch.zeros(rows, columns, 1, device=device)
+        self.first_row = 0  # of tiles, in the strip
+        self.top = 0  # of the strip, in pixels of the upscaled image
+        self.starts = (tiling.tops, tiling.lefts)
+        self.ramps = [self._ramp(size * scale, device) for size in tiling.size]
+        self.totals = [self._sum(axis, 0, len(self.starts[axis])) for axis in (0, 1)]
+        self.weights: dict[tuple[int, int, int], tuple[torch.Tensor, int, int]] = {}
+
+    @staticmethod
+    def _ramp(size: int, device: torch.device) -> torch.Tensor:
+        """Weights of one tile along one axis: whole numbers, so that their sums are exact."""
+        ramp = torch.arange(1, size + 1, dtype=torch.float32, device=device)
+        return torch.minimum(ramp, ramp.flip(0))
+
+    def _sum(self, axis: int, first: int, count: int) -> torch.Tensor:
+        """Sum of the weights of some tiles along one axis, from the first one's first pixel on."""
+        ramp, starts = self.ramps[axis], self.starts[axis][first:first + count]
+        total = ramp.new_zeros((starts[-1] - starts[0]) * self.scale + len(ramp))
+        for start in starts:
+            total[(start - starts[0]) * self.scale:][:len(ramp)] += ramp
+        return total
+
+    def _axis_weights(self, axis: int, first: int, count: int) -> tuple[torch.Tensor, int, int]:
+        """Share of neighbouring tiles in the weights along one axis, and from where to where it is all of them."""
+        key = (axis, first, count)
+        if key not in self.weights:
+            own = self._sum(axis, first, count)
+            share = own / self.totals[axis][self.starts[axis][first] * self.scale:][:len(own)]
+            alone = (share == 1).nonzero().flatten().tolist()
+            self.weights[key] = (share, alone[0], alone[-1] + 1) if alone else (share, len(own), len(own))
+        return self.weights[key]
+
+    def add(self, block: Block, image: torch.Tensor) -> None:
+        """Blends an upscaled block.
+
+        Args:
+            block: Where it belongs; in the strip at hand.
+            image: of shape (c, h, w).
+        """
+        image = image.permute(1, 2, 0)
+        wy, top, bottom = self._axis_weights(0, block.row, block.rows)
+        wx, left, right = self._axis_weights(1, block.column, block.columns)
+        y = self.tiling.tops[block.row] * self.scale - self.top
+        x = self.tiling.lefts[block.column] * self.scale
+        height, width = len(wy), len(wx)
+        if image.shape[:2] != (height, width):
+            raise ValueError(f'Expected a block of {height}x{width} pixels, but got {tuple(image.shape[:2])}.')
+        self.image[y + top:y + bottom, x + left:x + right] = image[top:bottom, left:right]
+        for rows, columns in ((slice(0, top), slice(0, width)), (slice(bottom, height), slice(0, width)),
+                              (slice(top, bottom), slice(0, left)), (slice(top, bottom), slice(right, width))):
+            if rows.start < rows.stop and columns.start < columns.stop:
+                there = (slice(y + rows.start, y + rows.stop), slice(x + columns.start, x + columns.stop))
+                weight = (wy[rows, None] * wx[columns]).unsqueeze(2)
+                self.total[there] += weight
+                self.image[there].lerp_(image[rows, columns].to(self.image.dtype), weight / self.total[there])
+
+    def finished(self) -> torch.Tensor:
+        """The rows of the upscaled image that are complete after the strip at hand and were not before.
+
+        Returns:
+            Image of shape (rows, width, c); `advance` overwrites it.
+        """
+        following = self.first_row + self.max_rows
+        end = self.height if following >= len(self.tiling.tops) else self.tiling.tops[following] * self.scale
+        return self.image[:min(end, self.height) - self.top, :self.width]
+
+    def advance(self) -> None:
+        """Goes on to the next strip, keeping the rows that it shares with the one at hand."""
+        bottom = self.tiling.tops[self.first_row + self.max_rows - 1] * self.scale + len(self.ramps[0])
+        self.first_row += self.max_rows
+        top = self.tiling.tops[self.first_row] * self.scale
+        shared = max(0, bottom - top)
+        for buffer in (self.image, self.total):
+            buffer[:shared] = buffer[top - self.top:][:shared].clone()
+        self.total[shared:] = 0
+        self.top = top

@@ -1,6 +1,5 @@
 """What an option file for CDNSRModel may hold."""
-import torch
-
+from ..inference.engine import PRECISIONS
 from ..options import OptionError, check_choice, check_keys, check_number
 
 DISTILLATION_LOSSES = ('kd', 'feature', 'csd', 'cs')
@@ -26,7 +25,6 @@ TYPES = {
     'csd': ('CSDLoss', 'ContrastLoss'),
     'cs': ('CSDLoss', 'ContrastLoss')
 }
-PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 # what CDNSRModel and BasicSR's pipelines read, block by block
 KEYS = {
     'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_t',

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from basicsr.data import build_dataset
-from cdnsr_basicsr.data.prepare import list_images, make_lq, patch_keys, prepare, resize
+from cdnsr_basicsr.data.prepare import list_images, make_lq, patch_keys, patch_starts, prepare, resize
 from cdnsr_basicsr.options import OptionError
 
 
@@ -262,3 +262,12 @@ def test_wrong_arguments_are_named(photographs, tmp_path, change, message):
     with pytest.raises(OptionError, match=message):
         prepare(**{'hr_folder': str(photographs), 'out': str(tmp_path / 'out'), **change})
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('length', range(8, 60))
+@pytest.mark.parametrize('step', [8, 5, 1])
+def test_patches_cover_every_pixel_and_stay_inside(length, step):
+    starts = patch_starts(length, 8, step)
+    assert {i for start in starts for i in range(start, start + 8)} == set(range(length))
+    assert starts == sorted(set(starts)) and starts[0] == 0
+    assert all(following - start <= step for start, following in zip(starts, starts[1:]))

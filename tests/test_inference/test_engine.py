@@ -1,27 +1,81 @@
+import itertools
 import pytest
 import torch
 
 from basicsr.archs import build_network
 from cdnsr_basicsr.complexity import count_macs
-from cdnsr_basicsr.inference import RoutedUpscaler, Tiling
+from cdnsr_basicsr.inference import RoutedUpscaler, Tiling, engine
+from cdnsr_basicsr.inference.engine import TensorRows
+from cdnsr_basicsr.inference.speed import Speed
+from cdnsr_basicsr.inference.tiling import pad_to
 from tests.conftest import carn, fsrcnn
 from tests.test_archs.test_cdnsr import spread
 
 
+def slow(net, lq, upscaler):
+    """One tile after the other through its branch, blended by the definition."""
+    tiling, scale = Tiling(*lq.shape[2:], upscaler.patch_size, upscaler.step), net.upscale
+    image = pad_to(lq[0], *tiling.padded)
+    total, weights = (torch.zeros(3, *(scale * length for length in tiling.padded)) for _ in range(2))
+    ramps = [torch.arange(scale * size) + 1. for size in tiling.size]
+    ramps = [torch.minimum(ramp, ramp.flip(0)) for ramp in ramps]
+    classes = []
+    for top, left in itertools.product(tiling.tops, tiling.lefts):
+        tile = image[None, :, top:top + tiling.size[0], left:left + tiling.size[1]]
+        classes.append(int(net.classifier(tile).argmax()))
+        there = (slice(None), slice(scale * top, scale * (top + tiling.size[0])),
+                 slice(scale * left, scale * (left + tiling.size[1])))
+        weight = ramps[0][:, None] * ramps[1]
+        total[there] += weight * net.branches[classes[-1]](tile)[0]
+        weights[there] += weight
+    return (total / weights)[:, :scale * lq.shape[2], :scale * lq.shape[3]], classes
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('size', [(1, 1), (3, 50), (16, 16), (37, 29)])
 @pytest.mark.parametrize('upscale', [2, 3, 4])
 def test_upscaling_equals_one_tile_at_a_time(tiny_net, size, upscale):
     net = spread(build_network(tiny_net(upscale, [fsrcnn(4, upscale), carn(4, upscale)])).eval())
     lq = torch.rand(1, 3, *size) * torch.linspace(0, 1, size[1])
-    result = RoutedUpscaler(net, 16, 12, batch=3).upscale(lq)
-    tiling, tiles = Tiling(*size, 16, 12), []
-    with torch.no_grad():
-        for i, tile in enumerate(Tiling(*size, 16, 12).cut(lq[0])):
-            k = int(net.classifier(tile[None]).argmax())
-            assert result.classes[i] == k
-            tiles.append(net.branches[k](tile[None])[0])
+    upscaler = RoutedUpscaler(net, 16, 12, max_tiles=1)
+    result = upscaler.upscale(lq)
+    image, classes = slow(net, lq, upscaler)
     assert result.image.shape == (1, 3, size[0] * upscale, size[1] * upscale)
-    torch.testing.assert_close(result.image[0], tiling.blend(torch.stack(tiles), upscale), atol=1e-5, rtol=0)
+    assert result.classes.tolist() == classes
+    torch.testing.assert_close(result.image[0], image, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('size', [(1, 1), (5, 90), (64, 64), (131, 77)])
+@pytest.mark.parametrize('max_tiles,canvas_bytes', [(1, 1), (4, 40000), (16, 2**30)])
+def test_a_network_that_sees_single_pixels_gives_the_same_in_strips_and_blocks(monkeypatch, size, max_tiles, canvas_bytes):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 1), torch.nn.PixelShuffle(2)).eval()
+    lq = torch.rand(1, 3, *size)
+    monkeypatch.setattr(engine, 'CANVAS_BYTES', canvas_bytes)
+    upscaler = RoutedUpscaler(net, 16, 14, max_tiles=max_tiles)
+    plan = upscaler.plan(TensorRows(lq))
+    assert (len(plan.strips) > 1) == (canvas_bytes < 2**20 and size[0] > 14)
+    torch.testing.assert_close(upscaler.upscale(lq).image, net(lq), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('block', [
+    carn(8),
+    fsrcnn(8),
+    dict(type='MSRResNet', num_in_ch=3, num_out_ch=3, num_feat=8, num_block=2),
+    dict(type='EDSR', num_in_ch=3, num_out_ch=3, num_feat=8, num_block=2)
+])
+@pytest.mark.parametrize('size', [(50, 83), (129, 64)])
+def test_any_network_is_tiled_and_differs_from_the_whole_image_by_its_border_effect_only(block, size):
+    net = build_network(block).eval()
+    x = torch.rand(1, 3, 90, 90)
+    with torch.no_grad():
+        # what a border does: the same pixels, with and without what lies beyond
+        border = (net(x)[..., 4 * 13:-4 * 13, 4 * 13:-4 * 13] - net(x[..., 13:-13, 13:-13])).abs().max()
+        lq = torch.rand(1, 3, *size)
+        upscaler = RoutedUpscaler(net, 32, 24)
+        result = upscaler.upscale(lq)
+        assert (result.image - net(lq)).abs().max() <= 1.5 * border + 1e-5
+    assert set(result.classes.tolist()) == {0} and upscaler.scale == 4
 
 
 def test_a_smooth_gradient_has_no_step_at_tile_borders(tiny_net):
@@ -33,15 +87,132 @@ def test_a_smooth_gradient_has_no_step_at_tile_borders(tiny_net):
 
 
 def test_cost_counts_classifier_and_overlap(tiny_net):
-    net = build_network(tiny_net()).eval()
+    net = spread(build_network(tiny_net()).eval())
+    lq = torch.rand(1, 3, 28, 40)
+    for max_tiles in (1, 4):
+        upscaler = RoutedUpscaler(net, 16, 12, max_tiles=max_tiles)
+        plan = upscaler.plan(TensorRows(lq))
+        assert plan.tiling.size == (16, 16) and len(plan.tiling) == 6
+        macs = [count_macs(branch, 16, 16) for branch in net.branches]
+        spent = 6 * count_macs(net.classifier, 16, 16)
+        for kind, block in plan.strips[0]:
+            top, bottom, left, right = plan.tiling.box(block)
+            spent += count_macs(net.branches[kind], bottom - top, right - left)
+        assert plan.cost == pytest.approx(spent / count_macs(net.branches[2], 28, 40), rel=1e-3)
+        assert upscaler.costs.tolist() == pytest.approx([value / macs[2] for value in macs])
+
+
+def test_a_budget_is_kept_to_one_tile_classifier_and_overlap_included(tiny_net):
+    net = spread(build_network(tiny_net()).eval())
+    lq = torch.rand(1, 3, 120, 90) * torch.rand(1, 1, 120, 90)
+    previous = None
+    for budget in (0, 0.7, 0.9, 1.1, 1.3, 9):
+        plan = RoutedUpscaler(net, 16, 14, budget=budget, max_tiles=4).plan(TensorRows(lq))
+        tile = 2 * plan.tiling.size[0] * plan.tiling.size[1] / (120 * 90)
+        classes = plan.classes.tolist()
+        if budget == 0:
+            assert set(classes) == {0}
+        elif budget == 9:
+            assert set(classes) == {2}
+        else:
+            assert budget - tile < plan.cost <= budget
+        if previous:
+            assert all(now >= before for now, before in zip(classes, previous.classes.tolist()))
+            assert plan.quality >= previous.quality
+        previous = plan
+    assert previous.quality == 1
+
+
+def test_a_target_time_is_kept_by_the_measured_speed(tiny_net):
+    net = spread(build_network(tiny_net()).eval())
+    lq = torch.rand(1, 3, 120, 90)
+    counts = []
+    for target in (0, 5, 8, 1000):
+        upscaler = RoutedUpscaler(net, 16, 14, target_ms=target, max_tiles=1)
+        upscaler.measured = Speed([1] * 4, [0.05, 0.1, 0.2, 0.01])
+        plan = upscaler.plan(TensorRows(lq))
+        area = plan.tiling.size[0] * plan.tiling.size[1] / 256
+        ms = area * sum([0.05, 0.1, 0.2][k] + 0.01 for k in plan.classes.tolist())
+        assert ms <= target or set(plan.classes.tolist()) == {0}
+        assert target - ms < 0.11 or set(plan.classes.tolist()) == {2} or target == 0
+        counts.append(ms)
+    assert counts == sorted(counts)
+    with pytest.raises(ValueError, match='budget or target_ms'):
+        RoutedUpscaler(net, 16, 14, target_ms=1, budget=1)
+
+
+def test_latency_can_be_what_a_budget_counts(tiny_net):
+    net = spread(build_network(tiny_net()).eval())
+    lq = torch.rand(1, 3, 120, 90)
+    upscaler = RoutedUpscaler(net, 16, 14, budget=0.8, cost='latency', max_tiles=1)
+    upscaler.measured = Speed([1] * 4, [1., 1., 2., 0.])  # the middle branch is as fast as the easy one
+    plan = upscaler.plan(TensorRows(lq))
+    area = plan.tiling.size[0] * plan.tiling.size[1]
+    spent = area * sum([1, 1, 2][k] for k in plan.classes.tolist()) / (2 * 120 * 90)
+    assert 0.8 - 2 * area / (120 * 90) < spent <= 0.8
+
+
+def test_new_weights_are_followed(tiny_net):
+    net = spread(build_network(tiny_net()).eval())
+    lq = torch.rand(1, 3, 20, 20)
     upscaler = RoutedUpscaler(net, 16, 12)
-    tiling = Tiling(28, 40, 16, 12)
-    macs = [count_macs(branch, 16, 16) for branch in net.branches]
-    spent = 6 * count_macs(net.classifier, 16, 16) + 2 * macs[0] + 4 * macs[2]
-    classes = torch.tensor([0, 2, 2, 0, 2, 2])
-    assert len(tiling) == 6
-    assert upscaler.cost(classes, tiling) == pytest.approx(spent / (macs[2] / 256 * 28 * 40))
-    assert upscaler.costs.tolist() == pytest.approx([value / macs[2] for value in macs])
+    before = upscaler.upscale(lq).image
+    assert torch.equal(upscaler.upscale(lq).image, before)
+    with torch.no_grad():
+        for branch in net.branches:
+            branch.deconv.bias += 0.25
+    torch.testing.assert_close(upscaler.upscale(lq).image, before + 0.25)
+    other = build_network(tiny_net())
+    net.load_state_dict(other.state_dict())
+    torch.testing.assert_close(upscaler.upscale(lq).image, RoutedUpscaler(other.eval(), 16, 12).upscale(lq).image)
+
+
+@pytest.mark.parametrize('precision,tolerance', [('bfloat16', 0.03), ('float16', 0.004)])
+def test_half_precision_is_near_and_a_branch_can_keep_float32(tiny_net, precision, tolerance):
+    net = spread(build_network(tiny_net(4, [carn(8), carn(12)])).eval())
+    lq = torch.rand(1, 3, 60, 70)
+    exact = RoutedUpscaler(net, 16, 12).upscale(lq)
+    half = RoutedUpscaler(net, 16, 12, precision=precision).upscale(lq)
+    assert half.image.dtype == torch.float32 and half.classes.equal(exact.classes)  # the classifier keeps float32
+    assert 0 < (half.image - exact.image).abs().max() < tolerance
+    kept = RoutedUpscaler(net, 16, 12, precision=precision, float32_branches=[0, 1]).upscale(lq)
+    assert torch.equal(kept.image, exact.image)
+    upscaler = RoutedUpscaler(net, 16, 12, precision=precision, float32_branches=[1], budget=9)
+    assert torch.equal(upscaler.upscale(lq).image, RoutedUpscaler(net, 16, 12, budget=9).upscale(lq).image)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, caplog):
+    net = spread(build_network(tiny_net(4, [carn(4), fsrcnn(4)])).eval())
+    lq = torch.rand(1, 3, 100, 100)
+    expected = RoutedUpscaler(net, 16, 16, max_tiles=1).upscale(lq)
+    upscaler = RoutedUpscaler(net, 16, 16, max_tiles=16)
+    run, sizes = upscaler._run, []
+
+    def short(branch, tiles):
+        sizes.append(tiles.shape[0] * tiles.shape[2] * tiles.shape[3])
+        if sizes[-1] > 16 * 16:
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        return run(branch, tiles)
+
+    upscaler._run = short
+    torch.testing.assert_close(upscaler.upscale(lq).image, expected.image, atol=1e-5, rtol=0)
+    assert max(sizes) > 4 * 16 * 16
+    assert sum('smaller batches' in record.message for record in caplog.records) == 1
+    assert max(upscaler.plan(TensorRows(lq)).max_tiles) == 1  # the next image begins there
+    upscaler._run = lambda branch, tiles: (_ for _ in ()).throw(torch.OutOfMemoryError('one tile is too much'))
+    with pytest.raises(torch.OutOfMemoryError, match='one tile'):
+        upscaler.upscale(lq)
+
+
+def test_a_network_that_makes_no_larger_image_is_named():
+    with pytest.raises(ValueError, match='Conv2d makes .* no super-resolution network'):
+        RoutedUpscaler(torch.nn.Conv2d(3, 5, 3, padding=1))
+
+
+def test_gray_networks_have_one_channel():
+    net = build_network(dict(carn(8), num_in_ch=1, num_out_ch=1, rgb_mean=[0.5])).eval()
+    upscaler = RoutedUpscaler(net, 16)
+    assert upscaler.channels == 1 and upscaler.upscale(torch.rand(1, 1, 20, 30)).image.shape == (1, 1, 80, 120)
 
 
 def test_macs_are_counted_at_the_input_size_of_a_transposed_conv():

@@ -4,63 +4,121 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cdnsr_basicsr.inference.tiling import Tiling, pad_to, tile_starts
+from cdnsr_basicsr.inference.tiling import SHAPES, Block, Canvas, Tiling, fit, pad_to
 
-SIZES = [(1, 1), (1, 40), (7, 3), (16, 16), (17, 33), (30, 45)]
-TILES = [(16, 16), (16, 14), (16, 5), (16, 1), (1, 1), (3, 2)]
+SIZES = [(1, 1), (1, 40), (7, 3), (16, 16), (17, 33), (30, 45), (61, 38)]
+TILES = [(16, 16), (16, 14), (16, 5), (16, 1), (1, 1), (3, 2), (20, 12)]
+
+
+def padded(image, tiling):
+    return pad_to(image, *tiling.padded)
+
+
+def cut(image, tiling, block):
+    top, bottom, left, right = tiling.box(block)
+    return padded(image, tiling)[:, top:bottom, left:right]
+
+
+def blend(tiling, strips, upscaled, scale, channels=3, max_rows=10**6):
+    """What an engine does with upscaled blocks."""
+    canvas, rows = Canvas(tiling, scale, channels, max_rows, torch.device('cpu')), []
+    for number, blocks in enumerate(strips):
+        for _, block in blocks:
+            canvas.add(block, upscaled(block))
+        rows.append(canvas.finished().clone())
+        if number + 1 < len(strips):
+            canvas.advance()
+    return torch.cat(rows).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize('size,tile,scale', list(itertools.product(SIZES, TILES, (1, 3))))
-def test_an_identity_network_returns_the_input_exactly(size, tile, scale):
+@pytest.mark.parametrize('max_rows,max_tiles', [(1000, 1), (1, 4), (3, 16)])
+def test_an_identity_network_returns_the_input_exactly(size, tile, scale, max_rows, max_tiles):
     image = torch.rand(3, *size)
     tiling = Tiling(*size, *tile)
-    upscaled = tiling.cut(image).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    assert torch.equal(tiling.blend(upscaled, scale), image.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
+    strips = tiling.merge(torch.randint(2, (len(tiling), )), [max_tiles] * 2, max_rows)
+
+    def nearest(block):
+        return cut(image, tiling, block).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+    expected = image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    assert torch.equal(blend(tiling, strips, nearest, scale, max_rows=max_rows), expected)
 
 
-def test_tiles_are_crops_in_row_order():
-    image = torch.rand(3, 23, 31)
-    tiling = Tiling(23, 31, 8, 6)
-    corners = [(top, left) for top in tiling.tops for left in tiling.lefts]
-    for tile, (top, left) in zip(tiling.cut(image), corners):
-        assert torch.equal(tile, image[:, top:top + 8, left:left + 8])
-    assert len(tiling) == len(corners) == len(tiling.cut(image))
-
-
-@pytest.mark.parametrize('length', range(1, 60))
-@pytest.mark.parametrize('patch_size,step', [(8, 8), (8, 5), (8, 1)])
-def test_starts_cover_every_pixel_and_stay_inside(length, patch_size, step):
-    starts = tile_starts(length, patch_size, step)
-    assert {i for start in starts for i in range(start, start + patch_size)} >= set(range(length))
-    assert starts == sorted(set(starts)) and starts[0] == 0
-    if length >= patch_size:
-        assert starts[-1] + patch_size == length
-        assert all(following - start <= step for start, following in zip(starts, starts[1:]))
+@pytest.mark.parametrize('length', range(1, 90))
+@pytest.mark.parametrize('patch_size,step', [(32, 32), (32, 28), (20, 1), (8, 5)])
+def test_tiles_cover_every_pixel_and_hardly_more(length, patch_size, step):
+    size, count = fit(length, patch_size, step)
+    overlap = patch_size - step
+    end = (count - 1) * (size - overlap) + size
+    assert size <= patch_size and (count == 1 or size > overlap)
+    assert length <= end and (end < length + count or size == min(patch_size, 16))
+    # no more tiles than the regular grid with its last tile shifted inside
+    assert count == 1 + max(0, -(-(length - patch_size) // step))
 
 
 def test_blend_is_the_weighted_average():
-    tiling, scale = Tiling(20, 13, 8, 3), 2
-    tiles = torch.rand(len(tiling), 3, 16, 16, dtype=torch.float64)
-    total, weights = np.zeros((3, 40, 26)), np.zeros((40, 26))
-    corners = [(top, left) for top in tiling.tops for left in tiling.lefts]
-    for tile, (top, left) in zip(tiles, corners):
-        for y, x in itertools.product(range(16), range(16)):
-            weight = min(y + 1, 16 - y) * min(x + 1, 16 - x)
-            total[:, 2 * top + y, 2 * left + x] += weight * tile[:, y, x].numpy()
-            weights[2 * top + y, 2 * left + x] += weight
-    assert weights.min() > 0
-    np.testing.assert_allclose(tiling.blend(tiles, scale).numpy(), total / weights, atol=1e-12)
+    tiling, scale = Tiling(40, 33, 20, 12), 2
+    assert len(tiling) == 9 and tiling.size == (19, 17)
+    blocks = [Block(0, 0, 2, 2), Block(0, 2, 1, 1), Block(1, 2, 2, 1), Block(2, 0, 1, 1), Block(2, 1, 1, 1)]
+    outputs = {}
+    total, weights = np.zeros((3, 82, 70)), np.zeros((82, 70))
+    for block in blocks:
+        top, bottom, left, right = (scale * value for value in tiling.box(block))
+        outputs[block] = torch.rand(3, bottom - top, right - left)
+        for row, column in itertools.product(range(block.rows), range(block.columns)):
+            y0 = scale * tiling.tops[block.row + row]
+            x0 = scale * tiling.lefts[block.column + column]
+            for y, x in itertools.product(range(38), range(34)):  # the sum of its tiles' weights
+                weight = min(y + 1, 38 - y) * min(x + 1, 34 - x)
+                total[:, y0 + y, x0 + x] += weight * outputs[block][:, y0 + y - top, x0 + x - left].numpy()
+                weights[y0 + y, x0 + x] += weight
+    ours = blend(tiling, [[(0, block) for block in blocks]], outputs.get, scale)
+    np.testing.assert_allclose(ours.numpy(), (total / weights.clip(1))[:, :80, :66], atol=1e-6)
+
+
+@pytest.mark.parametrize('max_tiles', [1, 2, 3, 4, 16, 64])
+@pytest.mark.parametrize('max_rows', [1, 2, 5, 100])
+def test_merging_keeps_every_tile_once_and_classes_apart(max_tiles, max_rows):
+    tiling = Tiling(200, 170, 16, 14)
+    grid = (torch.rand(len(tiling)) < 0.2).long()
+    strips = tiling.merge(grid, [max_tiles, 2], max_rows)
+    seen = torch.zeros(len(tiling.tops), len(tiling.lefts), dtype=torch.int64)
+    for number, blocks in enumerate(strips):
+        for kind, (row, column, rows, columns) in blocks:
+            assert rows * columns <= (max_tiles, 2)[kind] and (rows, columns) in SHAPES
+            assert number == row // max_rows == (row + rows - 1) // max_rows
+            assert (grid.view_as(seen)[row:row + rows, column:column + columns] == kind).all()
+            seen[row:row + rows, column:column + columns] += 1
+    assert (seen == 1).all()
+
+
+def test_merging_uniform_tiles_saves_overlap():
+    tiling = Tiling(244, 244, 64, 60)
+    strips = tiling.merge(torch.zeros(16, dtype=torch.int64), [16], 4)
+    assert strips == [[(0, Block(0, 0, 4, 4))]] and tiling.box(strips[0][0][1]) == (0, 244, 0, 244)
+
+
+def test_blocks_halve_down_to_single_tiles():
+    pending, tiles = [Block(1, 2, 4, 2)], []
+    while pending:
+        block = pending.pop()
+        halves = block.halves()
+        pending += [half for part in halves for half in part]
+        tiles += [] if halves else [block]
+    assert sorted(tiles) == [Block(row, column, 1, 1) for row in range(1, 5) for column in (2, 3)]
 
 
 def test_class_map_names_the_tile_with_the_nearest_centre():
-    tiling = Tiling(21, 30, 8, 5)
+    tiling = Tiling(41, 50, 18, 12)
     class_map = tiling.class_map(torch.arange(len(tiling)))
-    for y, x in itertools.product(range(21), range(30)):
-        row = min(range(len(tiling.tops)), key=lambda i: abs(tiling.tops[i] + 4 - y - 0.5))
-        column = min(range(len(tiling.lefts)), key=lambda i: abs(tiling.lefts[i] + 4 - x - 0.5))
+    assert class_map.shape == (41, 50) and len(class_map.unique()) == len(tiling)
+    centres = [[start + size / 2 for start in starts] for starts, size in zip((tiling.tops, tiling.lefts), tiling.size)]
+    for y, x in itertools.product(range(41), range(50)):
         ours = divmod(int(class_map[y, x]), len(tiling.lefts))
-        for chosen, best, starts, position in ((ours[0], row, tiling.tops, y), (ours[1], column, tiling.lefts, x)):
-            assert abs(starts[chosen] + 4 - position - 0.5) == abs(starts[best] + 4 - position - 0.5)
+        for chosen, along, position in zip(ours, centres, (y, x)):
+            distances = [abs(centre - position - 0.5) for centre in along]
+            assert distances[chosen] == min(distances)
 
 
 def test_padding_reflects_then_repeats():
@@ -77,12 +135,17 @@ def test_stitching_equals_golden_where_the_published_code_covers(shared):
         rows = torch.load(path, weights_only=True)['rows']
     for row in rows:
         image = row['lq'].permute(2, 0, 1)
-        tiling = Tiling(*image.shape[1:], row['patch_size'], row['step'])
-        upscaled = F.interpolate(tiling.cut(image), scale_factor=4, mode='nearest')
+        tiling = Tiling(*image.shape[1:], int(row['patch_size']), int(row['step']))
+        strips = tiling.merge(torch.zeros(len(tiling), dtype=torch.int64), [4], 2)
+
+        def nearest(block):
+            return F.interpolate(cut(image, tiling, block)[None], scale_factor=4, mode='nearest')[0]
+
+        blended = blend(tiling, strips, nearest, 4, max_rows=2)
         height, width = (4 * int(length) for length in row['covered'])
-        blended = tiling.blend(upscaled, 4)[:, :height, :width]
-        torch.testing.assert_close(blended, row['stitched_nearest_x4'].permute(2, 0, 1), atol=1e-6, rtol=0)
-        assert tiling.blend(upscaled, 4).shape[1:] == (4 * image.shape[1], 4 * image.shape[2])
+        torch.testing.assert_close(
+            blended[:, :height, :width], row['stitched_nearest_x4'].permute(2, 0, 1), atol=1e-6, rtol=0)
+        assert blended.shape[1:] == (4 * image.shape[1], 4 * image.shape[2])
 
 
 @pytest.mark.parametrize('arguments,message', [
@@ -95,8 +158,7 @@ def test_wrong_sizes_are_named(arguments, message):
         Tiling(*arguments)
 
 
-def test_wrong_tiles_are_named():
-    with pytest.raises(ValueError, match=r'Expected 4 tiles of 16x16, but got \(3, 3, 16, 16\)'):
-        Tiling(10, 10, 8, 6).blend(torch.rand(3, 3, 16, 16), 2)
-    with pytest.raises(ValueError, match='Expected an image of 10x10'):
-        Tiling(10, 10, 8, 6).cut(torch.rand(3, 10, 11))
+def test_a_block_of_a_wrong_size_is_named():
+    tiling = Tiling(30, 30, 20, 16)
+    with pytest.raises(ValueError, match=r'Expected a block of 34x34 pixels, but got \(16, 16\)'):
+        Canvas(tiling, 2, 3, 2, torch.device('cpu')).add(Block(0, 0, 1, 1), torch.rand(3, 16, 16))

@@ -1,0 +1,97 @@
+"""How fast the parts of a network run on this machine, measured once and remembered."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import torch
+from pathlib import Path
+from typing import Callable, NamedTuple, Sequence
+
+from ..complexity import measure_latency
+from ..files import replace_when_done
+
+MAX_TILES = {'cpu': (1, 2, 4, 8, 16), 'cuda': (1, 4, 16, 64, 256)}  # per forward pass, that are tried
+
+
+class Speed(NamedTuple):
+    """Measured speed of the parts of a network: its branches, then its classifier if it has one.
+
+    Attributes:
+        max_tiles: Tiles per forward pass at which each part is fastest.
+        tile_ms: Time of one tile then, in milliseconds.
+    """
+    max_tiles: list[int]
+    tile_ms: list[float]
+
+
+def machine(device: torch.device) -> str:
+    """What a measurement depends on beside the network."""
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    else:
+        lines = Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
+        models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+        name = f'{(models or [platform.processor()])[0]}, {torch.get_num_threads()} threads'
+    return f'{name}, torch {torch.__version__}'
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'cdnsr_basicsr'
+
+
+def measured_speed(parts: Sequence[Callable], names: Sequence[str], patch_size: int, channels: int,
+                   device: torch.device) -> Speed:
+    """Measures parts of a network, or takes what was measured before from the user's cache folder.
+
+    Args:
+        parts: Functions of a batch of tiles (b, channels, patch_size, patch_size).
+        names: A description of each: parts of the same description are taken to be equally fast.
+        patch_size: Side of a tile in pixels.
+        channels: Channels of a tile.
+        device: Where the tiles are.
+    """
+    path = cache_folder() / 'speed.json'
+    known = read_json(path)
+    measured = []
+    for part, name in zip(parts, names):
+        text = f'{machine(device)}\n{patch_size}\n{name}'
+        key = hashlib.sha256(text.encode()).hexdigest()[:24]
+        entry = known.get(key)
+        if not (isinstance(entry, list) and len(entry) == 2):
+            entry = measure_part(part, patch_size, channels, device)
+            known[key] = entry
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replace_when_done(path) as temporary:
+                    temporary.write_text(json.dumps(known, indent=1), encoding='utf-8')
+            except OSError:
+                pass  # a cache that cannot be written is measured again
+        measured.append(entry)
+    return Speed([int(entry[0]) for entry in measured], [float(entry[1]) for entry in measured])
+
+
+def read_json(path: Path) -> dict:
+    """Content of a JSON file; empty if it is missing or broken."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def measure_part(part: Callable, patch_size: int, channels: int, device: torch.device) -> tuple[int, float]:
+    """Tiles per forward pass at which a part is fastest, and its milliseconds per tile then."""
+    best_count, best_ms = 1, float('inf')
+    for count in MAX_TILES['cuda' if device.type == 'cuda' else 'cpu']:
+        tiles = torch.rand(count, channels, patch_size, patch_size, device=device)
+        try:
+            ms = 1000 * measure_latency(part, tiles.to(memory_format=torch.channels_last)) / count
+        except torch.OutOfMemoryError:
+            break
+        if ms < 0.97 * best_ms:
+            best_count, best_ms = count, ms
+        elif count > 2 * best_count:
+            break
+    return best_count, best_ms
