@@ -29,15 +29,17 @@ setup(
         'torchvision>=0.21',
         'numpy>=1.24',
         'opencv-python>=4.8',
+        'pillow>=10.0',
         'pyyaml>=6.0.1',
         'lmdb>=1.4',
         'packaging>=24.0',
         'tqdm>=4.60',
+        'tifffile>=2022.8.12',  # with compressed tiles as bytes; imagecodecs is not needed
         # TensorBoard itself comes with basicsr, as tb-nightly. Declaring tensorboard too would install both, and
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
     # yapf's layout changes between versions
-    extras_require={'dev': ['flake8>=6.0', 'isort>=5.12', 'pytest>=7.0', 'yapf==0.43.0']},
+    extras_require={'dev': ['flake8>=6.0', 'isort>=5.12', 'pypng>=0.20220715', 'pytest>=7.0', 'yapf==0.43.0']},
     entry_points={
         'console_scripts': ['basicsr = cdnsr_basicsr.cli:main'],
         'basicsr.plugins': ['cdnsr = cdnsr_basicsr:register'],

@@ -1,6 +1,7 @@
 """Self-describing checkpoints: BasicSR's weights plus what is needed to build the network."""
 from __future__ import annotations
 
+import os
 import torch
 from collections.abc import Mapping
 from os import path as osp
@@ -44,11 +45,11 @@ def load_checkpoint(path: str) -> dict:
     return content
 
 
-def load_network(path: str, opt_path: Optional[str] = None) -> nn.Module:
+def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Module:
     """Builds a network in evaluation mode from a checkpoint, with its EMA weights if there are any.
 
     Args:
-        path: Checkpoint (.pth).
+        path: Checkpoint (.pth). Default: path.pretrain_network_g of the option file.
         opt_path: Option file whose network_g describes it; needed for files without a description of their own,
             such as those of BasicSR's SRModel.
 
@@ -57,8 +58,12 @@ def load_network(path: str, opt_path: Optional[str] = None) -> nn.Module:
     """
     from basicsr.archs import build_network
 
-    content = load_checkpoint(path)
-    block: Union[dict, None] = read_options(opt_path).get('network_g') if opt_path else content.get('network_g')
+    opt = read_options(opt_path) if opt_path else {}
+    path = path or (opt.get('path') or {}).get('pretrain_network_g')
+    if not isinstance(path, str):
+        raise OptionError(opt_path or '-m', 'names no checkpoint at path.pretrain_network_g; give one by -m')
+    content = load_checkpoint(os.path.expanduser(path))
+    block: Union[dict, None] = opt.get('network_g') if opt_path else content.get('network_g')
     if block is None:
         raise OptionError(opt_path or path, 'has no network_g block; give the option file it was trained with by -opt')
     check_network(block, f'{opt_path or path}: network_g')

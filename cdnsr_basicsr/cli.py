@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from importlib import metadata
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from . import __version__, register
 from .memory import keep_freed_memory
@@ -89,7 +89,55 @@ def build_parser() -> argparse.ArgumentParser:
         '--margin', type=float, help='L1 error allowed above the best branch, relative (default: 0.05)')
     command.add_argument('--workers', type=count, default=None, metavar='N', help='reading threads (default: all CPUs)')
     command.add_argument('--overwrite', action='store_true', help='replace existing labels')
+
+    text = 'upscale pictures with a trained network'
+    command = commands.add_parser('upscale', help=text, description=text)
+    add_model(command)
+    command.add_argument('-i', dest='input', required=True, metavar='FILE_OR_FOLDER', help='picture or folder')
+    command.add_argument('-o', dest='output', required=True, metavar='FOLDER', help='folder for the results')
+    limits = command.add_mutually_exclusive_group()
+    limits.add_argument(
+        '--budget',
+        type=float,
+        metavar='FRACTION',
+        help='cost per picture, of that of the hardest branch on the whole picture; classifier and tile overlap count '
+        '(default: no limit, each tile gets its most probable branch)')
+    limits.add_argument('--target-ms', type=float, metavar='MS', help='time per picture instead, by measured speed')
+    command.add_argument(
+        '--cost',
+        choices=['macs', 'latency'],
+        default='macs',
+        help='what --budget counts: multiply-accumulates or measured time (default: macs)')
+    command.add_argument('--map', action='store_true', help='write difficulty maps too, as NAME_map.png')
+    add_engine(command)
+    command.add_argument('--suffix', default='', help='added to the names of the results')
+    command.add_argument(
+        '--ext',
+        metavar='EXT',
+        help='format of the results: png, tif, jpg or webp (default: TIFF stays TIFF, all else becomes png)')
+    command.add_argument(
+        '--shard', metavar='I/N', help='do the I-th of N parts of a folder (torchrun: one part per process)')
+    command.add_argument('--overwrite', action='store_true', help='replace existing results')
     return parser
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument('-m', dest='model', metavar='MODEL', help='checkpoint of the network')
+    command.add_argument(
+        '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--precision',
+        choices=['float32', 'bfloat16', 'float16'],
+        default='float32',
+        help='of the branches (default: float32)')
+    command.add_argument(
+        '--patch-size', type=count, default=None, metavar='N', help='largest side of a tile (default: 64)')
+    command.add_argument(
+        '--step', type=count, default=None, metavar='N', help='patch size less the overlap of tiles (default: 4 less)')
+    command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
 
 
 def load_plugins() -> None:
@@ -173,6 +221,75 @@ def run_label(args: argparse.Namespace) -> int:
     return 0
 
 
+def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
+    """The engine for the network and the settings that the arguments name."""
+    if args.model is None and args.opt is None:
+        raise OptionError('-m', 'a checkpoint is needed: -m MODEL, or -opt FILE that names one')
+    load_plugins()
+    import torch
+
+    from .checkpoint import load_network
+    from .inference import RoutedUpscaler
+
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if device == 'cuda':
+        device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
+    try:
+        net = load_network(args.model, args.opt).to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise OptionError(f'--device {device}', f'cannot be used: {str(error).splitlines()[0]}') from error
+    if device == 'cpu':
+        keep_freed_memory()
+    tile = (read_options(args.opt).get('tile') or {}) if args.opt else {}
+    patch_size = args.patch_size or tile.get('patch_size', 64)
+    step = args.step or (tile.get('step') if args.patch_size is None else None)
+    if patch_size < 8 or not 1 <= (step or 1) <= patch_size:
+        raise OptionError(f'--patch-size {patch_size} --step {step}', 'expected at least 8, and a step up to it')
+    try:
+        return RoutedUpscaler(net, patch_size, step, precision=args.precision, **kwargs)
+    except ValueError as error:
+        raise OptionError(str(args.model or args.opt), str(error)) from error
+
+
+def parse_shard(text: Optional[str]) -> tuple[int, int]:
+    """I/N as two numbers. Default: the process's place among those that torchrun has started."""
+    if text is None:
+        return int(os.environ.get('RANK', 0)) + 1, int(os.environ.get('WORLD_SIZE', 1))
+    part, _, parts = text.partition('/')
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise OptionError(f'--shard {text}', 'expected I/N with I from 1 to N, for example 2/8')
+    return int(part), int(parts)
+
+
+def run_upscale(args: argparse.Namespace) -> int:
+    extension = args.ext and f'.{args.ext.lower().lstrip(".")}'
+    if extension not in (None, '.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff'):
+        raise OptionError(f'--ext {args.ext}', 'accepted: png, jpg, webp, tif')
+    for flag, value in (('--budget', args.budget), ('--target-ms', args.target_ms)):
+        if value is not None and not 0 < value < float('inf'):
+            raise OptionError(f'{flag} {value}', 'expected a number above 0')
+    if os.path.sep in args.suffix:
+        raise OptionError(f'--suffix {args.suffix}', f'expected no {os.path.sep}')
+    shard = parse_shard(args.shard)
+    upscaler = make_upscaler(args, budget=args.budget, target_ms=args.target_ms, cost=args.cost)
+    if not upscaler.routed and (args.budget or args.target_ms or args.map):
+        raise OptionError('--budget, --target-ms, --map', 'need a network with branches, such as CDNSR')
+
+    from .inference.upscale import upscale_files
+    done = upscale_files(upscaler, args.input, args.output, args.suffix, extension, args.map, args.overwrite, shard)
+    print(f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
+          f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
+    if upscaler.routed and done.done:
+        shares = ' / '.join(f'{100 * number / sum(done.counts):.0f}' for number in done.counts)
+        print(f'Tiles of class 0 to {len(done.counts) - 1}: {shares} %; cost {done.cost:.3f} of the hardest branch '
+              'on whole pictures, classifier and tile overlap included.')
+    if done.present:
+        print(f'Left alone, there already: {done.present} (--overwrite replaces them).')
+    for path, reason in done.failed:
+        print(f'Failed: {path}: {reason}', file=sys.stderr)
+    return 1 if done.failed else 0
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command.
 
@@ -183,7 +300,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         Exit code: 0 done, 1 done but some files were left out, 2 a mistake in the options or arguments.
     """
     args = build_parser().parse_args(argv)
-    commands = {'train': run_pipeline, 'test': run_pipeline, 'prepare': run_prepare, 'label': run_label}
+    commands = {
+        'train': run_pipeline,
+        'test': run_pipeline,
+        'prepare': run_prepare,
+        'label': run_label,
+        'upscale': run_upscale
+    }
     try:
         return commands[args.command](args)
     except OptionError as error:

@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from pathlib import Path
+
+MAP_SIDES = (512, 2048)  # a picture's longer side is brought between these, in pixels
 
 
 def class_colors(num_classes: int) -> np.ndarray:
@@ -17,7 +20,7 @@ def draw_difficulty_map(image: np.ndarray, class_map: np.ndarray, num_classes: i
 
     Args:
         image: of shape (H, W, 3), uint8, BGR.
-        class_map: of shape (h, w), class of each LR pixel; H and W are multiples of h and w.
+        class_map: of shape (h, w), class of each LR pixel; shown at the picture's size.
         num_classes: Number of classes M.
 
     Returns:
@@ -44,3 +47,29 @@ def draw_difficulty_map(image: np.ndarray, class_map: np.ndarray, num_classes: i
         cv2.putText(picture, f'{i} {name} {100 * share:.1f} %', (x + box + 6, y + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.45,
                     (0, 0, 0), 1, cv2.LINE_AA)
     return picture
+
+
+def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> None:
+    """Draws the classes over a picture at a size to look at, and writes that as PNG.
+
+    Args:
+        path: File to write.
+        pixels: of shape (h, w, c), uint8 or uint16, gray or RGB, with or without alpha.
+        class_map: of shape (h, w), class of each pixel.
+        num_classes: Number of classes M.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    height, width, channels = pixels.shape
+    factor = min(MAP_SIDES[1] / max(height, width), max(1, -(-MAP_SIDES[0] // max(height, width))))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
+    image = cv2.resize(
+        np.ascontiguousarray(pixels[..., 2::-1] if channels >= 3 else pixels[..., 0]),
+        size,
+        interpolation=interpolation)
+    image = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+    image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    if not cv2.imwrite(str(path), draw_difficulty_map(image, class_map, num_classes)):
+        raise OSError(f'{path}: cannot be written')

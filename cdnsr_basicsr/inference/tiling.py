@@ -59,8 +59,8 @@ class Block(NamedTuple):
             half = self.rows // 2
             return [[self._replace(rows=half)], [self._replace(row=self.row + half, rows=self.rows - half)]]
         half = self.columns // 2
-        return [[self._replace(columns=half)],
-                [self._replace(column=self.column + half, columns=self.columns - half)]] if half else []
+        return [[self._replace(columns=half)], [self._replace(column=self.column + half, columns=self.columns -
+                                                              half)]] if half else []
 
 
 class Tiling:
@@ -125,8 +125,8 @@ class Tiling:
     def merge(self, classes: torch.Tensor, max_tiles: list[int], max_rows: int) -> list[list[tuple[int, Block]]]:
         """Merges neighbouring tiles of one class into rectangles, so that their overlap is computed once.
 
-        The rectangles are of few shapes, near squares of 1, 2, 4, ... tiles: a network is slow on a size that it has not
-        seen before. Larger ones are placed first, from left to right and down.
+        The rectangles are of few shapes, near squares of 1, 2, 4, ... tiles: a network is slow on a size that it has
+        not seen before. Larger ones are placed first, from left to right and down.
 
         Args:
             classes: of shape (n, ).
@@ -164,8 +164,8 @@ SHAPES = [(8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2), (2, 1), (1, 1)]
 class Canvas:
     """A strip of an upscaled image, into which upscaled blocks of tiles are blended.
 
-    A tile's weight falls linearly to its edges and stays above zero, a block's is the sum of its tiles' weights, and the
-    result is sum(weight * block) / sum(weight). It is computed as a running mean, which is exact where all blocks
+    A tile's weight falls linearly to its edges and stays above zero, a block's is the sum of its tiles' weights, and
+    the result is sum(weight * block) / sum(weight). It is computed as a running mean, which is exact where all blocks
     agree, and only where blocks overlap.
 
     Args:

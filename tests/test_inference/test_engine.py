@@ -23,8 +23,9 @@ def slow(net, lq, upscaler):
     for top, left in itertools.product(tiling.tops, tiling.lefts):
         tile = image[None, :, top:top + tiling.size[0], left:left + tiling.size[1]]
         classes.append(int(net.classifier(tile).argmax()))
-        there = (slice(None), slice(scale * top, scale * (top + tiling.size[0])),
-                 slice(scale * left, scale * (left + tiling.size[1])))
+        there = (slice(None), slice(scale * top,
+                                    scale * (top + tiling.size[0])), slice(scale * left,
+                                                                           scale * (left + tiling.size[1])))
         weight = ramps[0][:, None] * ramps[1]
         total[there] += weight * net.branches[classes[-1]](tile)[0]
         weights[there] += weight
@@ -48,7 +49,8 @@ def test_upscaling_equals_one_tile_at_a_time(tiny_net, size, upscale):
 @torch.no_grad()
 @pytest.mark.parametrize('size', [(1, 1), (5, 90), (64, 64), (131, 77)])
 @pytest.mark.parametrize('max_tiles,canvas_bytes', [(1, 1), (4, 40000), (16, 2**30)])
-def test_a_network_that_sees_single_pixels_gives_the_same_in_strips_and_blocks(monkeypatch, size, max_tiles, canvas_bytes):
+def test_a_network_that_sees_single_pixels_gives_the_same_in_strips_and_blocks(monkeypatch, size, max_tiles,
+                                                                               canvas_bytes):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 1), torch.nn.PixelShuffle(2)).eval()
     lq = torch.rand(1, 3, *size)
     monkeypatch.setattr(engine, 'CANVAS_BYTES', canvas_bytes)

@@ -1,0 +1,224 @@
+"""Upscaling files: what `basicsr upscale` does."""
+from __future__ import annotations
+
+import numpy as np
+import time
+import torch
+from pathlib import Path
+from tqdm import tqdm
+from typing import Iterable, Iterator, NamedTuple, Optional
+
+from ..files import replace_when_done
+from .difficulty_map import save_difficulty_map
+from .engine import Plan, RoutedUpscaler
+from .image_io import EXTENSIONS, ImageError, Picture, check_writable, read_image, write_image
+
+CONVERTED_ROWS = 256  # of a strip, that are turned into pixels at a time: small enough for the cache
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B in luma (ITU-R BT.601)
+
+
+class PictureRows:
+    """Some channels of a picture as Rows: as many as the network takes, in [0, 1].
+
+    Args:
+        pixels: of shape (h, w, c), uint8 or uint16; c is 1 or 3.
+        channels: Channels of the network: 3, or 1 for gray pictures.
+    """
+
+    def __init__(self, pixels: np.ndarray, channels: int) -> None:
+        self.pixels, self.channels = pixels, channels
+        self.height, self.width = pixels.shape[:2]
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        part = self.pixels[top:bottom].astype(np.float32)
+        part /= np.iinfo(self.pixels.dtype).max
+        return torch.from_numpy(part).permute(2, 0, 1).expand(self.channels, -1, -1)
+
+
+def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> Iterator[np.ndarray]:
+    """Turns strips of an image into pixels on the host. On a GPU the copy runs while the next strip is computed.
+
+    Args:
+        strips: of shape (rows, w, c), in about [0, 1].
+        dtype: uint8 or uint16.
+        gray: Whether to make one channel of three.
+    """
+    white, waiting = np.iinfo(dtype).max, None
+    for strip in strips:
+        for part in strip.split(CONVERTED_ROWS):
+            if gray and part.shape[2] == 3:
+                part = (part * part.new_tensor(GRAY_WEIGHTS)).sum(dim=2, keepdim=True)
+            values = part.mul(white).round_().clamp_(0, white).to(torch.uint8 if white == 255 else torch.int32)
+            if not values.is_cuda:
+                yield values.numpy().astype(dtype, copy=False)
+                continue
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+            if waiting:
+                waiting[1].synchronize()
+                yield waiting[0].numpy().astype(dtype, copy=False)
+            waiting = (host, copied)
+    if waiting:
+        waiting[1].synchronize()
+        yield waiting[0].numpy().astype(dtype, copy=False)
+
+
+def upscaled_strips(upscaler: RoutedUpscaler, picture: Picture) -> tuple[Plan, Iterator[np.ndarray]]:
+    """Upscales a picture of any number of channels.
+
+    Gray is computed as three equal channels, if the network takes three; alpha is upscaled like a gray picture.
+
+    Returns:
+        What is run for the colours, and strips of pixels (rows, w * scale, c) like the picture's.
+
+    Raises:
+        ImageError: The network is one for gray pictures, and this one has colours.
+    """
+    pixels, colors = picture.pixels, picture.pixels.shape[2] // 3 * 2 + 1
+    if upscaler.channels < colors:
+        raise ImageError('has colours, but the network takes gray pictures only')
+    planes = [pixels[..., :colors]] + [pixels[..., colors:]] * (pixels.shape[2] > colors)
+    rows = [PictureRows(plane, upscaler.channels) for plane in planes]
+    plan = upscaler.plan(rows[0])
+    strips = to_arrays(upscaler.strips(rows[0], plan), pixels.dtype, gray=colors == 1)
+    if len(planes) == 1:
+        return plan, strips
+    alpha, level = planes[1], planes[1].flat[0]
+    if (alpha == level).all():  # mostly it is opaque everywhere
+        return plan, (np.concatenate([strip, np.full((*strip.shape[:2], 1), level)], axis=2) for strip in strips)
+    alphas = to_arrays(upscaler.strips(rows[1], upscaler.plan(rows[1])), pixels.dtype, gray=True)
+    return plan, (np.concatenate(pair, axis=2) for pair in zip(strips, alphas))
+
+
+class Summary(NamedTuple):
+    """What a run did.
+
+    Attributes:
+        done: Number of pictures written.
+        present: Number of pictures whose result was there already.
+        failed: Path of each picture that failed, and why.
+        megapixels: Of the results.
+        seconds: Spent on them, reading and writing included.
+        cost: Of all, relative to the dearest branch on whole images, classifier and overlap included.
+        counts: Tiles of each class.
+    """
+    done: int
+    present: int
+    failed: list[tuple[str, str]]
+    megapixels: float
+    seconds: float
+    cost: float
+    counts: list[int]
+
+
+def find_images(path: Path) -> list[Path]:
+    """A file itself; of a folder all pictures in it and in its subfolders by extension, without hidden ones."""
+    if not path.is_dir():
+        return [path]
+    found = (file for file in path.rglob('*') if file.suffix.lower() in EXTENSIONS and file.is_file())
+    return sorted(file for file in found if not any(part.startswith('.') for part in file.relative_to(path).parts))
+
+
+def result_path(source: Path, root: Path, output: Path, suffix: str, extension: Optional[str]) -> Path:
+    """Where a result goes: the folders below the input folder are kept; TIFF stays TIFF, all else becomes PNG.
+
+    What is too large for PNG becomes TIFF too; that is seen when the picture has been read.
+    """
+    folder = output / source.relative_to(root).parent if root.is_dir() else output
+    kept = source.suffix if source.suffix.lower() in ('.tif', '.tiff') else '.png'
+    return folder / f'{source.stem}{suffix}{extension or kept}'
+
+
+def upscale_files(upscaler: RoutedUpscaler,
+                  source: str,
+                  output: str,
+                  suffix: str = '',
+                  extension: Optional[str] = None,
+                  save_map: bool = False,
+                  overwrite: bool = False,
+                  shard: tuple[int, int] = (1, 1)) -> Summary:
+    """Upscales a picture, or all pictures of a folder. A picture that fails does not stop the others.
+
+    Args:
+        upscaler: The engine.
+        source: File or folder.
+        output: Folder for the results; made if it is missing.
+        suffix: Added to the names.
+        extension: Format of the results, such as '.png'. Default: '.tif' for TIFF, otherwise '.png'.
+        save_map: Whether to write the difficulty map beside each result, as NAME_map.png.
+        overwrite: Whether to replace existing results; they are left alone otherwise.
+        shard: (i, n): only every n-th picture, beginning with the i-th.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder, or no picture in it.
+    """
+    root, folder = Path(source), Path(output)
+    if not root.exists():
+        raise FileNotFoundError(f'{source}: no such file or folder')
+    sources = find_images(root)
+    if not sources:
+        raise FileNotFoundError(f'{source}: holds no picture ({", ".join(EXTENSIONS)})')
+
+    results: dict[Path, Path] = {}
+    done = present = 0
+    failed: list[tuple[str, str]] = []
+    begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * len(upscaler.sources)
+    bar = tqdm(sources, 'upscale', unit='picture', disable=None)
+    for number, path in enumerate(bar):
+        result = result_path(path, root, folder, suffix, extension)
+        first = results.setdefault(result, path)
+        if number % shard[1] != shard[0] - 1:
+            continue
+        try:
+            if first != path:
+                raise ImageError(f'{path}: its result would replace that of {first.name}; use --suffix or other names')
+            large = result if extension else result.with_suffix('.tif')
+            if (result.exists() or large.exists()) and not overwrite:
+                present += 1
+                continue
+            result.parent.mkdir(parents=True, exist_ok=True)
+            plan = _upscale_file(upscaler, path, result, large, save_map)
+        except (ImageError, OSError, torch.OutOfMemoryError, MemoryError) as error:
+            reason = ' '.join(str(error).split())
+            failed.append((str(path), reason[len(f'{path}: '):] if reason.startswith(f'{path}: ') else reason))
+            continue
+        done += 1
+        pixels = plan.tiling.height * plan.tiling.width
+        result_pixels += pixels * upscaler.scale**2
+        spent += plan.cost * pixels
+        for kind in plan.classes.tolist():
+            counts[kind] += 1
+    seconds = time.perf_counter() - begin
+    cost = spent * upscaler.scale**2 / max(result_pixels, 1)
+    return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts)
+
+
+def _upscale_file(upscaler: RoutedUpscaler, path: Path, result: Path, large: Path, save_map: bool) -> Plan:
+    """Upscales one picture to `result`, or to `large` where the format of `result` cannot hold it."""
+    picture = read_image(path)
+    height, width, channels = picture.pixels.shape
+    shape = (height * upscaler.scale, width * upscaler.scale, channels)
+    try:
+        check_writable(result, shape, picture.pixels.dtype)
+    except ImageError:
+        check_writable(large, shape, picture.pixels.dtype)
+        result = large
+    try:
+        plan, strips = upscaled_strips(upscaler, picture)
+    except ImageError as error:
+        raise ImageError(f'{path}: {error}') from None
+    with tqdm(total=shape[0], desc=path.name, unit='row', leave=False, disable=None, delay=2) as bar:
+
+        def watched() -> Iterator[np.ndarray]:
+            for strip in strips:
+                yield strip
+                bar.update(len(strip))
+
+        write_image(result, shape, picture.pixels.dtype, watched(), picture.icc_profile)
+    if save_map:
+        with replace_when_done(result.with_name(f'{result.stem}_map.png')) as temporary:
+            save_difficulty_map(temporary, picture.pixels,
+                                plan.tiling.class_map(plan.classes).numpy(), len(upscaler.sources))
+    return plan
