@@ -118,6 +118,35 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--shard', metavar='I/N', help='do the I-th of N parts of a folder (torchrun: one part per process)')
     command.add_argument('--overwrite', action='store_true', help='replace existing results')
+
+    text = 'measure what budgets of a routed network bring and cost, and keep the table beside its checkpoint'
+    command = commands.add_parser('calibrate', help=text, description=text)
+    command.add_argument('-m', dest='model', required=True, metavar='MODEL', help='checkpoint of the network')
+    command.add_argument('-opt', metavar='FILE', help='option file that describes MODEL, if it does not do so itself')
+    command.add_argument(
+        '-i', dest='input', required=True, metavar='FOLDER', help='photographs, or a folder with gt/ and lq/')
+    command.add_argument(
+        '--budgets', type=float, nargs='+', metavar='FRACTION', help='budgets to try (default: 0.3 to 1.2)')
+    command.add_argument('--limit', type=count, metavar='N', help='only the first N photographs')
+    add_engine(command)
+
+    text = 'compare networks on photographs: quality, cost, time and memory, whole, tiled and routed'
+    command = commands.add_parser('benchmark', help=text, description=text)
+    command.add_argument(
+        '-m',
+        dest='models',
+        nargs='+',
+        required=True,
+        metavar='MODEL',
+        help='checkpoints, or option files that name one at path.pretrain_network_g')
+    command.add_argument(
+        '--data', required=True, metavar='FOLDER', help='photographs, or a folder with gt/ and lq/ (prepare --whole)')
+    command.add_argument('-o', dest='output', metavar='FOLDER', help='write benchmark.md, .csv and .png there')
+    command.add_argument(
+        '--budgets', type=float, nargs='+', default=[], metavar='FRACTION', help='budgets of networks with branches')
+    command.add_argument('--repeat', type=count, default=3, metavar='N', help='timed runs of each (default: 3)')
+    command.add_argument('--limit', type=count, metavar='N', help='only the first N photographs')
+    add_engine(command, '+')
     return parser
 
 
@@ -127,11 +156,12 @@ def add_model(command: argparse.ArgumentParser) -> None:
         '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
 
 
-def add_engine(command: argparse.ArgumentParser) -> None:
+def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = None) -> None:
     command.add_argument(
         '--precision',
         choices=['float32', 'bfloat16', 'float16'],
-        default='float32',
+        nargs=precisions,
+        default=['float32'] if precisions else 'float32',
         help='of the branches (default: float32)')
     command.add_argument(
         '--patch-size', type=count, default=None, metavar='N', help='largest side of a tile (default: 64)')
@@ -221,34 +251,58 @@ def run_label(args: argparse.Namespace) -> int:
     return 0
 
 
+def choose_device(name: Optional[str]) -> Any:
+    """The device of a name. Default: the process's GPU if there is one, otherwise the CPU."""
+    import torch
+    if name in (None, 'cuda'):
+        name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if name or torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise OptionError(f'--device {name}', f'cannot be used: {str(error).splitlines()[0]}') from error
+    return device
+
+
+def check_tile(patch_size: int, step: Optional[int]) -> None:
+    if patch_size < 8 or not 1 <= (step or 1) <= patch_size:
+        raise OptionError(f'--patch-size {patch_size} --step {step}', 'expected at least 8, and a step up to it')
+
+
 def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
     """The engine for the network and the settings that the arguments name."""
     if args.model is None and args.opt is None:
         raise OptionError('-m', 'a checkpoint is needed: -m MODEL, or -opt FILE that names one')
     load_plugins()
-    import torch
-
+    from .calibration import read_calibration, speed_of
     from .checkpoint import load_network
     from .inference import RoutedUpscaler
 
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if device == 'cuda':
-        device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
-    try:
-        net = load_network(args.model, args.opt).to(device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise OptionError(f'--device {device}', f'cannot be used: {str(error).splitlines()[0]}') from error
-    if device == 'cpu':
+    device = choose_device(args.device)
+    net = load_network(args.model, args.opt).to(device)
+    if device.type == 'cpu':
         keep_freed_memory()
+    patch_size, step = tile_of(args)
+    model = args.model or read_options(args.opt)['path']['pretrain_network_g']
+    calibration = read_calibration(model)
+    if calibration and (calibration.precision, calibration.patch_size) == (args.precision, patch_size):
+        kwargs['float32_branches'] = calibration.float32_branches
+    try:
+        upscaler = RoutedUpscaler(net, patch_size, step, precision=args.precision, **kwargs)
+    except ValueError as error:
+        raise OptionError(model, str(error)) from error
+    if 'float32_branches' in kwargs:
+        upscaler.measured = speed_of(calibration, upscaler)
+    return upscaler
+
+
+def tile_of(args: argparse.Namespace) -> tuple[int, Optional[int]]:
+    """Patch size and step: the arguments', else the option file's, else the engine's."""
     tile = (read_options(args.opt).get('tile') or {}) if args.opt else {}
     patch_size = args.patch_size or tile.get('patch_size', 64)
     step = args.step or (tile.get('step') if args.patch_size is None else None)
-    if patch_size < 8 or not 1 <= (step or 1) <= patch_size:
-        raise OptionError(f'--patch-size {patch_size} --step {step}', 'expected at least 8, and a step up to it')
-    try:
-        return RoutedUpscaler(net, patch_size, step, precision=args.precision, **kwargs)
-    except ValueError as error:
-        raise OptionError(str(args.model or args.opt), str(error)) from error
+    check_tile(patch_size, step)
+    return patch_size, step
 
 
 def parse_shard(text: Optional[str]) -> tuple[int, int]:
@@ -290,6 +344,41 @@ def run_upscale(args: argparse.Namespace) -> int:
     return 1 if done.failed else 0
 
 
+def run_calibrate(args: argparse.Namespace) -> int:
+    budgets = check_budgets(args.budgets or [])
+    load_plugins()
+    from .calibration import BUDGETS, calibrate, calibration_path, markdown
+    from .checkpoint import load_network
+    device = choose_device(args.device)
+    net = load_network(args.model, args.opt).to(device)
+    if device.type == 'cpu':
+        keep_freed_memory()
+    table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, *tile_of(args), args.limit)
+    print(f'{markdown(table)}\nWrote {calibration_path(args.model)}.')
+    return 0
+
+
+def check_budgets(budgets: Sequence[float]) -> Sequence[float]:
+    for budget in budgets:
+        if not 0 < budget < float('inf'):
+            raise OptionError(f'--budgets {budget}', 'expected numbers above 0')
+    return budgets
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    check_budgets(args.budgets)
+    load_plugins()
+    from .benchmark import benchmark, markdown, write_report
+    patch_size, step = args.patch_size or 64, args.step
+    check_tile(patch_size, step)
+    measured, text = benchmark(args.models, args.data, args.budgets, args.precision, args.repeat, args.limit,
+                               patch_size, step, str(choose_device(args.device)))
+    print(f'{text}\n\n{markdown(measured)}', end='')
+    if args.output:
+        write_report(measured, text, args.output)
+    return 0
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command.
 
@@ -300,13 +389,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         Exit code: 0 done, 1 done but some files were left out, 2 a mistake in the options or arguments.
     """
     args = build_parser().parse_args(argv)
-    commands = {
-        'train': run_pipeline,
-        'test': run_pipeline,
-        'prepare': run_prepare,
-        'label': run_label,
-        'upscale': run_upscale
-    }
+    commands = dict(train=run_pipeline, test=run_pipeline, prepare=run_prepare, label=run_label, upscale=run_upscale)
+    commands.update(calibrate=run_calibrate, benchmark=run_benchmark)
     try:
         return commands[args.command](args)
     except OptionError as error:

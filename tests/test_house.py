@@ -22,14 +22,18 @@ ALLOWED = {
     'archs': set(),
     'losses': set(),
     'complexity': set(),
+    'conversion': set(),
     'files': set(),
     'options': set(),
     'checkpoint': {'files', 'options'},
+    'evaluation': {'data', 'options'},
     'inference': {'complexity', 'files'},
+    'benchmark': {'__init__', 'checkpoint', 'complexity', 'evaluation', 'files', 'inference', 'memory', 'options'},
+    'calibration': {'evaluation', 'files', 'inference', 'options'},
     'data': {'archs', 'checkpoint', 'files', 'options'},
     'memory': set(),
     'models': {'checkpoint', 'inference', 'losses', 'options'},
-    'cli': {'__init__', 'checkpoint', 'data', 'inference', 'memory', 'options'},
+    'cli': {'__init__', 'benchmark', 'calibration', 'checkpoint', 'data', 'inference', 'memory', 'options'},
 }
 
 

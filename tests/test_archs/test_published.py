@@ -5,6 +5,7 @@ from basicsr.archs import build_network
 from basicsr.archs.rcan_arch import RCAN
 from cdnsr_basicsr.archs import CARN_M, FSRCNN
 from cdnsr_basicsr.archs.cdnsr_arch import gumbel_softmax
+from cdnsr_basicsr.conversion import arm, rename, slice_to
 from tests import published
 
 
@@ -20,11 +21,11 @@ BACKBONES = {
     'carn': ([{
         'type': 'CARN_M',
         'num_feat': n
-    } for n in (36, 52, 64)], published.CARN),
+    } for n in (36, 52, 64)], arm.CARN_M),
     'fsrcnn': ([{
         'type': 'FSRCNN',
         'num_feat': n
-    } for n in (16, 36, 56)], published.FSRCNN),
+    } for n in (16, 36, 56)], arm.FSRCNN),
     'srresnet': ([{
         'type': 'MSRResNet',
         'num_feat': n
@@ -63,7 +64,7 @@ def test_rcan_of_basicsr_equals_golden(shared):
     golden = load_golden(shared('golden/rcan_small.pth'))
     # the published network sees 0..255 but shifts it by a mean of 0..1
     net = RCAN(3, 3, 36, 2, 3, 16, 4, rgb_mean=[mean / 255 for mean in (0.4488, 0.4371, 0.4040)]).eval()
-    net.load_state_dict(published.rename(golden['state_dict'], published.RCAN))
+    net.load_state_dict(rename(golden['state_dict'], published.RCAN))
     with torch.no_grad():
         output = net(golden['input'] / 255)
     assert_equals_recorded(output, golden['output'] / 255)
@@ -74,7 +75,7 @@ def test_carn_sliced_from_published_weights(shared, width):
     weights = torch.load(shared('weights/arm-carn.pth'), map_location='cpu', weights_only=True)
     golden = load_golden(shared('golden/arm_published.pth'))['arm-carn']
     net = CARN_M(num_feat=width, fusion_bias=True).eval()
-    net.load_state_dict(published.slice_to(published.rename(weights, published.CARN), net))
+    net.load_state_dict(slice_to(rename(weights, arm.CARN_M), net))
     with torch.no_grad():
         assert_equals_recorded(net(golden['input']), golden['outputs'][width])
 
@@ -84,6 +85,6 @@ def test_fsrcnn_sliced_from_published_weights(shared, width):
     weights = torch.load(shared('weights/arm-fsrcnn.pth'), map_location='cpu', weights_only=True)
     golden = load_golden(shared('golden/arm_published.pth'))['arm-fsrcnn']
     net = FSRCNN(num_feat=width).eval()
-    net.load_state_dict(published.slice_to(published.rename(weights, published.FSRCNN), net))
+    net.load_state_dict(slice_to(rename(weights, arm.FSRCNN), net))
     with torch.no_grad():
         assert_equals_recorded(net(golden['input']), golden['outputs'][width])

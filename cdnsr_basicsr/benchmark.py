@@ -1,0 +1,424 @@
+"""Networks side by side on photographs, their quality, cost and time: what `basicsr benchmark` does."""
+from __future__ import annotations
+
+import csv
+import ctypes
+import multiprocessing
+import numpy as np
+import statistics
+import tempfile
+import time
+import torch
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from torch import nn
+from tqdm import tqdm
+from typing import Callable, Iterator, NamedTuple, Optional, Sequence
+
+from .checkpoint import load_network
+from .complexity import count_macs
+from .evaluation import PairStore, quality, to_image, to_tensor
+from .files import replace_when_done
+from .inference.engine import PRECISIONS, RoutedUpscaler, deployed
+from .inference.speed import machine
+from .memory import keep_freed_memory
+from .options import OptionError
+
+
+class Row(NamedTuple):
+    """One way to upscale.
+
+    Attributes:
+        model: Checkpoint, or option file that names one.
+        kind: 'whole': the hardest branch, or a network without branches, on the whole image. 'loop': one tile at a
+            time. 'tiled': as 'whole', in tiles. 'routed': each tile by its branch.
+        tuned: Whether it gets what the engine has: channels last, freed memory kept, fast forms of layers, precision.
+        precision: Of the branches.
+        budget: Of the routing.
+    """
+    model: str
+    kind: str
+    tuned: bool
+    precision: str = 'float32'
+    budget: Optional[float] = None
+
+    @property
+    def name(self) -> str:
+        if self.kind == 'whole':
+            return 'whole image, tuned' if self.tuned else 'whole image (BasicSR)'
+        if self.kind == 'loop':
+            return 'one tile at a time'
+        if self.kind == 'tiled':
+            return 'tiled'
+        return 'routed' if self.budget is None else f'routed, budget {self.budget:g}'
+
+
+class Measured(NamedTuple):
+    """What was measured of a row. Costs, times and memory are None where memory did not suffice.
+
+    Attributes:
+        row: The row.
+        network: Type of the network.
+        psnr, ssim: Means over the photographs, RGB, `scale` pixels of border left out.
+        kmacs: Thousand MACs per pixel of the result, classifier and tile overlap included.
+        patch_mflops: The papers' convention: million FLOPs (2 per MAC) per patch of 32x32, averaged over the tiles; of
+            the branches alone, without classifier and overlap.
+        ms: Median time in milliseconds per megapixel of the result.
+        speed: How many times as fast as the first row of the model.
+        peak_mib: Most memory in use, in MiB: of the process, on a GPU of its tensors.
+        shares: Part of the tiles in each class, in percent.
+    """
+    row: Row
+    network: str
+    psnr: float
+    ssim: float
+    kmacs: float
+    patch_mflops: float
+    ms: float
+    speed: float
+    peak_mib: float
+    shares: list[float]
+
+
+class Settings(NamedTuple):
+    """What all rows have in common."""
+    patch_size: int
+    step: Optional[int]
+    device: str
+    pairs: PairStore
+
+
+def load(model: str) -> nn.Module:
+    return load_network(None, model) if model.endswith(('.yml', '.yaml')) else load_network(model)
+
+
+def one_tile_at_a_time(net: nn.Module, lq: torch.Tensor, patch_size: int, step: int) -> torch.Tensor:
+    """The published way: for each tile the classifier, one branch, and a mean where tiles overlap."""
+    height, width = lq.shape[2:]
+    output, count = (lq.new_zeros(1, 3, height * net.upscale, width * net.upscale) for _ in range(2))
+    for top in range(0, height - patch_size + step, step):
+        for left in range(0, width - patch_size + step, step):
+            top, left = max(0, min(top, height - patch_size)), max(0, min(left, width - patch_size))
+            tile = lq[:, :, top:top + patch_size, left:left + patch_size]
+            upscaled = net.branches[int(net.classifier(tile).argmax())](tile)
+            there = (..., slice(top * net.upscale, top * net.upscale + upscaled.shape[2]),
+                     slice(left * net.upscale, left * net.upscale + upscaled.shape[3]))
+            output[there] += upscaled
+            count[there] += 1
+    return output / count
+
+
+class Bench:
+    """Runs the rows of one model in a process of its own."""
+
+    def __init__(self, settings: Settings, model: str) -> None:
+        self.settings = settings
+        self.device = torch.device(settings.device)
+        self.net = load(model).to(self.device)
+        self.runners: dict[Row, Callable] = {}
+
+    def runner(self, row: Row) -> Callable:
+        """A function of an LQ image (1, 3, h, w) that returns the result, kMACs per pixel of it, and classes."""
+        if row in self.runners:
+            return self.runners[row]
+        net, patch_size, step = self.net, self.settings.patch_size, self.settings.step
+        branches = list(net.branches) if hasattr(net, 'branches') else [net]
+        upscaler = RoutedUpscaler(net, patch_size, step, precision=row.precision, budget=row.budget)
+        macs = np.array(upscaler.branch_macs)
+        hardest = int(macs.argmax())
+        whole = float(macs[hardest]) / patch_size**2 / upscaler.scale**2 / 1000
+        if row.kind == 'whole':
+            dtype = PRECISIONS[row.precision]
+            branch = deployed(branches[hardest], dtype) if row.tuned else branches[hardest]
+
+            def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
+                with torch.autocast(lq.device.type, dtype, enabled=dtype != torch.float32):
+                    lq = lq.contiguous(memory_format=torch.channels_last) if row.tuned else lq
+                    return branch(lq).float(), whole, [hardest]
+        elif row.kind == 'loop':
+
+            def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
+                return one_tile_at_a_time(net, lq, patch_size, upscaler.step), float('nan'), []
+        else:
+            if row.kind == 'tiled' and upscaler.routed:
+                upscaler = RoutedUpscaler(branches[hardest], patch_size, upscaler.step, precision=row.precision)
+
+            def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
+                upscaled = upscaler.upscale(lq)
+                classes = upscaled.classes + (hardest if row.kind == 'tiled' else 0)
+                return upscaled.image, whole * upscaled.cost, classes.tolist()
+
+        self.runners[row] = run
+        return run
+
+    @torch.inference_mode()
+    def measure(self, row: Row, number: int, look: bool) -> dict:
+        """Upscales an image.
+
+        Args:
+            row: How.
+            number: Which image.
+            look: Whether to say how good the result is and what memory it took, besides the time.
+        """
+        lq = to_tensor(self.settings.pairs.lq(number)).to(self.device)
+        run = self.runner(row)
+        wait = torch.cuda.synchronize if lq.is_cuda else lambda: None
+        if look:
+            begin_peak(lq.is_cuda)
+        try:
+            wait()
+            begin = time.perf_counter()
+            image, kmacs, classes = run(lq)
+            wait()
+            seconds = time.perf_counter() - begin
+        except torch.OutOfMemoryError:
+            return {'error': 'out of memory'}
+        if not look:
+            return {'seconds': seconds}
+        peak = peak_mib(lq.is_cuda)
+        gt = self.settings.pairs.gt(number)
+        psnr, ssim = quality(to_image(image), gt, image.shape[2] // lq.shape[2])
+        return dict(psnr=psnr, ssim=ssim, kmacs=kmacs, classes=classes, peak=peak)
+
+    def describe(self) -> dict:
+        """Type of the network, its scale, and MFLOPs of its branches in the papers' convention."""
+        branches = list(self.net.branches) if hasattr(self.net, 'branches') else [self.net]
+        mflops = [2 * count_macs(branch, 32, 32) / 1e6 for branch in branches]
+        return dict(
+            network=type(self.net).__name__, branches=[type(branch).__name__ for branch in branches], mflops=mflops)
+
+
+def begin_peak(is_cuda: bool) -> None:
+    """Forgets the most memory that was in use so far, and gives back what is free."""
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')
+    except (AttributeError, OSError):
+        pass
+
+
+def peak_mib(is_cuda: bool) -> float:
+    if is_cuda:
+        return torch.cuda.max_memory_allocated() / 2**20
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith('VmHWM'):
+            return int(line.split()[1]) / 1024
+    return float('nan')
+
+
+def serve(connection: Connection, settings: Settings, model: str, tuned: bool, threads: int) -> None:
+    """Answers what the benchmark asks, in a process of its own: its memory is its own, and kept or not."""
+    from . import register
+    register()
+    torch.set_num_threads(threads)
+    if tuned and settings.device == 'cpu':
+        keep_freed_memory()
+    try:
+        bench = Bench(settings, model)
+        connection.send(bench.describe())
+        while True:
+            question = connection.recv()
+            if question is None:
+                return
+            connection.send(bench.measure(*question))
+    except Exception as error:
+        connection.send({'fatal': f'{type(error).__name__}: {error}'})
+
+
+@contextmanager
+def worker(*arguments: object) -> Iterator[Callable]:
+    """A process that serves; yields a function that asks it."""
+    ours, theirs = multiprocessing.get_context('spawn').Pipe()
+    process = multiprocessing.get_context('spawn').Process(
+        target=serve, args=(theirs, *arguments, torch.get_num_threads()), daemon=True)
+    process.start()
+    theirs.close()
+
+    def ask(*question: object) -> dict:
+        try:
+            if question:
+                ours.send(question)
+            answer = ours.recv()
+        except (EOFError, BrokenPipeError):
+            raise OptionError(str(arguments[1]), 'the process that ran it was killed, perhaps for memory') from None
+        if 'fatal' in answer:
+            raise OptionError(str(arguments[1]), answer['fatal'])
+        return answer
+
+    try:
+        yield ask
+    finally:
+        try:
+            ours.send(None)
+        except (BrokenPipeError, OSError):
+            pass
+        process.join(timeout=5)
+        process.kill()
+
+
+def rows_of(model: str, routed: bool, precisions: Sequence[str], budgets: Sequence[float]) -> list[Row]:
+    """The rows of a model; the first is what the others are compared with."""
+    rows = [Row(model, 'whole', tuned=False)]
+    rows += [Row(model, 'whole', True, precision) for precision in precisions]
+    rows += [Row(model, 'loop', tuned=False)] if routed else []
+    rows += [Row(model, 'tiled', True, precision) for precision in precisions]
+    if routed:
+        rows += [
+            Row(model, 'routed', True, precision, budget) for precision in precisions for budget in (None, *budgets)
+        ]
+    return rows
+
+
+def benchmark(models: Sequence[str],
+              data: str,
+              budgets: Sequence[float] = (),
+              precisions: Sequence[str] = ('float32', ),
+              repeat: int = 3,
+              limit: Optional[int] = None,
+              patch_size: int = 64,
+              step: Optional[int] = None,
+              device: str = 'cpu') -> tuple[list[Measured], str]:
+    """Measures models on photographs. All rows take turns, photograph by photograph, in processes of their own.
+
+    Args:
+        models: Checkpoints, or option files that name one.
+        data: Folder of photographs; see read_pairs.
+        budgets: Budgets of networks with branches, besides the published rule.
+        precisions: Precisions of all rows but BasicSR's.
+        repeat: Timed runs of each row and photograph, after one that is not.
+        limit: Most photographs. Default: all.
+        patch_size: Largest side of a tile.
+        step: patch_size less the overlap of tiles.
+        device: Where to run.
+
+    Returns:
+        The rows, and a line that says on what they were measured.
+
+    Raises:
+        OptionError: A model or the folder cannot be used, or the models are of different scales.
+    """
+    nets = {model: load(model) for model in models}
+    scales = {model: RoutedUpscaler(net, 16).scale for model, net in nets.items()}
+    if len(set(scales.values())) != 1:
+        raise OptionError('-m', f'all models must have one scale, but have {sorted(set(scales.values()))}')
+    scale = next(iter(scales.values()))
+    rows = [row for model, net in nets.items() for row in rows_of(model, hasattr(net, 'branches'), precisions, budgets)]
+    results: dict[Row, list[dict]] = {row: [] for row in rows}
+    seconds: dict[Row, list[float]] = {row: [] for row in rows}
+    with ExitStack() as stack:
+        pairs = PairStore(stack.enter_context(tempfile.TemporaryDirectory()), data, scale, limit)
+        sizes = [max(size) for size in pairs.sizes]
+        settings = Settings(patch_size, step, device, pairs)
+        asks = {
+            (model, tuned): stack.enter_context(worker(settings, model, tuned))
+            for model in models
+            for tuned in (False, True)
+        }
+        described = {key: ask() for key, ask in asks.items()}
+        bar = stack.enter_context(
+            tqdm(total=len(sizes) * (repeat + 1) * len(rows), desc='benchmark', unit='run', disable=None))
+        for number in range(len(sizes)):
+            times: dict[Row, list[float]] = {row: [] for row in rows}
+            for turn in range(repeat + 1):
+                for row in rows:
+                    answer = asks[row.model, row.tuned](row, number, turn == 0)
+                    bar.update()
+                    if turn == 0:
+                        results[row].append(answer)
+                    else:
+                        times[row].append(answer.get('seconds', float('nan')))
+            for row in rows:
+                seconds[row].append(statistics.median(times[row]))
+
+    measured = []
+    for row in rows:
+        about = described[row.model, row.tuned]
+        ms = 1000 * sum(seconds[row]) / pairs.megapixels
+        first = 1000 * sum(seconds[Row(row.model, 'whole', tuned=False)]) / pairs.megapixels
+        measured.append(_summary(row, about, results[row], ms, first))
+    where = machine(torch.device(device))
+    text = (f'{len(sizes)} photograph{"s" * (len(sizes) != 1)} of {min(sizes)} to {max(sizes)} pixels, x{scale}, '
+            f'tiles of at most {patch_size}; {where}; medians of {repeat} runs, all rows in turns')
+    return measured, text
+
+
+def _summary(row: Row, about: dict, results: list[dict], ms: float, first: float) -> Measured:
+
+    def mean(key: str) -> float:
+        return statistics.fmean(result.get(key, float('nan')) for result in results)
+
+    counts = np.bincount([kind for result in results for kind in result.get('classes', [])],
+                         minlength=len(about['branches']))
+    shares = (100 * counts / max(counts.sum(), 1)).tolist()
+    mflops = float(np.dot(shares, about['mflops'])) / 100 if counts.sum() else float('nan')
+    network = about['network'] if row.kind in ('loop', 'routed') else about['branches'][int(np.argmax(about['mflops']))]
+    peak = max(result.get('peak', float('nan')) for result in results)
+    return Measured(row, network, mean('psnr'), mean('ssim'), mean('kmacs'), mflops, ms, first / ms, peak, shares)
+
+
+COLUMNS = ('model', 'network', 'method', 'precision', 'PSNR', 'SSIM', 'kMACs/pixel', 'MFLOPs/patch (papers)',
+           'ms/megapixel', 'times BasicSR', 'peak MiB', 'classes %')
+
+
+def cells(measured: Measured) -> list[str]:
+    """One row of the table as text; a figure that could not be measured is a dash."""
+    m, row = measured, measured.row
+
+    def number(value: float, digits: int) -> str:
+        return '-' if value != value else f'{value:.{digits}f}'
+
+    return [
+        Path(row.model).stem, m.network, row.name, row.precision,
+        number(m.psnr, 3),
+        number(m.ssim, 4),
+        number(m.kmacs, 2),
+        number(m.patch_mflops, 0),
+        number(m.ms, 1),
+        number(m.speed, 2),
+        number(m.peak_mib, 0), ' / '.join(f'{share:.0f}' for share in m.shares) if row.kind == 'routed' else ''
+    ]
+
+
+def markdown(measured: Sequence[Measured]) -> str:
+    lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + ' --- |' * len(COLUMNS)]
+    return '\n'.join(lines + ['| ' + ' | '.join(cells(row)) + ' |' for row in measured]) + '\n'
+
+
+def write_report(measured: Sequence[Measured], text: str, folder: str) -> None:
+    """Writes benchmark.md, benchmark.csv and benchmark.png (PSNR against time, and against MACs)."""
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    with replace_when_done(root / 'benchmark.md') as temporary:
+        temporary.write_text(f'{text}\n\n{markdown(measured)}', encoding='utf-8')
+    with replace_when_done(root / 'benchmark.csv') as temporary, open(temporary, 'w', newline='') as file:
+        csv.writer(file).writerows([COLUMNS, *map(cells, measured)])
+    with replace_when_done(root / 'benchmark.png') as temporary:
+        _plot(measured, text, temporary)
+
+
+def _plot(measured: Sequence[Measured], text: str, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5.5), layout='constrained')
+    FigureCanvasAgg(figure)
+    figure.suptitle(text, fontsize=8)
+    lines: dict[tuple, list[Measured]] = {}
+    for m in measured:
+        name = m.row.name if m.row.kind != 'routed' else 'routed'
+        lines.setdefault((Path(m.row.model).stem, name, m.row.precision), []).append(m)
+    labels = dict(ms='ms per megapixel', kmacs='thousand MACs per pixel, classifier and overlap included')
+    for axes, (key, label) in zip(figure.subplots(1, 2), labels.items()):
+        for name, points in lines.items():
+            points = sorted((getattr(m, key), m.psnr) for m in points if getattr(m, key) == getattr(m, key))
+            if points:
+                axes.plot(*zip(*points), marker='o', linestyle='-' if len(points) > 1 else '', label=', '.join(name))
+        axes.set(xlabel=label, ylabel='PSNR (RGB) in dB', xlim=(0, None))
+        axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=110)

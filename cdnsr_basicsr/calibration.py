@@ -1,0 +1,164 @@
+"""What a routed network's branches cost in time on this machine, and what budgets bring: kept beside the model."""
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from torch import nn
+from tqdm import tqdm
+from typing import NamedTuple, Optional, Sequence
+
+from .evaluation import PairStore, quality, to_image, to_tensor
+from .files import replace_when_done
+from .inference.engine import RoutedUpscaler
+from .inference.speed import Speed, machine
+from .options import OptionError
+
+BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
+MOST_LOSS = 0.02  # dB that half precision may cost a branch
+
+
+class Point(NamedTuple):
+    """Means over the photographs at one budget; None is the published rule.
+
+    Attributes:
+        budget: What was allowed, of the hardest branch's MACs on whole images.
+        cost: What was spent of it, classifier and tile overlap included.
+        psnr: In dB, RGB, `scale` pixels of border left out.
+        ms: Milliseconds per megapixel of the result.
+    """
+    budget: Optional[float]
+    cost: float
+    psnr: float
+    ms: float
+
+
+class Calibration(NamedTuple):
+    """The table beside a model.
+
+    Attributes:
+        machine: What the times were measured on.
+        precision: Of the branches.
+        patch_size, step: Of the tiles.
+        photographs: How many there were.
+        max_tiles, tile_ms: See Speed; of the branches, then the classifier.
+        branch_psnr: PSNR of each branch on all tiles, in dB.
+        float32_branches: Branches that lose more than 0.02 dB in this precision, and keep float32.
+        points: Budgets.
+    """
+    machine: str
+    precision: str
+    patch_size: int
+    step: int
+    photographs: int
+    max_tiles: list[int]
+    tile_ms: list[float]
+    branch_psnr: list[float]
+    float32_branches: list[int]
+    points: list[Point]
+
+
+def calibration_path(model: str) -> Path:
+    return Path(model).with_suffix('.calibration.json')
+
+
+def read_calibration(model: str) -> Optional[Calibration]:
+    """The table beside a model, if there is one.
+
+    Raises:
+        OptionError: It cannot be understood.
+    """
+    path = calibration_path(model)
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        return Calibration(**dict(content, points=[Point(**point) for point in content['points']]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise OptionError(str(path), f'is no calibration ({error}); remove it, or calibrate again') from error
+
+
+def speed_of(calibration: Calibration, upscaler: RoutedUpscaler) -> Optional[Speed]:
+    """The measured speed, if it was measured on this machine and for such tiles."""
+    if (calibration.machine, calibration.patch_size) != (machine(upscaler.device), upscaler.patch_size):
+        return None
+    return Speed(calibration.max_tiles, calibration.tile_ms)
+
+
+def calibrate(net: nn.Module,
+              model: str,
+              data: str,
+              precision: str = 'float32',
+              budgets: Sequence[float] = BUDGETS,
+              patch_size: int = 64,
+              step: Optional[int] = None,
+              limit: Optional[int] = None) -> Calibration:
+    """Measures a CDNSR network on photographs and writes the table beside its checkpoint.
+
+    Args:
+        net: The network, on its device, in evaluation mode.
+        model: Its checkpoint.
+        data: Folder of photographs; see read_pairs.
+        precision: Of the branches; those that it costs more than 0.02 dB keep float32.
+        budgets: Budgets to try, besides the published rule.
+        patch_size: Largest side of a tile.
+        step: patch_size less the overlap of tiles.
+        limit: Most photographs. Default: all.
+
+    Raises:
+        OptionError: The network has no branches, or the folder cannot be used.
+    """
+    if not hasattr(net, 'branches'):
+        raise OptionError(model, f'{type(net).__name__} has no branches to choose from')
+    plain = RoutedUpscaler(net, patch_size, step)
+    step, scale = plain.step, plain.scale
+    precisions = ['float32'] if precision == 'float32' else ['float32', precision]
+    with tempfile.TemporaryDirectory() as folder, tqdm(desc='calibrate', unit='photograph', disable=None) as bar:
+        pairs = PairStore(folder, data, scale, limit)
+        photographs = len(pairs.sizes)
+
+        def measure(upscaler: RoutedUpscaler) -> Point:
+            psnr = cost = seconds = 0.
+            for number in range(photographs):
+                lq = to_tensor(pairs.lq(number)).to(upscaler.device)
+                upscaled = min((upscaler.upscale(lq) for _ in range(2)), key=lambda result: result.seconds)
+                psnr += quality(to_image(upscaled.image), pairs.gt(number), scale, with_ssim=False)[0]
+                cost += upscaled.cost
+                seconds += upscaled.seconds
+                bar.update()
+            return Point(upscaler.budget, cost / photographs, psnr / photographs, 1000 * seconds / pairs.megapixels)
+
+        psnrs = {
+            kind: [measure(RoutedUpscaler(branch, patch_size, step, precision=kind)).psnr for branch in net.branches]
+            for kind in precisions
+        }
+        kept = [i for i, (exact, half) in enumerate(zip(*psnrs.values()))
+                if half < exact - MOST_LOSS] if len(precisions) == 2 else []
+        branch_psnr = [psnrs['float32' if i in kept else precision][i] for i in range(len(net.branches))]
+        points = [
+            measure(RoutedUpscaler(net, patch_size, step, budget, precision=precision, float32_branches=kept))
+            for budget in (None, *budgets)
+        ]
+    upscaler = RoutedUpscaler(net, patch_size, step, precision=precision, float32_branches=kept)
+    table = Calibration(
+        machine(upscaler.device), precision, patch_size, step, photographs, *upscaler.speed, branch_psnr, kept, points)
+    with replace_when_done(calibration_path(model)) as temporary:
+        content = dict(table._asdict(), points=[point._asdict() for point in points])
+        temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    return table
+
+
+def markdown(table: Calibration) -> str:
+    """The table to read."""
+    text = (f'{table.photographs} photograph{"s" * (table.photographs != 1)}, {table.precision}, tiles of at most '
+            f'{table.patch_size}; {table.machine}\n\n'
+            '| part | ms per tile | tiles per pass | PSNR alone |\n| --- | --- | --- | --- |\n')
+    for i, psnr in enumerate(table.branch_psnr):
+        note = ' (float32)' if i in table.float32_branches else ''
+        text += f'| branch {i}{note} | {table.tile_ms[i]:.3f} | {table.max_tiles[i]} | {psnr:.3f} |\n'
+    text += f'| classifier | {table.tile_ms[-1]:.3f} | {table.max_tiles[-1]} | |\n\n'
+    text += '| budget | cost | PSNR | ms/megapixel |\n| --- | --- | --- | --- |\n'
+    for point in table.points:
+        budget = '-' if point.budget is None else f'{point.budget:g}'
+        text += f'| {budget} | {point.cost:.3f} | {point.psnr:.3f} | {point.ms:.1f} |\n'
+    return text

@@ -1,0 +1,110 @@
+"""Photographs with ground truth, and the quality of what a network makes of them."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from pathlib import Path
+from typing import Iterator, NamedTuple, Optional
+
+from .data.prepare import list_images, make_lq
+from .options import OptionError
+
+
+class Pair(NamedTuple):
+    """A photograph and its LQ version: uint8 RGB of shapes (h*scale, w*scale, 3) and (h, w, 3)."""
+    name: str
+    lq: np.ndarray
+    gt: np.ndarray
+
+
+def read_pairs(folder: str, scale: int, limit: Optional[int] = None) -> Iterator[Pair]:
+    """Reads photographs; makes the LQ images by MATLAB's bicubic, if the folder has none.
+
+    Args:
+        folder: Folder of photographs, or one with gt/ and lq/ as `basicsr prepare --whole` writes it.
+        scale: Downscaling factor.
+        limit: Most photographs to read. Default: all.
+
+    Raises:
+        OptionError: The folder is missing or empty, or its images do not fit together.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise OptionError(folder, 'no such folder; expected photographs')
+    has_lq = (root / 'lq').is_dir() and (root / 'gt').is_dir()
+    paths, _ = list_images(root / 'gt' if has_lq else root)
+    if not paths:
+        raise OptionError(folder, 'holds no photographs')
+    for path in paths[:limit]:
+        gt = _read(path)
+        if min(gt.shape[:2]) < scale:
+            raise OptionError(str(path), f'is smaller than {scale} pixels')
+        if has_lq:
+            lq = _read(root / 'lq' / path.relative_to(root / 'gt'))
+            if gt.shape[:2] != (scale * lq.shape[0], scale * lq.shape[1]):
+                raise OptionError(str(path), f'is not x{scale} of its LQ image')
+        else:
+            gt, lq = make_lq(gt, scale)
+        yield Pair(path.stem, np.ascontiguousarray(lq[..., ::-1]), np.ascontiguousarray(gt[..., ::-1]))
+
+
+class PairStore:
+    """Pairs in a temporary folder: made once, loaded again for every measurement, also by other processes.
+
+    Args:
+        folder: An empty folder.
+        data, scale, limit: See read_pairs.
+
+    Attributes:
+        sizes: Height and width of each GT image.
+    """
+
+    def __init__(self, folder: str, data: str, scale: int, limit: Optional[int] = None) -> None:
+        self.folder, self.sizes = folder, []
+        for number, pair in enumerate(read_pairs(data, scale, limit)):
+            np.savez(f'{folder}/{number}.npz', lq=pair.lq, gt=pair.gt)
+            self.sizes.append(pair.gt.shape[:2])
+
+    @property
+    def megapixels(self) -> float:
+        """Of all GT images together."""
+        return sum(height * width for height, width in self.sizes) / 1e6
+
+    def lq(self, number: int) -> np.ndarray:
+        return np.load(f'{self.folder}/{number}.npz')['lq']
+
+    def gt(self, number: int) -> np.ndarray:
+        return np.load(f'{self.folder}/{number}.npz')['gt']
+
+
+def _read(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if image is None:
+        raise OptionError(str(path), 'cannot be read')
+    return image
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """uint8 RGB of shape (h, w, 3) as a tensor of shape (1, 3, h, w) in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).float().div(255).contiguous()
+
+
+def to_image(tensor: torch.Tensor) -> np.ndarray:
+    """The reverse, rounded and clipped."""
+    return tensor[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def quality(image: np.ndarray, gt: np.ndarray, border: int, with_ssim: bool = True) -> tuple[float, float]:
+    """PSNR in dB and SSIM over RGB, as BasicSR computes them.
+
+    Args:
+        image: uint8 of shape (h, w, 3).
+        gt: Of the same shape.
+        border: Pixels left out at each side, if the image is larger than that and SSIM's window of 11 pixels.
+        with_ssim: Whether to compute SSIM, which takes much longer; NaN otherwise.
+    """
+    from basicsr.metrics import calculate_psnr, calculate_ssim
+    border = border if min(gt.shape[:2]) > 2 * border + 11 else 0
+    ssim = calculate_ssim(image, gt, border) if with_ssim and min(gt.shape[:2]) >= 11 else float('nan')
+    return float(calculate_psnr(image, gt, border)), float(ssim)

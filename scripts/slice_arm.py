@@ -1,0 +1,111 @@
+"""Makes a CDNSR out of ARM-Net's published weights, to measure with. The weights are ARM-Net's: not for shipping.
+
+Usage, in the repository:
+    python scripts/slice_arm.py CHECKPOINT.pth --branches carn36 carn52 carn64 --weights arm-carn.pth
+    python scripts/slice_arm.py mixed.pth --branches fsrcnn56 carn36 carn64 --weights arm-carn.pth arm-fsrcnn.pth
+    python scripts/slice_arm.py trained.pth --classifier net_g_latest.pth --shares 61 23 16 --data photographs ...
+
+ARM-Net is slimmable: the first channels of its layers are its branches. The classifier starts random, or is that of
+another checkpoint. With --shares its last bias is moved until these percentages of the photographs' tiles go to the
+branches. Beside CHECKPOINT.pth stands CHECKPOINT.yml, an option file that trains the classifier on datasets/train, with
+the labels that `basicsr label --by branches -m CHECKPOINT.pth` makes; it has no validation.
+"""
+import argparse
+import copy
+import torch
+import yaml
+from pathlib import Path
+
+import cdnsr_basicsr
+
+cdnsr_basicsr.register()
+
+from basicsr.archs import build_network  # noqa: E402
+from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from cdnsr_basicsr.conversion import arm, rename, slice_to  # noqa: E402
+from cdnsr_basicsr.evaluation import read_pairs, to_tensor  # noqa: E402
+from cdnsr_basicsr.inference.tiling import Tiling  # noqa: E402
+from cdnsr_basicsr.options import read_options  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+FAMILIES = {
+    'carn': (dict(type='CARN_M', upscale=4, fusion_bias=True), arm.CARN_M, 'entry.weight'),
+    'fsrcnn': (dict(type='FSRCNN', upscale=4), arm.FSRCNN, 'head_conv.0.weight')
+}
+
+
+def branch_of(name, states):
+    """Option block and weights of a branch such as carn36."""
+    family = name.rstrip('0123456789')
+    block, table, first = FAMILIES[family]
+    block = dict(block, num_feat=int(name[len(family):]))
+    state = next((state for state in states if first in state), None)
+    if state is None:
+        raise SystemExit(f'{name}: none of the --weights is of {family}')
+    return block, slice_to(rename(state, table), build_network(block))
+
+
+@torch.no_grad()
+def logits_of(net, folder, limit):
+    rows = []
+    for pair in read_pairs(folder, net.upscale, limit):
+        lq = to_tensor(pair.lq)
+        tiling = Tiling(*lq.shape[2:], 64, 60)
+        for top in tiling.tops:
+            rows += [
+                net.classifier(lq[:, :, top:top + tiling.size[0], left:left + tiling.size[1]]) for left in tiling.lefts
+            ]
+    return torch.cat(rows)
+
+
+def bias_for(logits, shares):
+    """What is to be added to the logits, so that these shares of the rows have each argmax."""
+    bias = torch.zeros(logits.shape[1])
+    for step in range(3000):
+        now = (logits + bias).argmax(dim=1).bincount(minlength=len(bias)) / len(logits)
+        bias -= 5 / (10 + step) * (now - shares)
+    return bias, now
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('output', help='checkpoint to write')
+    parser.add_argument('--branches', nargs='+', default=['carn36', 'carn52', 'carn64'])
+    parser.add_argument('--weights', nargs='+', required=True, help='arm-carn.pth, arm-fsrcnn.pth')
+    parser.add_argument('--classifier', help='checkpoint of a CDNSR with the classifier to take')
+    parser.add_argument('--shares', type=float, nargs='+', help='percentages')
+    parser.add_argument('--data', help='photographs for --shares')
+    parser.add_argument('--limit', type=int, help='only the first N of them')
+    args = parser.parse_args()
+
+    states = [load_checkpoint(path) for path in args.weights]
+    states = [state.get('params', state) for state in states]
+    blocks, weights = zip(*(branch_of(name, states) for name in args.branches))
+    torch.manual_seed(0)
+    block = dict(type='CDNSR', upscale=4, branches=list(blocks), classifier=dict(type='PatchClassifier'))
+    net = build_network(block).eval()
+    for branch, state in zip(net.branches, weights):
+        branch.load_state_dict(state)
+    if args.classifier:
+        trained = load_checkpoint(args.classifier)
+        state = trained.get('params_ema', trained['params'])
+        prefix = 'classifier.'
+        net.classifier.load_state_dict({key[len(prefix):]: state[key] for key in state if key.startswith(prefix)})
+    if args.shares:
+        bias, now = bias_for(logits_of(net, args.data, args.limit), torch.tensor(args.shares) / sum(args.shares))
+        with torch.no_grad():
+            net.classifier.fc.bias += bias
+        print('shares: ' + ' / '.join(f'{100 * share:.1f}' for share in now.tolist()) + ' %')
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=4), args.output)
+
+    opt = copy.deepcopy(read_options(str(ROOT / 'options' / 'train_cdnsr_carn.yml')))
+    opt.update(name=Path(args.output).stem, network_g=block)
+    for block_, key in ((opt['path'], 'pretrain_network_branches'), (opt['datasets'], 'val'), (opt, 'val')):
+        del block_[key]
+    opt['path']['pretrain_network_g'] = args.output
+    opt['datasets']['train']['label_file'] = 'datasets/train/labels_branches.txt'
+    Path(args.output).with_suffix('.yml').write_text(yaml.safe_dump(opt, sort_keys=False), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,163 @@
+import csv
+import cv2
+import json
+import math
+import numpy as np
+import pytest
+import torch
+
+from basicsr.archs import build_network
+from cdnsr_basicsr import calibration, cli
+from cdnsr_basicsr.benchmark import Measured, Row, cells, one_tile_at_a_time, rows_of, write_report
+from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
+from cdnsr_basicsr.complexity import count_macs
+from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
+from cdnsr_basicsr.options import OptionError
+from tests.conftest import carn, fsrcnn
+from tests.test_archs.test_cdnsr import spread
+from tests.test_data.test_prepare import photograph
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / 'hr'
+    folder.mkdir()
+    for i in range(2):
+        cv2.imwrite(str(folder / f'{i}.png'), photograph(101 + 20 * i, 130, i))
+    return str(folder)
+
+
+@pytest.fixture
+def model(tmp_path, tiny_net):
+    block = tiny_net(4, [fsrcnn(4), carn(8), carn(16)])
+    path = tmp_path / 'net.pth'
+    save_checkpoint(dict(params=spread(build_network(block)).state_dict(), network_g=block, scale=4), str(path))
+    return str(path)
+
+
+def test_benchmark_measures_every_row_and_writes_table_and_plot(model, photographs, tmp_path, capsys):
+    arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '14']
+    arguments += ['--budgets', '0.01', '9', '--precision', 'float32', 'bfloat16', '-o', str(tmp_path / 'out')]
+    assert cli.main(['benchmark', *arguments]) == 0
+    text = capsys.readouterr().out
+    assert '2 photographs of 128 to 128 pixels, x4' in text and 'torch' in text
+    assert (tmp_path / 'out/benchmark.md').read_text() == text
+    assert cv2.imread(str(tmp_path / 'out/benchmark.png')).shape[1] > 800
+    with open(tmp_path / 'out/benchmark.csv') as file:
+        rows = {(row['method'], row['precision']): row for row in csv.DictReader(file)}
+    names = [
+        'whole image (BasicSR)', 'whole image, tuned', 'one tile at a time', 'tiled', 'routed', 'routed, budget 0.01'
+    ]
+    for name in names + ['routed, budget 9']:
+        row = rows[name, 'float32']
+        assert float(row['ms/megapixel']) > 0 and float(row['peak MiB']) > 50
+        assert name in ('whole image (BasicSR)', 'one tile at a time') or (name, 'bfloat16') in rows
+
+    # the figures are those of the networks
+    net = load_network(model)
+    hard, easy = net.branches[2], net.branches[0]
+    psnrs = []
+    for pair in read_pairs(photographs, 4):
+        with torch.no_grad():
+            psnrs.append(quality(to_image(hard(to_tensor(pair.lq))), pair.gt, 4)[0])
+    whole, tuned = rows['whole image (BasicSR)', 'float32'], rows['whole image, tuned', 'float32']
+    assert float(whole['PSNR']) == pytest.approx(np.mean(psnrs), abs=1e-3) == float(tuned['PSNR'])
+    assert float(whole['kMACs/pixel']) == pytest.approx(count_macs(hard, 16, 16) / 256 / 16 / 1000, abs=0.01)
+    assert float(whole['MFLOPs/patch (papers)']) == pytest.approx(2 * count_macs(hard, 32, 32) / 1e6, abs=0.5)
+    all_easy, all_hard = rows['routed, budget 0.01', 'float32'], rows['routed, budget 9', 'float32']
+    assert float(all_easy['MFLOPs/patch (papers)']) == pytest.approx(2 * count_macs(easy, 32, 32) / 1e6, abs=0.5)
+    assert (all_easy['classes %'], all_hard['classes %']) == ('100 / 0 / 0', '0 / 0 / 100')
+    assert all_hard['PSNR'] == rows['tiled', 'float32']['PSNR']
+    assert whole['times BasicSR'] == '1.00' and whole['network'] == 'CARN_M' and all_hard['network'] == 'CDNSR'
+
+
+def test_networks_without_branches_are_whole_and_tiled():
+    rows = rows_of('a.pth', False, ['float32', 'bfloat16'], [0.5])
+    assert [(row.kind, row.tuned, row.precision) for row in rows] == [('whole', False, 'float32'),
+                                                                      ('whole', True, 'float32'),
+                                                                      ('whole', True, 'bfloat16'),
+                                                                      ('tiled', True, 'float32'),
+                                                                      ('tiled', True, 'bfloat16')]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('size', [(40, 61), (16, 16), (9, 30)])
+def test_one_tile_at_a_time_is_the_mean_of_tiles(tiny_net, size):
+    net = spread(build_network(tiny_net()).eval())
+    for branch in net.branches:  # a network that sees single pixels gives the same, however it is cut
+        branch.forward = lambda x: x.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    lq = torch.rand(1, 3, *size)
+    expected = lq.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(one_tile_at_a_time(net, lq, 16, 14), expected)
+
+
+def test_what_did_not_fit_into_memory_is_a_dash(tmp_path):
+    nan = math.nan
+    row = Measured(Row('a.pth', 'whole', False), 'CARN_M', nan, nan, nan, nan, nan, nan, nan, [0, 0, 100])
+    assert cells(row)[4:] == ['-'] * 7 + ['']
+    write_report([row], 'text', str(tmp_path))
+    assert (tmp_path / 'benchmark.png').stat().st_size > 0
+
+
+def test_pairs_are_read_from_photographs_or_from_prepared_folders(photographs, prepared, tmp_path):
+    pairs = list(read_pairs(photographs, 4))
+    assert [pair.gt.shape for pair in pairs] == [(100, 128, 3), (120, 128, 3)]
+    assert [pair.lq.shape for pair in pairs] == [(25, 32, 3), (30, 32, 3)]
+    assert np.array_equal(pairs[0].gt[..., ::-1], cv2.imread(f'{photographs}/0.png')[:100, :128])
+    ready = list(read_pairs(str(prepared / 'datasets/val'), 4, limit=2))
+    assert len(ready) == 2 and np.array_equal(ready[1].lq[..., ::-1],
+                                              cv2.imread(str(prepared / f'datasets/val/lq/{ready[1].name}.png')))
+    store = PairStore(str(tmp_path), photographs, 4)
+    assert np.array_equal(store.lq(1), pairs[1].lq) and np.array_equal(store.gt(0), pairs[0].gt)
+    assert store.megapixels == (100 * 128 + 120 * 128) / 1e6
+    with pytest.raises(OptionError, match='is not x3 of its LQ image'):
+        list(read_pairs(str(prepared / 'datasets/val'), 3))
+
+
+def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(calibration, 'MOST_LOSS', -1.)  # so that every branch loses too much in half precision
+    arguments = ['-m', model, '-i', photographs, '--precision', 'bfloat16', '--budgets', '0.01', '0.7', '9']
+    assert cli.main(['calibrate', *arguments, '--patch-size', '16', '--step', '14']) == 0
+    assert 'branch 2 (float32)' in capsys.readouterr().out
+    table = json.loads((tmp_path / 'net.calibration.json').read_text())
+    assert table['float32_branches'] == [0, 1, 2] and table['photographs'] == 2
+    assert [point['budget'] for point in table['points']] == [None, 0.01, 0.7, 9]
+    easy, middle, hard = table['points'][1:]
+    assert easy['cost'] < middle['cost'] <= 0.7 < 1 < hard['cost']
+    assert easy['psnr'] == pytest.approx(table['branch_psnr'][0], abs=0.02)
+    assert hard['psnr'] == pytest.approx(table['branch_psnr'][2], abs=1e-6)
+    assert len(table['tile_ms']) == 4 and min(table['tile_ms']) > 0
+
+    upscale = ['upscale', '-m', model, '-i', f'{photographs}/0.png', '--patch-size', '16', '--step', '14']
+    assert cli.main([*upscale, '-o', str(tmp_path / 'float'), '--budget', '9']) == 0
+    assert cli.main([*upscale, '-o', str(tmp_path / 'half'), '--budget', '9', '--precision', 'bfloat16']) == 0
+    results = [cv2.imread(str(tmp_path / kind / '0.png')) for kind in ('float', 'half')]
+    assert np.array_equal(*results)  # all branches have kept float32
+
+    args = cli.build_parser().parse_args([*upscale, '-o', 'out', '--precision', 'bfloat16'])
+    assert cli.make_upscaler(args).measured.tile_ms == table['tile_ms']
+    (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, machine='another')))
+    assert cli.make_upscaler(args).measured is None
+    (tmp_path / 'net.calibration.json').write_text('{"machine": 3')
+    assert cli.main([*upscale, '-o', str(tmp_path / 'third')]) == 2
+    assert 'net.calibration.json: is no calibration' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command,message', [
+    (['benchmark', '-m', 'none.pth', '--data', '.'], 'none.pth: no such checkpoint file'),
+    (['benchmark', '-m', 'MODEL', '--data', 'nowhere'], 'nowhere: no such folder'),
+    (['benchmark', '-m', 'MODEL', '--data', 'empty'], 'empty: holds no photographs'),
+    (['benchmark', '-m', 'MODEL', '--data', '.', '--budgets', '0.5', '-1'], '--budgets -1.0: expected numbers above 0'),
+    (['benchmark', '-m', 'MODEL', 'PLAIN2', '--data', 'empty'], 'all models must have one scale, but have [2, 4]'),
+    (['calibrate', '-m', 'PLAIN2', '-i', 'empty'], 'FSRCNN has no branches to choose from'),
+    (['calibrate', '-m', 'MODEL', '-i', 'empty'], 'empty: holds no photographs'),
+])
+def test_mistakes_are_one_line(model, tmp_path, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    block = fsrcnn(4, 2)
+    save_checkpoint(dict(params=build_network(block).state_dict(), network_g=block, scale=2), 'plain2.pth')
+    command = [{'MODEL': model, 'PLAIN2': 'plain2.pth'}.get(word, word) for word in command]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
