@@ -6,11 +6,10 @@ Usage, in the repository:
 
 The same pixels are upscaled three times over: 16 photographs by themselves, in 4 mosaics of 2x2, in one of 4x4. Sizes
 take turns; medians over the rounds are printed. The engine's own part is everything but the calls of the classifier and
-the branches. Peak memory is that of the process up to then.
+the branches.
 """
 import argparse
 import numpy as np
-import resource
 import statistics
 import time
 import torch
@@ -42,7 +41,8 @@ class Timed(torch.nn.Module):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('model', help='checkpoint')
-    parser.add_argument('data', help='photographs; the first 16 are used, again from the start if there are fewer')
+    parser.add_argument(
+        'data', help='photographs, at least 256x512 in LR; the first 16, again and again if there are fewer')
     parser.add_argument('--precision', default='float32')
     parser.add_argument('--budget', type=float)
     parser.add_argument('--rounds', type=int, default=3)
@@ -50,16 +50,19 @@ def main():
 
     keep_freed_memory()
     upscaler = RoutedUpscaler(load_network(args.model), precision=args.precision, budget=args.budget)
-    lqs = [pair.lq for pair in read_pairs(args.data, upscaler.scale, 16)]
-    side = min(min(lq.shape[:2]) for lq in lqs)
-    lqs = [lqs[i % len(lqs)][:side, :side] for i in range(16)]
+    lqs = [
+        pair.lq if pair.lq.shape[1] >= pair.lq.shape[0] else np.rot90(pair.lq)
+        for pair in read_pairs(args.data, upscaler.scale)
+    ]
+    lqs = [lq[:256, :512] for lq in lqs if lq.shape[0] >= 256 and lq.shape[1] >= 512][:16]
+    lqs = [lqs[i % len(lqs)] for i in range(16)]
     sizes = []
     for count in (1, 2, 4):
         blocks = [lqs[i:i + count * count] for i in range(0, 16, count * count)]
         images = [np.vstack([np.hstack(block[i:i + count]) for i in range(0, count**2, count)]) for block in blocks]
         sizes.append([to_tensor(image) for image in images])
 
-    seconds, own, peaks = [[] for _ in sizes], [[] for _ in sizes], [0.] * len(sizes)
+    seconds, own = [[] for _ in sizes], [[] for _ in sizes]
     for turn in range(args.rounds + 1):
         for i, images in enumerate(sizes):
             upscaler.upscale(images[0])  # in the form that is fast, and warm
@@ -71,21 +74,20 @@ def main():
                 upscaler.upscale(image)
             total = time.perf_counter() - begin
             upscaler.classifier, upscaler.branches = kept
-            peaks[i] = max(peaks[i], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
             if turn > 0:
                 seconds[i].append(total)
                 own[i].append(1 - sum(part.seconds for part in parts) / total)
 
+    pixels = 16 * 256 * 512
     print(f'{args.model}, {args.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}, median of '
-          f'{args.rounds} rounds, {16 * side * side / 1e6:.2f} megapixels of LR in each')
-    print('| LR image | us per LR pixel | to the smallest | engine\'s own part | peak MiB |')
-    print('| --- | --- | --- | --- | --- |')
-    pixels = 16 * side * side
+          f'{args.rounds} rounds, {pixels / 1e6:.2f} megapixels of LR in each')
+    print('| LR image | us per LR pixel | to the smallest | engine\'s own part |')
+    print('| --- | --- | --- | --- |')
     medians = [statistics.median(values) for values in seconds]
-    for images, median, parts, peak in zip(sizes, medians, own, peaks):
+    for images, median, parts in zip(sizes, medians, own):
         size = 'x'.join(str(length) for length in images[0].shape[2:])
         print(f'| {size} | {1e6 * median / pixels:.2f} | {median / medians[0]:.3f} | '
-              f'{100 * statistics.median(parts):.1f} % | {peak:.0f} |')
+              f'{100 * statistics.median(parts):.1f} % |')
 
 
 if __name__ == '__main__':

@@ -227,14 +227,17 @@ class RoutedUpscaler:
         begin = time.perf_counter()
         rows = TensorRows(lq)
         plan = self.plan(rows)
-        strips = list(self._copied(self.strips(rows, plan), len(plan.strips)))
-        image = (strips[0] if len(strips) == 1 else torch.cat(strips)).permute(2, 0, 1).unsqueeze(0)
+        image, top = None, 0
+        for strip in self.strips(rows, plan):
+            if len(plan.strips) == 1:
+                image = strip
+                break
+            if image is None:
+                image = strip.new_empty(lq.shape[2] * self.scale, *strip.shape[1:])
+            image[top:top + len(strip)] = strip  # the next strip overwrites it
+            top += len(strip)
+        image = image.permute(2, 0, 1).unsqueeze(0)
         return Upscaled(image, plan.classes, plan.tiling, plan.cost, time.perf_counter() - begin)
-
-    @staticmethod
-    def _copied(strips: Iterator[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
-        for strip in strips:
-            yield strip if count == 1 else strip.clone()  # the next strip overwrites it
 
     @torch.inference_mode()
     def plan(self, image: Rows) -> Plan:

@@ -186,14 +186,15 @@ class Canvas:
         self.first_row = 0  # of tiles, in the strip
         self.top = 0  # of the strip, in pixels of the upscaled image
         self.starts = (tiling.tops, tiling.lefts)
-        self.ramps = [self._ramp(size * scale, device) for size in tiling.size]
+        # small, and computed on the CPU: nothing here waits for a GPU
+        self.ramps = [self._ramp(size * scale) for size in tiling.size]
         self.totals = [self._sum(axis, 0, len(self.starts[axis])) for axis in (0, 1)]
         self.weights: dict[tuple[int, int, int], tuple[torch.Tensor, int, int]] = {}
 
     @staticmethod
-    def _ramp(size: int, device: torch.device) -> torch.Tensor:
+    def _ramp(size: int) -> torch.Tensor:
         """Weights of one tile along one axis: whole numbers, so that their sums are exact."""
-        ramp = torch.arange(1, size + 1, dtype=torch.float32, device=device)
+        ramp = torch.arange(1, size + 1, dtype=torch.float32)
         return torch.minimum(ramp, ramp.flip(0))
 
     def _sum(self, axis: int, first: int, count: int) -> torch.Tensor:
@@ -211,7 +212,8 @@ class Canvas:
             own = self._sum(axis, first, count)
             share = own / self.totals[axis][self.starts[axis][first] * self.scale:][:len(own)]
             alone = (share == 1).nonzero().flatten().tolist()
-            self.weights[key] = (share, alone[0], alone[-1] + 1) if alone else (share, len(own), len(own))
+            bounds = (alone[0], alone[-1] + 1) if alone else (len(own), len(own))
+            self.weights[key] = (share.to(self.image.device, non_blocking=True), *bounds)
         return self.weights[key]
 
     def add(self, block: Block, image: torch.Tensor) -> None:
