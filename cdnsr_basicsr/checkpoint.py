@@ -9,7 +9,7 @@ from torch import nn
 from typing import Any, Optional, Union
 
 from .files import replace_when_done
-from .options import OptionError, check_network, read_options
+from .options import OptionError, check_network, one_line, read_options
 
 
 def save_checkpoint(content: dict, path: str) -> None:
@@ -38,8 +38,10 @@ def load_checkpoint(path: str) -> dict:
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # what the unpickler raises on a broken file has no common type
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OptionError(path, f'not a readable checkpoint: {reason}') from error
+        kind = type(error).__name__  # torch's own words advise to load it in an unsafe way
+        raise OptionError(
+            path, f'not a readable checkpoint ({kind}); accepted are files of weights that '
+            'torch.load reads with weights_only=True') from error
     if not isinstance(content, dict):
         raise OptionError(path, f'expected a dict of weights, but got {type(content).__name__}')
     return content
@@ -59,7 +61,10 @@ def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Modu
     from basicsr.archs import build_network
 
     opt = read_options(opt_path) if opt_path else {}
-    path = path or (opt.get('path') or {}).get('pretrain_network_g')
+    paths = opt.get('path') or {}
+    if not isinstance(paths, Mapping):
+        raise OptionError(f'{opt_path}: path', f'expected a block of options, but got {paths!r}')
+    path = path or paths.get('pretrain_network_g')
     if not isinstance(path, str):
         raise OptionError(opt_path or '-m', 'names no checkpoint at path.pretrain_network_g; give one by -m')
     content = load_checkpoint(os.path.expanduser(path))
@@ -70,7 +75,13 @@ def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Modu
     weights = content.get('params_ema', content.get('params'))
     if weights is None:
         raise OptionError(path, f"expected 'params' or 'params_ema', but found {', '.join(list(content)[:5])}")
-    net = build_network(block)
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise OptionError(path, 'holds no weights: expected a dict of tensors')
+    try:
+        net = build_network(block)
+    except Exception as error:  # wrong arguments of networks show in errors of any type
+        raise OptionError(f'{opt_path or path}: network_g', f'makes no network: {type(error).__name__}: '
+                          f'{one_line(error)}') from error
     try:
         net.load_state_dict({key[7:] if key.startswith('module.') else key: value for key, value in weights.items()})
     except RuntimeError as error:

@@ -6,23 +6,29 @@ import os
 import sys
 import traceback
 from importlib import metadata
-from typing import Any, Optional, Sequence
+from typing import Any, NoReturn, Optional, Sequence
 
 from . import __version__, register
 from .memory import keep_freed_memory
-from .options import OptionError, apply_force_yml, check_options, read_options
+from .options import OptionError, apply_force_yml, check_keys, check_number, check_options, one_line, read_options
+
+
+class Parser(argparse.ArgumentParser):
+    """Says a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {message} (see {self.prog} --help)\n')
 
 
 def count(text: str) -> int:
     """Argument type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'expected an integer of at least 1, but got {text!r}')
+    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='basicsr', description='Trains, tests and feeds super-resolution networks with BasicSR and its plugins.')
     parser.add_argument('--version', action='version', version=f'cdnsr_basicsr {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -219,8 +225,7 @@ def run_pipeline(args: argparse.Namespace) -> int:
     except Exception as error:
         if args.debug or not failed_in_setup(error):
             raise
-        reason = ' '.join(str(error).split())[:300]
-        message = f'BasicSR cannot set this up: {type(error).__name__}: {reason} (--debug shows where)'
+        message = f'BasicSR cannot set this up: {type(error).__name__}: {one_line(error)} (--debug shows where)'
         raise OptionError(args.opt, message) from error
 
     dist = torch.distributed
@@ -258,7 +263,7 @@ def choose_device(name: Optional[str]) -> Any:
         name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if name or torch.cuda.is_available() else 'cpu'
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise OptionError(f'--device {name}', f'cannot be used: {str(error).splitlines()[0]}') from error
     return device
@@ -266,12 +271,13 @@ def choose_device(name: Optional[str]) -> Any:
 
 def check_tile(patch_size: int, step: Optional[int]) -> None:
     if patch_size < 8 or not 1 <= (step or 1) <= patch_size:
-        raise OptionError(f'--patch-size {patch_size} --step {step}', 'expected at least 8, and a step up to it')
+        where = f'--patch-size {patch_size}' + (f' --step {step}' if step else '')
+        raise OptionError(where, 'expected a patch size of at least 8, and a step up to it')
 
 
 def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
     """The engine for the network and the settings that the arguments name."""
-    if args.model is None and args.opt is None:
+    if not args.model and not args.opt:
         raise OptionError('-m', 'a checkpoint is needed: -m MODEL, or -opt FILE that names one')
     load_plugins()
     from .calibration import read_calibration, speed_of
@@ -289,8 +295,8 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
         kwargs['float32_branches'] = calibration.float32_branches
     try:
         upscaler = RoutedUpscaler(net, patch_size, step, precision=args.precision, **kwargs)
-    except ValueError as error:
-        raise OptionError(model, str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        raise OptionError(model, one_line(error)) from error
     if 'float32_branches' in kwargs:
         upscaler.measured = speed_of(calibration, upscaler)
     return upscaler
@@ -299,6 +305,9 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
 def tile_of(args: argparse.Namespace) -> tuple[int, Optional[int]]:
     """Patch size and step: the arguments', else the option file's, else the engine's."""
     tile = (read_options(args.opt).get('tile') or {}) if args.opt else {}
+    check_keys(tile, ('patch_size', 'step'), f'{args.opt}: tile')
+    for key, value in tile.items():
+        check_number(value, f'{args.opt}: tile.{key}', 1, integer=True)
     patch_size = args.patch_size or tile.get('patch_size', 64)
     step = args.step or (tile.get('step') if args.patch_size is None else None)
     check_tile(patch_size, step)
@@ -307,8 +316,13 @@ def tile_of(args: argparse.Namespace) -> tuple[int, Optional[int]]:
 
 def parse_shard(text: Optional[str]) -> tuple[int, int]:
     """I/N as two numbers. Default: the process's place among those that torchrun has started."""
+    rank, processes = os.environ.get('RANK'), os.environ.get('WORLD_SIZE')
+    if text is None and rank and processes:
+        if not (rank.isdecimal() and processes.isdecimal() and int(rank) < int(processes)):
+            raise OptionError(f'RANK {rank}, WORLD_SIZE {processes}', 'expected a rank below the size, as of torchrun')
+        return int(rank) + 1, int(processes)
     if text is None:
-        return int(os.environ.get('RANK', 0)) + 1, int(os.environ.get('WORLD_SIZE', 1))
+        return 1, 1
     part, _, parts = text.partition('/')
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise OptionError(f'--shard {text}', 'expected I/N with I from 1 to N, for example 2/8')
@@ -322,6 +336,9 @@ def run_upscale(args: argparse.Namespace) -> int:
     for flag, value in (('--budget', args.budget), ('--target-ms', args.target_ms)):
         if value is not None and not 0 < value < float('inf'):
             raise OptionError(f'{flag} {value}', 'expected a number above 0')
+    for flag, value in (('-i', args.input), ('-o', args.output)):
+        if not value:
+            raise OptionError(flag, 'expected a path, but got nothing')
     if os.path.sep in args.suffix:
         raise OptionError(f'--suffix {args.suffix}', f'expected no {os.path.sep}')
     shard = parse_shard(args.shard)

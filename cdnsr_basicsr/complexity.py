@@ -1,6 +1,7 @@
 """Real cost of a network: multiply-accumulate operations, counted by torch itself, and measured time."""
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 import torch
@@ -16,20 +17,21 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3) ->
     output size, 16 times too much for x4). Interpolation and element-wise operations count as nothing.
 
     Args:
-        module: Any network; it is run once, in evaluation mode, on the device of its weights.
+        module: Any network; a copy of it is run once, in evaluation mode.
         height: Input height in pixels.
         width: Input width in pixels.
         channels: Input channels.
     """
-    parameter = next(module.parameters(), torch.empty(0))
-    was_training = module.training
-    module.eval()
     counter = FlopCounterMode(display=False)
-    try:
-        with counter:
-            module(torch.zeros(1, channels, height, width, dtype=parameter.dtype, device=parameter.device))
-    finally:
-        module.train(was_training)
+    for device in ('meta', 'cpu'):  # without computing, if the module can do that
+        copied = copy.deepcopy(module).to(device).eval()
+        try:
+            with counter:
+                copied(torch.zeros(1, channels, height, width, device=device))
+            break
+        except (RuntimeError, NotImplementedError):
+            if device == 'cpu':
+                raise
     return counter.get_total_flops() // 2
 
 

@@ -1,13 +1,12 @@
 """Photographs with ground truth, and the quality of what a network makes of them."""
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 from pathlib import Path
 from typing import Iterator, NamedTuple, Optional
 
-from .data.prepare import list_images, make_lq
+from .data.prepare import list_images, make_lq, read_bgr
 from .options import OptionError
 
 
@@ -79,7 +78,7 @@ class PairStore:
 
 
 def _read(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    image = read_bgr(path) if path.is_file() else None
     if image is None:
         raise OptionError(str(path), 'cannot be read')
     return image

@@ -20,6 +20,11 @@ class OptionError(ValueError):
         super().__init__(f'{key}: {message}')
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, short and without line breaks."""
+    return ' '.join(str(error).split())[:300]
+
+
 class OptionLoader(yaml.SafeLoader):
     """YAML loader that builds plain data only and reads ``2e-4`` as a number, as YAML 1.2 does."""
 

@@ -67,6 +67,14 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
                 future.cancel()
 
 
+def read_bgr(path: Path) -> Optional[np.ndarray]:
+    """A picture as uint8 BGR of shape (h, w, 3), upright; None if it cannot be read."""
+    try:
+        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)  # imread dies of names that are not UTF-8
+    except (OSError, cv2.error):  # not permitted; empty, or beyond OpenCV's limits
+        return None
+
+
 def resize(image: np.ndarray, factor: float) -> np.ndarray:
     """MATLAB's bicubic imresize of a uint8 image of shape (h, w, 3), rounded to uint8 once, at the end."""
     from basicsr.utils.matlab_functions import imresize
@@ -278,10 +286,7 @@ def prepare(hr_folder: str,
     keys = patch_keys(paths, root)
 
     def encode_pairs(path: Path) -> Optional[list[tuple]]:
-        try:
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        except cv2.error:  # beyond OpenCV's limits
-            return None
+        image = read_bgr(path)
         if image is None:
             return None
         if not whole:

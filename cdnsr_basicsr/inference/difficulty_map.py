@@ -71,5 +71,5 @@ def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, n
         interpolation=interpolation)
     image = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
     image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-    if not cv2.imwrite(str(path), draw_difficulty_map(image, class_map, num_classes)):
-        raise OSError(f'{path}: cannot be written')
+    encoded = cv2.imencode('.png', draw_difficulty_map(image, class_map, num_classes))[1]
+    encoded.tofile(path)  # cv2.imwrite dies of names that are not UTF-8

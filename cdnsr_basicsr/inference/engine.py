@@ -96,27 +96,42 @@ def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def scale_and_channels(net: nn.Module) -> tuple[int, int]:
-    """Upsampling factor of a network, and the channels of its images, found by running it.
+def probe(net: nn.Module, channels: int, size: int) -> Optional[torch.Tensor]:
+    """What a network makes of an image of one gray, without the batch; nothing if it cannot."""
+    device = next(net.parameters(), torch.empty(0)).device
+    was_training = net.training
+    try:
+        with torch.inference_mode():
+            output = net.eval()(torch.zeros(1, channels, size, size, device=device))
+    except (RuntimeError, ValueError, AssertionError):  # of a wrong number of channels or pixels, as each layer puts it
+        return None
+    finally:
+        net.train(was_training)
+    return output[0] if isinstance(output, torch.Tensor) and output.dim() == 4 else None
+
+
+def geometry(net: nn.Module) -> tuple[int, int, int]:
+    """Upsampling factor of a network, channels of its images, and the number that sides must be multiples of.
+
+    Found by running it on images of 32 to 64 pixels.
 
     Raises:
         ValueError: It makes no image of a whole multiple of its input's size out of 3 channels or 1.
     """
-    device = next(net.parameters(), torch.empty(0)).device
-    was_training, result = net.training, None
-    net.eval()
-    for channels in (3, 1):
-        try:
-            with torch.inference_mode():
-                result = net(torch.zeros(1, channels, 32, 32, device=device))
+    for channels, size in ((3, 32), (1, 32), (3, 64), (1, 64)):
+        output = probe(net, channels, size)
+        if output is not None:
             break
-        except (RuntimeError, ValueError):  # wrong number of channels, as each layer puts it
-            continue
-    net.train(was_training)
-    size = tuple(result.shape[1:]) if isinstance(result, torch.Tensor) and result.dim() == 4 else None
-    if size is None or size[1] != size[2] or size[1] % 32 or size[0] != channels:
-        raise ValueError(f'{type(net).__name__} makes {size} out of ({channels}, 32, 32): no super-resolution network.')
-    return size[1] // 32, channels
+    shape = None if output is None else tuple(output.shape)
+    if shape is None or shape[0] != channels or shape[1] != shape[2] or shape[1] % size:
+        raise ValueError(f'{type(net).__name__} makes {shape} out of ({channels}, {size}, {size}): no super-resolution '
+                         'network')
+    scale = shape[1] // size
+    for multiple in (1, 2, 4, 8, 16, 32):
+        output = probe(net, channels, size + multiple)
+        if output is not None and tuple(output.shape[1:]) == (scale * (size + multiple), ) * 2:
+            return scale, channels, multiple
+    return scale, channels, size
 
 
 class RoutedUpscaler:
@@ -142,6 +157,7 @@ class RoutedUpscaler:
     Attributes:
         scale: Upsampling factor.
         channels: Channels of the images: 3, or 1 for gray.
+        multiple: What the sides of tiles must be multiples of.
         branch_macs: MACs of each branch for one tile.
         classifier_macs: MACs of the classifier for one tile.
     """
@@ -159,8 +175,8 @@ class RoutedUpscaler:
         self.net = net
         self.routed = hasattr(net, 'classifier') and hasattr(net, 'branches')
         self.sources = list(net.branches) if self.routed else [net]
-        self.scale, self.channels = scale_and_channels(net)
-        self.patch_size = patch_size
+        self.scale, self.channels, self.multiple = geometry(net)
+        self.patch_size = patch_size = -(-patch_size // self.multiple) * self.multiple
         self.step = max(1, patch_size - (4 if self.routed else 8)) if step is None else step
         self.budget, self.target_ms, self.cost_kind = budget, target_ms, cost
         dtype = PRECISIONS[precision]
@@ -168,6 +184,8 @@ class RoutedUpscaler:
         self.device = next(net.parameters(), torch.empty(0)).device
         self.classifier_macs = count_macs(net.classifier, patch_size, patch_size, self.channels) if self.routed else 0
         self.branch_macs = [count_macs(branch, patch_size, patch_size, self.channels) for branch in self.sources]
+        if budget is not None and cost == 'macs' and max(self.branch_macs) == 0:
+            raise ValueError('the branches have no multiply-accumulates to count; use cost latency')
         self.given_max_tiles = max_tiles
         if budget is not None and target_ms is not None:
             raise ValueError('Expected a budget or target_ms, but got both.')
@@ -243,7 +261,7 @@ class RoutedUpscaler:
     def plan(self, image: Rows) -> Plan:
         """Decides the class of every tile of an image, and which tiles run together."""
         self._copy()
-        tiling = Tiling(image.height, image.width, self.patch_size, self.step)
+        tiling = Tiling(image.height, image.width, self.patch_size, self.step, self.multiple)
         row_bytes = 4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2
         tile_rows = max(1, min(len(tiling.tops), CANVAS_BYTES // row_bytes))
         max_tiles = self._max_tiles(len(tiling))
@@ -257,7 +275,8 @@ class RoutedUpscaler:
             quality = predicted_quality(logits, self.costs, classes)
         strips = tiling.merge(classes, max_tiles, tile_rows)
         macs = (*self.branch_macs, self.classifier_macs)
-        cost = self._spent(tiling, strips, macs) / max(self._whole(tiling, macs), 1)
+        whole = self._whole(tiling, macs)
+        cost = self._spent(tiling, strips, macs) / whole if whole else float('nan')
         return Plan(tiling, classes, strips, tile_rows, max_tiles, cost, quality)
 
     def _classes(self, logits: torch.Tensor, tiling: Tiling, merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
@@ -267,6 +286,11 @@ class RoutedUpscaler:
         by_time = self.cost_kind == 'latency' or self.target_ms is not None
         parts = self.speed.tile_ms if by_time else (*self.branch_macs, self.classifier_macs)
         limit = self.target_ms if self.budget is None else self.budget * self._whole(tiling, parts)
+        if by_time:  # a branch that is slower than a stronger one is none to choose
+            strength = self.branch_macs
+            for i, ms in enumerate(parts[:-1]):
+                if any(strength[j] > strength[i] and parts[j] <= ms for j in range(len(strength))):
+                    logits = logits.index_fill(1, torch.tensor(i), -torch.inf)
         path = RoutingPath(logits, torch.tensor(parts[:-1]))
         return path.within(limit, lambda classes: self._spent(tiling, merge(classes), parts))
 

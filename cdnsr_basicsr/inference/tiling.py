@@ -29,18 +29,24 @@ def pad_to(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return image
 
 
-def fit(length: int, patch_size: int, step: int) -> tuple[int, int]:
-    """Size and number of the tiles along one axis: as few as with `patch_size` and `step`, and no larger than needed.
+def fit(length: int, patch_size: int, step: int, multiple: int = 1) -> tuple[int, int, int]:
+    """Size, number and distance of the tiles along one axis: as few as with `patch_size` and `step`, none too large.
 
     Neighbours overlap by patch_size - step; the last tile ends fewer pixels behind the image than there are tiles.
+    Where a network wants a multiple, size and overlap are rounded up to it.
 
     >>> fit(341, 64, 60)
-    (61, 6)
+    (61, 6, 57)
     """
-    overlap = patch_size - step
-    count = max(1, -(-(length - overlap) // step))
-    size = -(-(length + (count - 1) * overlap) // count)
-    return max(size, min(patch_size, LEAST_SIZE)), count
+
+    def up(value: int) -> int:
+        return -(-value // multiple) * multiple
+
+    overlap = up(patch_size - step)
+    patch_size = max(up(patch_size), overlap + multiple)
+    count = max(1, -(-(length - overlap) // (patch_size - overlap)))
+    size = up(max(-(-(length + (count - 1) * overlap) // count), min(patch_size, LEAST_SIZE)))
+    return size, count, size - overlap
 
 
 LEAST_SIZE = 16  # of a tile, in pixels; not every network can do less
@@ -75,6 +81,7 @@ class Tiling:
         width: Image width in pixels, at least 1.
         patch_size: Largest side of a tile in pixels.
         step: patch_size less the overlap of neighbouring tiles, in pixels; at most patch_size.
+        multiple: What the sides of tiles and of merged tiles are multiples of.
 
     Attributes:
         size: Height and width of a tile.
@@ -82,17 +89,17 @@ class Tiling:
         padded: Height and width that the tiles cover.
     """
 
-    def __init__(self, height: int, width: int, patch_size: int, step: int) -> None:
+    def __init__(self, height: int, width: int, patch_size: int, step: int, multiple: int = 1) -> None:
         if height < 1 or width < 1:
             raise ValueError(f'Expected an image of at least 1x1 pixels, but got {height}x{width}.')
         if not 1 <= step <= patch_size:
             raise ValueError(f'Expected a step from 1 to patch_size {patch_size}, but got {step}.')
         self.height, self.width = height, width
-        overlap = patch_size - step
-        (tile_height, rows), (tile_width, columns) = (fit(length, patch_size, step) for length in (height, width))
+        tile_height, rows, down = fit(height, patch_size, step, multiple)
+        tile_width, columns, across = fit(width, patch_size, step, multiple)
         self.size = (tile_height, tile_width)
-        self.tops = [row * (tile_height - overlap) for row in range(rows)]
-        self.lefts = [column * (tile_width - overlap) for column in range(columns)]
+        self.tops = [row * down for row in range(rows)]
+        self.lefts = [column * across for column in range(columns)]
         self.padded = (self.tops[-1] + tile_height, self.lefts[-1] + tile_width)
 
     def __len__(self) -> int:

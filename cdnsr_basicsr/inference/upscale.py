@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import numpy as np
+import os
 import time
 import torch
+from contextlib import ExitStack
 from pathlib import Path
 from tqdm import tqdm
 from typing import Iterable, Iterator, NamedTuple, Optional
@@ -113,12 +115,21 @@ class Summary(NamedTuple):
     counts: list[int]
 
 
-def find_images(path: Path) -> list[Path]:
-    """A file itself; of a folder all pictures in it and in its subfolders by extension, without hidden ones."""
+def find_images(path: Path, output: Path, suffix: str) -> list[Path]:
+    """A file itself; of a folder all pictures in it and in its subfolders by extension, without hidden ones.
+
+    Results of earlier runs are left out: what lies in an output folder inside of the folder, or, if they are the same
+    folder, what has the suffix.
+    """
     if not path.is_dir():
         return [path]
-    found = (file for file in path.rglob('*') if file.suffix.lower() in EXTENSIONS and file.is_file())
-    return sorted(file for file in found if not any(part.startswith('.') for part in file.relative_to(path).parts))
+    root, folder = path.resolve(), output.resolve()
+    results = path / folder.relative_to(root) if root in folder.parents else None
+    found = (file for file in path.rglob('*') if file.suffix.lower() in EXTENSIONS and not file.is_dir())
+    found = (file for file in found if not any(part.startswith('.') for part in file.relative_to(path).parts))
+    if root == folder:
+        return sorted(file for file in found if not file.stem.endswith((suffix, f'{suffix}_map')))
+    return sorted(file for file in found if results not in file.parents)
 
 
 def result_path(source: Path, root: Path, output: Path, suffix: str, extension: Optional[str]) -> Path:
@@ -129,6 +140,11 @@ def result_path(source: Path, root: Path, output: Path, suffix: str, extension: 
     folder = output / source.relative_to(root).parent if root.is_dir() else output
     kept = source.suffix if source.suffix.lower() in ('.tif', '.tiff') else '.png'
     return folder / f'{source.stem}{suffix}{extension or kept}'
+
+
+def map_path(result: Path) -> Path:
+    """Where the difficulty map of a result goes."""
+    return result.with_name(f'{result.stem}_map.png')
 
 
 def upscale_files(upscaler: RoutedUpscaler,
@@ -153,36 +169,52 @@ def upscale_files(upscaler: RoutedUpscaler,
 
     Raises:
         FileNotFoundError: There is no such file or folder, or no picture in it.
+        OSError: The results cannot be written to that folder, or would replace the pictures themselves.
     """
     root, folder = Path(source), Path(output)
     if not root.exists():
         raise FileNotFoundError(f'{source}: no such file or folder')
-    sources = find_images(root)
+    place = folder if root.is_dir() else result_path(root, root, folder, suffix, extension)
+    if not suffix and place.resolve() == root.resolve():
+        raise FileExistsError(f'{output}: the results would replace the pictures; use another folder or --suffix')
+    sources = find_images(root, folder, suffix)
     if not sources:
         raise FileNotFoundError(f'{source}: holds no picture ({", ".join(EXTENSIONS)})')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f'{output}: no folder for results can be made there: {error.strerror}') from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f'{output}: the folder for the results is not writable')
 
-    results: dict[Path, Path] = {}
+    owners: dict[Path, Path] = {}  # of two pictures whose results would have one name, the first
+    for path in sources:
+        result = result_path(path, root, folder, suffix, extension)
+        for name in (result, map_path(result)) if save_map else (result, ):
+            owners.setdefault(name, path)
     done = present = 0
     failed: list[tuple[str, str]] = []
     begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * len(upscaler.sources)
-    bar = tqdm(sources, 'upscale', unit='picture', disable=None)
-    for number, path in enumerate(bar):
+    for path in tqdm(sources[shard[0] - 1::shard[1]], 'upscale', unit='picture', disable=None):
         result = result_path(path, root, folder, suffix, extension)
-        first = results.setdefault(result, path)
-        if number % shard[1] != shard[0] - 1:
-            continue
+        large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
         try:
-            if first != path:
-                raise ImageError(f'{path}: its result would replace that of {first.name}; use --suffix or other names')
-            large = result if extension else result.with_suffix('.tif')
-            if (result.exists() or large.exists()) and not overwrite:
-                present += 1
-                continue
-            result.parent.mkdir(parents=True, exist_ok=True)
-            plan = _upscale_file(upscaler, path, result, large, save_map)
-        except (ImageError, OSError, torch.OutOfMemoryError, MemoryError) as error:
+            for name in (result, map_path(result)) if save_map else (result, ):
+                if owners[name] != path:
+                    raise ImageError(
+                        f'{path}: {name} is written for {owners[name].name} already; rename one of the two')
+            plan = None
+            if overwrite or not result.exists():
+                result.parent.mkdir(parents=True, exist_ok=True)
+                large = large if owners.get(large, path) == path else result
+                plan = _upscale_file(upscaler, path, result, large, save_map, overwrite)
+        # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
+        except (ImageError, OSError, RuntimeError, MemoryError) as error:
             reason = ' '.join(str(error).split())
             failed.append((str(path), reason[len(f'{path}: '):] if reason.startswith(f'{path}: ') else reason))
+            continue
+        if plan is None:
+            present += 1
             continue
         done += 1
         pixels = plan.tiling.height * plan.tiling.width
@@ -195,8 +227,13 @@ def upscale_files(upscaler: RoutedUpscaler,
     return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts)
 
 
-def _upscale_file(upscaler: RoutedUpscaler, path: Path, result: Path, large: Path, save_map: bool) -> Plan:
-    """Upscales one picture to `result`, or to `large` where the format of `result` cannot hold it."""
+def _upscale_file(upscaler: RoutedUpscaler, path: Path, result: Path, large: Path, save_map: bool,
+                  overwrite: bool) -> Optional[Plan]:
+    """Upscales one picture to `result`, or to `large` where the format of `result` cannot hold it.
+
+    Returns:
+        What was run; None if `large` is wanted and there already.
+    """
     picture = read_image(path)
     height, width, channels = picture.pixels.shape
     shape = (height * upscaler.scale, width * upscaler.scale, channels)
@@ -205,20 +242,23 @@ def _upscale_file(upscaler: RoutedUpscaler, path: Path, result: Path, large: Pat
     except ImageError:
         check_writable(large, shape, picture.pixels.dtype)
         result = large
+        if result.exists() and not overwrite:
+            return None
     try:
         plan, strips = upscaled_strips(upscaler, picture)
     except ImageError as error:
         raise ImageError(f'{path}: {error}') from None
-    with tqdm(total=shape[0], desc=path.name, unit='row', leave=False, disable=None, delay=2) as bar:
+    bar = tqdm(total=shape[0], desc=path.name, unit='row', leave=False, disable=None, delay=2)
 
-        def watched() -> Iterator[np.ndarray]:
-            for strip in strips:
-                yield strip
-                bar.update(len(strip))
+    def watched() -> Iterator[np.ndarray]:
+        for strip in strips:
+            yield strip
+            bar.update(len(strip))
 
+    with bar, ExitStack() as stack:
+        if save_map:  # gets its name after the result, but neither if one of them fails
+            temporary = stack.enter_context(replace_when_done(map_path(result)))
+            class_map = plan.tiling.class_map(plan.classes).numpy()
+            save_difficulty_map(temporary, picture.pixels, class_map, len(upscaler.sources))
         write_image(result, shape, picture.pixels.dtype, watched(), picture.icc_profile)
-    if save_map:
-        with replace_when_done(result.with_name(f'{result.stem}_map.png')) as temporary:
-            save_difficulty_map(temporary, picture.pixels,
-                                plan.tiling.class_map(plan.classes).numpy(), len(upscaler.sources))
     return plan

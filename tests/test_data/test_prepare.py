@@ -227,12 +227,14 @@ def test_out_must_not_lie_in_the_input(photographs):
 
 def test_an_image_beyond_opencvs_limits_is_left_out(photographs, tmp_path, monkeypatch):
 
-    def imread(path, flags, imread=cv2.imread):
-        if path.endswith('a.png'):
-            raise cv2.error('too many pixels')
-        return imread(path, flags)
+    large = (photographs / 'a.png').read_bytes()
 
-    monkeypatch.setattr(cv2, 'imread', imread)
+    def imdecode(data, flags, imdecode=cv2.imdecode):
+        if data.tobytes() == large:
+            raise cv2.error('too many pixels')
+        return imdecode(data, flags)
+
+    monkeypatch.setattr(cv2, 'imdecode', imdecode)
     done = prepare(str(photographs), str(tmp_path / 'out'), 4, (1, ), 48, 48)
     assert done.unreadable == [str(photographs / 'a.png')]
 

@@ -1,4 +1,5 @@
 import itertools
+import math
 import pytest
 import torch
 
@@ -209,6 +210,42 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, caplog):
 def test_a_network_that_makes_no_larger_image_is_named():
     with pytest.raises(ValueError, match='Conv2d makes .* no super-resolution network'):
         RoutedUpscaler(torch.nn.Conv2d(3, 5, 3, padding=1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('multiple', [2, 8])
+def test_networks_that_want_multiples_get_them(multiple):
+
+    class Picky(torch.nn.Module):
+
+        def forward(self, x):
+            if x.shape[2] % multiple or x.shape[3] % multiple:
+                raise RuntimeError('shape is invalid')
+            return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    upscaler = RoutedUpscaler(Picky(), 20)
+    assert upscaler.multiple == multiple
+    for size in ((1, 1), (37, 50), (64, 41)):
+        lq = torch.rand(1, 3, *size)
+        assert torch.equal(upscaler.upscale(lq).image, lq.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_slow_branches_are_not_chosen_by_time_where_a_stronger_one_is_faster(tiny_net):
+    net = spread(build_network(tiny_net()).eval())
+    lq = torch.rand(1, 3, 120, 90)
+    chosen = set()
+    for budget in (0.01, 0.5, 1, 9):
+        upscaler = RoutedUpscaler(net, 16, 14, budget=budget, cost='latency', max_tiles=1)
+        upscaler.measured = Speed([1] * 4, [5., 1., 2., 0.])
+        chosen |= set(upscaler.plan(TensorRows(lq)).classes.tolist())
+    assert chosen == {1, 2}
+
+
+def test_branches_without_macs_have_no_cost(tiny_net):
+    net = build_network(tiny_net(2, [{'type': 'Interpolation', 'upscale': 2}] * 2)).eval()
+    assert math.isnan(RoutedUpscaler(net, 16).upscale(torch.rand(1, 3, 20, 20)).cost)
+    with pytest.raises(ValueError, match='use cost latency'):
+        RoutedUpscaler(net, 16, budget=0.5)
 
 
 def test_gray_networks_have_one_channel():

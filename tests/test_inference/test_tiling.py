@@ -48,13 +48,24 @@ def test_an_identity_network_returns_the_input_exactly(size, tile, scale, max_ro
 @pytest.mark.parametrize('length', range(1, 90))
 @pytest.mark.parametrize('patch_size,step', [(32, 32), (32, 28), (20, 1), (8, 5)])
 def test_tiles_cover_every_pixel_and_hardly_more(length, patch_size, step):
-    size, count = fit(length, patch_size, step)
+    size, count, distance = fit(length, patch_size, step)
+    assert distance == size - (patch_size - step)
     overlap = patch_size - step
     end = (count - 1) * (size - overlap) + size
     assert size <= patch_size and (count == 1 or size > overlap)
     assert length <= end and (end < length + count or size == min(patch_size, 16))
     # no more tiles than the regular grid with its last tile shifted inside
     assert count == 1 + max(0, -(-(length - patch_size) // step))
+
+
+@pytest.mark.parametrize('length', range(1, 100, 7))
+@pytest.mark.parametrize('multiple', [2, 8, 16])
+def test_sides_of_tiles_and_blocks_are_multiples_where_a_network_wants_that(length, multiple):
+    tiling = Tiling(length, 2 * length, 20, 14, multiple)
+    for _, block in tiling.merge(torch.zeros(len(tiling), dtype=torch.int64), [16], 3)[0]:
+        top, bottom, left, right = tiling.box(block)
+        assert (bottom - top) % multiple == (right - left) % multiple == 0
+    assert tiling.padded[0] >= length and tiling.padded[1] >= 2 * length
 
 
 def test_blend_is_the_weighted_average():
