@@ -25,14 +25,17 @@ from .inference.speed import machine
 from .memory import keep_freed_memory
 from .options import OptionError
 
+# patch size and step of a loop over tiles, if they are not those of the run; ClassSR's and CDNSR's training size
+LOOPS = {'loop': None, 'published loop': (32, 28)}
+
 
 class Row(NamedTuple):
     """One way to upscale.
 
     Attributes:
         model: Checkpoint, or option file that names one.
-        kind: 'whole': the hardest branch, or a network without branches, on the whole image. 'loop': one tile at a
-            time. 'tiled': as 'whole', in tiles. 'routed': each tile by its branch.
+        kind: 'whole': the hardest branch, or a network without branches, on the whole image. 'loop', 'published loop':
+            one tile at a time. 'tiled': as 'whole', in tiles. 'routed': each tile by its branch.
         tuned: Whether it gets what the engine has: channels last, freed memory kept, fast forms of layers, precision.
         precision: Of the branches.
         budget: Of the routing.
@@ -47,8 +50,8 @@ class Row(NamedTuple):
     def name(self) -> str:
         if self.kind == 'whole':
             return 'whole image, tuned' if self.tuned else 'whole image (BasicSR)'
-        if self.kind == 'loop':
-            return 'one tile at a time'
+        if self.kind in LOOPS:
+            return 'one tile at a time' + (', 32/28' if LOOPS[self.kind] else '')
         if self.kind == 'tiled':
             return 'tiled'
         return 'routed' if self.budget is None else f'routed, budget {self.budget:g}'
@@ -93,20 +96,26 @@ def load(model: str) -> nn.Module:
     return load_network(None, model) if model.endswith(('.yml', '.yaml')) else load_network(model)
 
 
-def one_tile_at_a_time(net: nn.Module, lq: torch.Tensor, patch_size: int, step: int) -> torch.Tensor:
-    """The published way: for each tile the classifier, one branch, and a mean where tiles overlap."""
+def one_tile_at_a_time(net: nn.Module, lq: torch.Tensor, patch_size: int, step: int) -> tuple[torch.Tensor, list[int]]:
+    """The published way: for each tile the classifier, one branch, and a mean where tiles overlap.
+
+    Returns:
+        The result, and the class of each tile.
+    """
     height, width = lq.shape[2:]
     output, count = (lq.new_zeros(1, 3, height * net.upscale, width * net.upscale) for _ in range(2))
+    classes = []
     for top in range(0, height - patch_size + step, step):
         for left in range(0, width - patch_size + step, step):
             top, left = max(0, min(top, height - patch_size)), max(0, min(left, width - patch_size))
             tile = lq[:, :, top:top + patch_size, left:left + patch_size]
-            upscaled = net.branches[int(net.classifier(tile).argmax())](tile)
+            classes.append(int(net.classifier(tile).argmax()))
+            upscaled = net.branches[classes[-1]](tile)
             there = (..., slice(top * net.upscale, top * net.upscale + upscaled.shape[2]),
                      slice(left * net.upscale, left * net.upscale + upscaled.shape[3]))
             output[there] += upscaled
             count[there] += 1
-    return output / count
+    return output / count, classes
 
 
 class Bench:
@@ -136,10 +145,14 @@ class Bench:
                 with torch.autocast(lq.device.type, dtype, enabled=dtype != torch.float32):
                     lq = lq.contiguous(memory_format=torch.channels_last) if row.tuned else lq
                     return branch(lq).float(), whole, [hardest]
-        elif row.kind == 'loop':
+        elif row.kind in LOOPS:
+            patch_size, step = LOOPS[row.kind] or (patch_size, upscaler.step)
+            tile = RoutedUpscaler(net, patch_size, step)
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
-                return one_tile_at_a_time(net, lq, patch_size, upscaler.step), float('nan'), []
+                output, classes = one_tile_at_a_time(net, lq, patch_size, step)
+                spent = sum(tile.branch_macs[kind] + tile.classifier_macs for kind in classes)
+                return output, spent / (output.shape[2] * output.shape[3]) / 1000, classes
         else:
             if row.kind == 'tiled' and upscaler.routed:
                 upscaler = RoutedUpscaler(branches[hardest], patch_size, upscaler.step, precision=row.precision)
@@ -264,7 +277,7 @@ def rows_of(model: str, routed: bool, precisions: Sequence[str], budgets: Sequen
     """The rows of a model; the first is what the others are compared with."""
     rows = [Row(model, 'whole', tuned=False)]
     rows += [Row(model, 'whole', True, precision) for precision in precisions]
-    rows += [Row(model, 'loop', tuned=False)] if routed else []
+    rows += [Row(model, kind, tuned=False) for kind in LOOPS] if routed else []
     rows += [Row(model, 'tiled', True, precision) for precision in precisions]
     if routed:
         rows += [
@@ -355,7 +368,7 @@ def _summary(row: Row, about: dict, results: list[dict], ms: float, first: float
                          minlength=len(about['branches']))
     shares = (100 * counts / max(counts.sum(), 1)).tolist()
     mflops = float(np.dot(shares, about['mflops'])) / 100 if counts.sum() else float('nan')
-    network = about['network'] if row.kind in ('loop', 'routed') else about['branches'][int(np.argmax(about['mflops']))]
+    network = about['network'] if row.kind in ('routed', *LOOPS) else about['branches'][int(np.argmax(about['mflops']))]
     peak = max(result.get('peak', float('nan')) for result in results)
     return Measured(row, network, mean('psnr'), mean('ssim'), mean('kmacs'), mflops, ms, first / ms, peak, shares)
 
@@ -379,7 +392,8 @@ def cells(measured: Measured) -> list[str]:
         number(m.patch_mflops, 0),
         number(m.ms, 1),
         number(m.speed, 2),
-        number(m.peak_mib, 0), ' / '.join(f'{share:.0f}' for share in m.shares) if row.kind == 'routed' else ''
+        number(m.peak_mib, 0),
+        ' / '.join(f'{share:.0f}' for share in m.shares) if row.kind in ('routed', *LOOPS) else ''
     ]
 
 
@@ -404,21 +418,22 @@ def _plot(measured: Sequence[Measured], text: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5.5), layout='constrained')
+    figure = Figure(figsize=(13, 6.5), layout='constrained')
     FigureCanvasAgg(figure)
     figure.suptitle(text, fontsize=8)
-    lines: dict[tuple, list[Measured]] = {}
+    lines: dict[str, list[Measured]] = {}
     for m in measured:
         name = m.row.name if m.row.kind != 'routed' else 'routed'
-        lines.setdefault((Path(m.row.model).stem, name, m.row.precision), []).append(m)
+        lines.setdefault(f'{Path(m.row.model).stem}, {name}, {m.row.precision}', []).append(m)
     labels = dict(ms='ms per megapixel', kmacs='thousand MACs per pixel, classifier and overlap included')
     for axes, (key, label) in zip(figure.subplots(1, 2), labels.items()):
-        for name, points in lines.items():
-            points = sorted((getattr(m, key), m.psnr) for m in points if getattr(m, key) == getattr(m, key))
-            if points:
-                axes.plot(*zip(*points), marker='o', linestyle='-' if len(points) > 1 else '', label=', '.join(name))
-        axes.set(xlabel=label, ylabel='PSNR (RGB) in dB', xlim=(0, None))
+        for number, (name, points) in enumerate(lines.items()):
+            points = sorted((getattr(m, key), m.psnr) for m in points)
+            style = dict(color=f'C{number % 10}', marker='os^v'[number // 10 % 4], label=name)
+            axes.plot(*zip(*points), linestyle='-' if len(points) > 1 else '', **style)
+        axes.set(xlabel=label, ylabel='PSNR (RGB) in dB')
         axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(fontsize=7)
+        if key == 'ms':
+            axes.set_xscale('log')
+            figure.legend(loc='outside lower center', ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)

@@ -172,7 +172,11 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
     command.add_argument(
         '--patch-size', type=count, default=None, metavar='N', help='largest side of a tile (default: 64)')
     command.add_argument(
-        '--step', type=count, default=None, metavar='N', help='patch size less the overlap of tiles (default: 4 less)')
+        '--step',
+        type=count,
+        default=None,
+        metavar='N',
+        help='patch size less the overlap of tiles (default: 4 less, 8 for a network without branches)')
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
 
 
@@ -341,6 +345,8 @@ def run_upscale(args: argparse.Namespace) -> int:
             raise OptionError(flag, 'expected a path, but got nothing')
     if os.path.sep in args.suffix:
         raise OptionError(f'--suffix {args.suffix}', f'expected no {os.path.sep}')
+    if args.cost == 'latency' and args.budget is None:
+        raise OptionError('--cost latency', 'says what a budget counts; give --budget')
     shard = parse_shard(args.shard)
     upscaler = make_upscaler(args, budget=args.budget, target_ms=args.target_ms, cost=args.cost)
     if not upscaler.routed and (args.budget or args.target_ms or args.map):

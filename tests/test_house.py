@@ -135,7 +135,10 @@ def test_usage_in_the_readme_equals_help(capsys):
     usage = {}
     for block in re.findall(r'```text\n\$ basicsr ([^\n]*)\n(.*?)```', readme, re.S):
         usage[block[0]] = block[1]
-    assert set(usage) == {'--help', 'train --help', 'test --help', 'prepare --help', 'label --help'}
+    assert set(usage) == {
+        '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'upscale --help', 'calibrate --help',
+        'benchmark --help'
+    }
     for command, text in usage.items():
         with pytest.raises(SystemExit):
             cli.main(command.split())

@@ -45,13 +45,12 @@ def test_benchmark_measures_every_row_and_writes_table_and_plot(model, photograp
     assert cv2.imread(str(tmp_path / 'out/benchmark.png')).shape[1] > 800
     with open(tmp_path / 'out/benchmark.csv') as file:
         rows = {(row['method'], row['precision']): row for row in csv.DictReader(file)}
-    names = [
-        'whole image (BasicSR)', 'whole image, tuned', 'one tile at a time', 'tiled', 'routed', 'routed, budget 0.01'
-    ]
-    for name in names + ['routed, budget 9']:
+    names = ['whole image (BasicSR)', 'whole image, tuned', 'tiled', 'routed', 'routed, budget 0.01']
+    loops = ['one tile at a time', 'one tile at a time, 32/28']
+    for name in names + loops + ['routed, budget 9']:
         row = rows[name, 'float32']
         assert float(row['ms/megapixel']) > 0 and float(row['peak MiB']) > 50
-        assert name in ('whole image (BasicSR)', 'one tile at a time') or (name, 'bfloat16') in rows
+        assert name in (names[0], *loops) or (name, 'bfloat16') in rows
 
     # the figures are those of the networks
     net = load_network(model)
@@ -88,7 +87,9 @@ def test_one_tile_at_a_time_is_the_mean_of_tiles(tiny_net, size):
         branch.forward = lambda x: x.repeat_interleave(4, 2).repeat_interleave(4, 3)
     lq = torch.rand(1, 3, *size)
     expected = lq.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    torch.testing.assert_close(one_tile_at_a_time(net, lq, 16, 14), expected)
+    output, classes = one_tile_at_a_time(net, lq, 16, 14)
+    torch.testing.assert_close(output, expected)
+    assert len(classes) == math.prod(1 + max(0, -(-(length - 16) // 14)) for length in size)
 
 
 def test_what_did_not_fit_into_memory_is_a_dash(tmp_path):

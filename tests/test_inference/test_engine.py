@@ -1,10 +1,17 @@
+import cv2
 import itertools
 import math
 import pytest
+import subprocess
+import sys
 import torch
 
 from basicsr.archs import build_network
+from basicsr.metrics import calculate_psnr
+from basicsr.utils import tensor2img
 from cdnsr_basicsr.complexity import count_macs
+from cdnsr_basicsr.conversion import arm, rename, slice_to
+from cdnsr_basicsr.data.prepare import make_lq
 from cdnsr_basicsr.inference import RoutedUpscaler, Tiling, engine
 from cdnsr_basicsr.inference.engine import TensorRows
 from cdnsr_basicsr.inference.speed import Speed
@@ -182,6 +189,48 @@ def test_half_precision_is_near_and_a_branch_can_keep_float32(tiny_net, precisio
     assert torch.equal(kept.image, exact.image)
     upscaler = RoutedUpscaler(net, 16, 12, precision=precision, float32_branches=[1], budget=9)
     assert torch.equal(upscaler.upscale(lq).image, RoutedUpscaler(net, 16, 12, budget=9).upscale(lq).image)
+
+
+STREAMED = """
+import resource, torch, cdnsr_basicsr
+cdnsr_basicsr.register()
+from basicsr.archs import build_network
+from cdnsr_basicsr.inference import RoutedUpscaler
+
+class Endless:
+    height, width = 6000, 2000
+
+    def rows(self, top, bottom):
+        return torch.rand(3, bottom - top, self.width)
+
+net = build_network(dict(type='FSRCNN', num_feat=4, num_shrink=3, num_map=1, upscale=4)).eval()
+upscaler = RoutedUpscaler(net, max_tiles=4)
+upscaler.upscale(torch.rand(1, 3, 200, 200))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+plan = upscaler.plan(Endless())
+rows = sum(len(strip) for strip in upscaler.strips(Endless(), plan))
+print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_is_bounded_by_the_strip_not_by_the_image():
+    result = subprocess.run([sys.executable, '-c', STREAMED], capture_output=True, text=True, check=True)
+    rows, mib = map(int, result.stdout.split())
+    assert rows == 24000 and mib < 500  # the result has 192 megapixels, 2200 MiB in float32
+
+
+def test_tiles_of_a_photograph_are_as_good_as_the_whole(shared):
+    path = shared('data/photos2k/0001.webp')
+    net = build_network(dict(type='CARN_M', num_feat=64, upscale=4, fusion_bias=True)).eval()
+    weights = torch.load(shared('weights/arm-carn.pth'), weights_only=True)
+    net.load_state_dict(slice_to(rename(weights, arm.CARN_M), net))
+    gt, lq = make_lq(cv2.imread(str(path))[600:1200, 300:1200], 4)
+    lq = torch.from_numpy(lq[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        whole = calculate_psnr(tensor2img(net(lq)), gt, 4)
+    for max_tiles in (1, 4):
+        tiled = RoutedUpscaler(net, 64, 60, max_tiles=max_tiles).upscale(lq)
+        assert calculate_psnr(tensor2img(tiled.image), gt, 4) > whole - 0.02
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, caplog):
