@@ -1,5 +1,8 @@
 """Difficulty-routed super-resolution as a BasicSR plugin."""
+from importlib import metadata
+
 from . import _compat
+from .options import OptionError
 
 __version__ = '0.1.0'
 
@@ -15,3 +18,16 @@ def register() -> None:
     """
     _compat.patch_basicsr()
     from . import archs, data, losses, models  # noqa: F401
+
+
+def load_plugins() -> None:
+    """Registers this plugin and all others in the entry-point group `basicsr.plugins`."""
+    register()
+    points = metadata.entry_points()
+    # Python 3.9 returns a dict of groups
+    group = points.select(group='basicsr.plugins') if hasattr(points, 'select') else points.get('basicsr.plugins', ())
+    for point in group:
+        try:
+            point.load()()
+        except Exception as error:
+            raise OptionError(f'plugin {point.name} ({point.value})', f'cannot be loaded: {error!r}') from error

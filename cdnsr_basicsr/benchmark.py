@@ -5,6 +5,7 @@ import csv
 import ctypes
 import multiprocessing
 import numpy as np
+import signal
 import statistics
 import tempfile
 import time
@@ -16,12 +17,14 @@ from torch import nn
 from tqdm import tqdm
 from typing import Callable, Iterator, NamedTuple, Optional, Sequence
 
+from . import load_plugins
 from .checkpoint import load_network
 from .complexity import count_macs
 from .evaluation import PairStore, quality, to_image, to_tensor
 from .files import replace_when_done
-from .inference.engine import PRECISIONS, RoutedUpscaler, deployed
+from .inference.engine import PRECISIONS, RoutedUpscaler, deployed, is_routed
 from .inference.speed import machine
+from .inference.tiling import pad_to
 from .memory import keep_freed_memory
 from .options import OptionError
 
@@ -65,8 +68,8 @@ class Measured(NamedTuple):
         network: Type of the network.
         psnr, ssim: Means over the photographs, RGB, `scale` pixels of border left out.
         kmacs: Thousand MACs per pixel of the result, classifier and tile overlap included.
-        patch_mflops: The papers' convention: million FLOPs (2 per MAC) per patch of 32x32, averaged over the tiles; of
-            the branches alone, without classifier and overlap.
+        patch_mflops: The papers' convention: million FLOPs (2 per MAC, transposed convs at their output size) per patch
+            of 32x32, averaged over the tiles; of the branches alone, without classifier and overlap.
         ms: Median time in milliseconds per megapixel of the result.
         speed: How many times as fast as the first row of the model.
         peak_mib: Most memory in use, in MiB: of the process, on a GPU of its tensors.
@@ -132,19 +135,23 @@ class Bench:
         if row in self.runners:
             return self.runners[row]
         net, patch_size, step = self.net, self.settings.patch_size, self.settings.step
-        branches = list(net.branches) if hasattr(net, 'branches') else [net]
+        branches = list(net.branches) if is_routed(net) else [net]
         upscaler = RoutedUpscaler(net, patch_size, step, precision=row.precision, budget=row.budget)
         macs = np.array(upscaler.branch_macs)
         hardest = int(macs.argmax())
-        whole = float(macs[hardest]) / patch_size**2 / upscaler.scale**2 / 1000
+        whole = float(macs[hardest]) / upscaler.patch_size**2 / upscaler.scale**2 / 1000
+        multiple, scale = upscaler.multiple, upscaler.scale
         if row.kind == 'whole':
             dtype = PRECISIONS[row.precision]
             branch = deployed(branches[hardest], dtype) if row.tuned else branches[hardest]
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
                 with torch.autocast(lq.device.type, dtype, enabled=dtype != torch.float32):
-                    lq = lq.contiguous(memory_format=torch.channels_last) if row.tuned else lq
-                    return branch(lq).float(), whole, [hardest]
+                    height, width = (-(-length // multiple) * multiple for length in lq.shape[2:])
+                    padded = pad_to(lq[0], height, width).unsqueeze(0)
+                    padded = padded.contiguous(memory_format=torch.channels_last) if row.tuned else padded
+                    output = branch(padded)[..., :lq.shape[2] * scale, :lq.shape[3] * scale].float()
+                    return output, whole, [hardest]
         elif row.kind in LOOPS:
             patch_size, step = LOOPS[row.kind] or (patch_size, upscaler.step)
             tile = RoutedUpscaler(net, patch_size, step)
@@ -156,6 +163,7 @@ class Bench:
         else:
             if row.kind == 'tiled' and upscaler.routed:
                 upscaler = RoutedUpscaler(branches[hardest], patch_size, upscaler.step, precision=row.precision)
+            upscaler.measure_speed()  # now, not within what is measured
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
                 upscaled = upscaler.upscale(lq)
@@ -177,8 +185,7 @@ class Bench:
         lq = to_tensor(self.settings.pairs.lq(number)).to(self.device)
         run = self.runner(row)
         wait = torch.cuda.synchronize if lq.is_cuda else lambda: None
-        if look:
-            begin_peak(lq.is_cuda)
+        known = look and begin_peak(lq.is_cuda)
         try:
             wait()
             begin = time.perf_counter()
@@ -189,29 +196,32 @@ class Bench:
             return {'error': 'out of memory'}
         if not look:
             return {'seconds': seconds}
-        peak = peak_mib(lq.is_cuda)
+        peak = peak_mib(lq.is_cuda) if known else float('nan')
         gt = self.settings.pairs.gt(number)
         psnr, ssim = quality(to_image(image), gt, image.shape[2] // lq.shape[2])
         return dict(psnr=psnr, ssim=ssim, kmacs=kmacs, classes=classes, peak=peak)
 
     def describe(self) -> dict:
         """Type of the network, its scale, and MFLOPs of its branches in the papers' convention."""
-        branches = list(self.net.branches) if hasattr(self.net, 'branches') else [self.net]
-        mflops = [2 * count_macs(branch, 32, 32) / 1e6 for branch in branches]
+        branches = list(self.net.branches) if is_routed(self.net) else [self.net]
+        channels = RoutedUpscaler(branches[0], 32).channels
+        mflops = [2 * count_macs(branch, 32, 32, channels, papers=True) / 1e6 for branch in branches]
         return dict(
             network=type(self.net).__name__, branches=[type(branch).__name__ for branch in branches], mflops=mflops)
 
 
-def begin_peak(is_cuda: bool) -> None:
-    """Forgets the most memory that was in use so far, and gives back what is free."""
+def begin_peak(is_cuda: bool) -> bool:
+    """Gives back what is free and forgets the most memory that was in use so far; says whether that was possible."""
     if is_cuda:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        return
+        return True
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path('/proc/self/clear_refs').write_text('5')
     except (AttributeError, OSError):
-        pass
+        return False
+    return True
 
 
 def peak_mib(is_cuda: bool) -> float:
@@ -225,9 +235,11 @@ def peak_mib(is_cuda: bool) -> float:
 
 def serve(connection: Connection, settings: Settings, model: str, tuned: bool, threads: int) -> None:
     """Answers what the benchmark asks, in a process of its own: its memory is its own, and kept or not."""
-    from . import register
-    register()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    load_plugins()
     torch.set_num_threads(threads)
+    if settings.device.startswith('cuda'):
+        torch.cuda.set_device(settings.device)
     if tuned and settings.device == 'cpu':
         keep_freed_memory()
     try:
@@ -256,7 +268,7 @@ def worker(*arguments: object) -> Iterator[Callable]:
             if question:
                 ours.send(question)
             answer = ours.recv()
-        except (EOFError, BrokenPipeError):
+        except (EOFError, OSError):
             raise OptionError(str(arguments[1]), 'the process that ran it was killed, perhaps for memory') from None
         if 'fatal' in answer:
             raise OptionError(str(arguments[1]), answer['fatal'])
@@ -267,7 +279,7 @@ def worker(*arguments: object) -> Iterator[Callable]:
     finally:
         try:
             ours.send(None)
-        except (BrokenPipeError, OSError):
+        except OSError:  # it has ended
             pass
         process.join(timeout=5)
         process.kill()
@@ -314,22 +326,30 @@ def benchmark(models: Sequence[str],
     Raises:
         OptionError: A model or the folder cannot be used, or the models are of different scales.
     """
-    nets = {model: load(model) for model in models}
-    scales = {model: RoutedUpscaler(net, 16).scale for model, net in nets.items()}
+    routed, scales = {}, {}
+    for model in dict.fromkeys(models):
+        net = load(model)
+        try:
+            scales[model], routed[model] = RoutedUpscaler(net, 16).scale, is_routed(net)
+        except ValueError as error:
+            raise OptionError(model, str(error)) from error
     if len(set(scales.values())) != 1:
         raise OptionError('-m', f'all models must have one scale, but have {sorted(set(scales.values()))}')
     scale = next(iter(scales.values()))
-    rows = [row for model, net in nets.items() for row in rows_of(model, hasattr(net, 'branches'), precisions, budgets)]
+    rows = [row for model in routed for row in rows_of(model, routed[model], precisions, budgets)]
+    rows = list(dict.fromkeys(rows))
     results: dict[Row, list[dict]] = {row: [] for row in rows}
     seconds: dict[Row, list[float]] = {row: [] for row in rows}
     with ExitStack() as stack:
         pairs = PairStore(stack.enter_context(tempfile.TemporaryDirectory()), data, scale, limit)
         sizes = [max(size) for size in pairs.sizes]
         settings = Settings(patch_size, step, device, pairs)
+        # two processes per model: kept memory cannot be given up again. On a GPU one, as each would hold its share
+        apart = (False, True) if device == 'cpu' else (True, )
         asks = {
             (model, tuned): stack.enter_context(worker(settings, model, tuned))
-            for model in models
-            for tuned in (False, True)
+            for model in routed
+            for tuned in apart
         }
         described = {key: ask() for key, ask in asks.items()}
         bar = stack.enter_context(
@@ -338,7 +358,7 @@ def benchmark(models: Sequence[str],
             times: dict[Row, list[float]] = {row: [] for row in rows}
             for turn in range(repeat + 1):
                 for row in rows:
-                    answer = asks[row.model, row.tuned](row, number, turn == 0)
+                    answer = asks[row.model, row.tuned or apart == (True, )](row, number, turn == 0)
                     bar.update()
                     if turn == 0:
                         results[row].append(answer)
@@ -349,7 +369,7 @@ def benchmark(models: Sequence[str],
 
     measured = []
     for row in rows:
-        about = described[row.model, row.tuned]
+        about = described[row.model, True]
         ms = 1000 * sum(seconds[row]) / pairs.megapixels
         first = 1000 * sum(seconds[Row(row.model, 'whole', tuned=False)]) / pairs.megapixels
         measured.append(_summary(row, about, results[row], ms, first))
@@ -377,7 +397,13 @@ COLUMNS = ('model', 'network', 'method', 'precision', 'PSNR', 'SSIM', 'kMACs/pix
            'ms/megapixel', 'times BasicSR', 'peak MiB', 'classes %')
 
 
-def cells(measured: Measured) -> list[str]:
+def labels(models: Sequence[str]) -> dict[str, str]:
+    """A short name for each model: that of its file, or its path where others have the same."""
+    stems = [Path(model).stem for model in dict.fromkeys(models)]
+    return {model: Path(model).stem if stems.count(Path(model).stem) == 1 else model for model in models}
+
+
+def cells(measured: Measured, label: str) -> list[str]:
     """One row of the table as text; a figure that could not be measured is a dash."""
     m, row = measured, measured.row
 
@@ -385,7 +411,7 @@ def cells(measured: Measured) -> list[str]:
         return '-' if value != value else f'{value:.{digits}f}'
 
     return [
-        Path(row.model).stem, m.network, row.name, row.precision,
+        label, m.network, row.name, row.precision,
         number(m.psnr, 3),
         number(m.ssim, 4),
         number(m.kmacs, 2),
@@ -397,9 +423,15 @@ def cells(measured: Measured) -> list[str]:
     ]
 
 
+def table(measured: Sequence[Measured]) -> list[list[str]]:
+    """The table as text, without its head."""
+    names = labels([m.row.model for m in measured])
+    return [cells(m, names[m.row.model]) for m in measured]
+
+
 def markdown(measured: Sequence[Measured]) -> str:
     lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + ' --- |' * len(COLUMNS)]
-    return '\n'.join(lines + ['| ' + ' | '.join(cells(row)) + ' |' for row in measured]) + '\n'
+    return '\n'.join(lines + ['| ' + ' | '.join(row) + ' |' for row in table(measured)]) + '\n'
 
 
 def write_report(measured: Sequence[Measured], text: str, folder: str) -> None:
@@ -409,7 +441,7 @@ def write_report(measured: Sequence[Measured], text: str, folder: str) -> None:
     with replace_when_done(root / 'benchmark.md') as temporary:
         temporary.write_text(f'{text}\n\n{markdown(measured)}', encoding='utf-8')
     with replace_when_done(root / 'benchmark.csv') as temporary, open(temporary, 'w', newline='') as file:
-        csv.writer(file).writerows([COLUMNS, *map(cells, measured)])
+        csv.writer(file).writerows([COLUMNS, *table(measured)])
     with replace_when_done(root / 'benchmark.png') as temporary:
         _plot(measured, text, temporary)
 
@@ -422,11 +454,12 @@ def _plot(measured: Sequence[Measured], text: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(text, fontsize=8)
     lines: dict[str, list[Measured]] = {}
+    names = labels([m.row.model for m in measured])
     for m in measured:
         name = m.row.name if m.row.kind != 'routed' else 'routed'
-        lines.setdefault(f'{Path(m.row.model).stem}, {name}, {m.row.precision}', []).append(m)
-    labels = dict(ms='ms per megapixel', kmacs='thousand MACs per pixel, classifier and overlap included')
-    for axes, (key, label) in zip(figure.subplots(1, 2), labels.items()):
+        lines.setdefault(f'{names[m.row.model]}, {name}, {m.row.precision}', []).append(m)
+    axis_labels = dict(ms='ms per megapixel', kmacs='thousand MACs per pixel, classifier and overlap included')
+    for axes, (key, label) in zip(figure.subplots(1, 2), axis_labels.items()):
         for number, (name, points) in enumerate(lines.items()):
             points = sorted((getattr(m, key), m.psnr) for m in points)
             style = dict(color=f'C{number % 10}', marker='os^v'[number // 10 % 4], label=name)

@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional, Sequence
 
 from .evaluation import PairStore, quality, to_image, to_tensor
 from .files import replace_when_done
-from .inference.engine import RoutedUpscaler
+from .inference.engine import RoutedUpscaler, is_routed
 from .inference.speed import Speed, machine
 from .options import OptionError
 
@@ -37,6 +37,7 @@ class Calibration(NamedTuple):
     """The table beside a model.
 
     Attributes:
+        network: The branches, as PyTorch describes them.
         machine: What the times were measured on.
         precision: Of the branches.
         patch_size, step: Of the tiles.
@@ -46,6 +47,7 @@ class Calibration(NamedTuple):
         float32_branches: Branches that lose more than 0.02 dB in this precision, and keep float32.
         points: Budgets.
     """
+    network: list[str]
     machine: str
     precision: str
     patch_size: int
@@ -62,8 +64,8 @@ def calibration_path(model: str) -> Path:
     return Path(model).with_suffix('.calibration.json')
 
 
-def read_calibration(model: str) -> Optional[Calibration]:
-    """The table beside a model, if there is one.
+def read_calibration(model: str, net: nn.Module) -> Optional[Calibration]:
+    """The table beside a model, if there is one for this network.
 
     Raises:
         OptionError: It cannot be understood.
@@ -73,9 +75,15 @@ def read_calibration(model: str) -> Optional[Calibration]:
         return None
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-        return Calibration(**dict(content, points=[Point(**point) for point in content['points']]))
+        table = Calibration(**dict(content, points=[Point(**point) for point in content['points']]))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OptionError(str(path), f'is no calibration ({error}); remove it, or calibrate again') from error
+    return table if is_routed(net) and table.network == describe(net) else None
+
+
+def describe(net: nn.Module) -> list[str]:
+    """By what a table is known to be of this network, and not of one that had its name before."""
+    return [str(branch) for branch in net.branches]
 
 
 def speed_of(calibration: Calibration, upscaler: RoutedUpscaler) -> Optional[Speed]:
@@ -108,9 +116,12 @@ def calibrate(net: nn.Module,
     Raises:
         OptionError: The network has no branches, or the folder cannot be used.
     """
-    if not hasattr(net, 'branches'):
+    if not is_routed(net):
         raise OptionError(model, f'{type(net).__name__} has no branches to choose from')
-    plain = RoutedUpscaler(net, patch_size, step)
+    try:
+        plain = RoutedUpscaler(net, patch_size, step, budget=1)
+    except ValueError as error:
+        raise OptionError(model, str(error)) from error
     step, scale = plain.step, plain.scale
     precisions = ['float32'] if precision == 'float32' else ['float32', precision]
     with tempfile.TemporaryDirectory() as folder, tqdm(desc='calibrate', unit='photograph', disable=None) as bar:
@@ -141,7 +152,8 @@ def calibrate(net: nn.Module,
         ]
     upscaler = RoutedUpscaler(net, patch_size, step, precision=precision, float32_branches=kept)
     table = Calibration(
-        machine(upscaler.device), precision, patch_size, step, photographs, *upscaler.speed, branch_psnr, kept, points)
+        describe(net), machine(upscaler.device), precision, patch_size, step, photographs,
+        *upscaler.measure_speed(fresh=True), branch_psnr, kept, points)
     with replace_when_done(calibration_path(model)) as temporary:
         content = dict(table._asdict(), points=[point._asdict() for point in points])
         temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
@@ -156,7 +168,7 @@ def markdown(table: Calibration) -> str:
     for i, psnr in enumerate(table.branch_psnr):
         note = ' (float32)' if i in table.float32_branches else ''
         text += f'| branch {i}{note} | {table.tile_ms[i]:.3f} | {table.max_tiles[i]} | {psnr:.3f} |\n'
-    text += f'| classifier | {table.tile_ms[-1]:.3f} | {table.max_tiles[-1]} | |\n\n'
+    text += f'| classifier | {table.tile_ms[-1]:.3f} | | |\n\n'
     text += '| budget | cost | PSNR | ms/megapixel |\n| --- | --- | --- | --- |\n'
     for point in table.points:
         budget = '-' if point.budget is None else f'{point.budget:g}'

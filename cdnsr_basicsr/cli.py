@@ -5,10 +5,9 @@ import argparse
 import os
 import sys
 import traceback
-from importlib import metadata
 from typing import Any, NoReturn, Optional, Sequence
 
-from . import __version__, register
+from . import __version__, load_plugins
 from .memory import keep_freed_memory
 from .options import OptionError, apply_force_yml, check_keys, check_number, check_options, one_line, read_options
 
@@ -180,19 +179,6 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
 
 
-def load_plugins() -> None:
-    """Registers this plugin and all others in the entry-point group `basicsr.plugins`."""
-    register()
-    points = metadata.entry_points()
-    # Python 3.9 returns a dict of groups
-    group = points.select(group='basicsr.plugins') if hasattr(points, 'select') else points.get('basicsr.plugins', ())
-    for point in group:
-        try:
-            point.load()()
-        except Exception as error:
-            raise OptionError(f'plugin {point.name} ({point.value})', f'cannot be loaded: {error!r}') from error
-
-
 # BasicSR's and our functions that turn an option file into objects
 SETUP = {
     'check_options', 'parse_options', 'load_resume_state', '_load_resume_state', 'make_exp_dirs', 'init_tb_loggers',
@@ -268,6 +254,8 @@ def choose_device(name: Optional[str]) -> Any:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+        if device.type == 'cuda':
+            torch.cuda.set_device(device)  # events, synchronisation and statistics go by it
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise OptionError(f'--device {name}', f'cannot be used: {str(error).splitlines()[0]}') from error
     return device
@@ -294,7 +282,7 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
         keep_freed_memory()
     patch_size, step = tile_of(args)
     model = args.model or read_options(args.opt)['path']['pretrain_network_g']
-    calibration = read_calibration(model)
+    calibration = read_calibration(model, net)
     if calibration and (calibration.precision, calibration.patch_size) == (args.precision, patch_size):
         kwargs['float32_branches'] = calibration.float32_branches
     try:

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+LONG = 1.  # seconds of a forward pass that is not measured again
+
 
 @torch.no_grad()
-def count_macs(module: nn.Module, height: int, width: int, channels: int = 3) -> int:
+def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, papers: bool = False) -> int:
     """Counts the multiply-accumulates of convs and matrix products for one input of (1, channels, height, width).
 
     A transposed conv counts at its input size, where it is computed (ClassSR's and CDNSR's tables count it at its
@@ -21,10 +23,15 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3) ->
         height: Input height in pixels.
         width: Input width in pixels.
         channels: Input channels.
+        papers: Whether to count transposed convs at their output size after all, as those tables do.
     """
     counter = FlopCounterMode(display=False)
     for device in ('meta', 'cpu'):  # without computing, if the module can do that
-        copied = copy.deepcopy(module).to(device).eval()
+        copied, more = copy.deepcopy(module).to(device).eval(), []
+        for layer in copied.modules() if papers else ():
+            if isinstance(layer, nn.ConvTranspose2d):
+                layer.register_forward_hook(lambda layer, inputs, output: more.append(layer.weight.numel(
+                ) // layer.groups * (output[0, 0].numel() - inputs[0][0, 0].numel())))
         try:
             with counter:
                 copied(torch.zeros(1, channels, height, width, device=device))
@@ -32,19 +39,23 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3) ->
         except (RuntimeError, NotImplementedError):
             if device == 'cpu':
                 raise
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2 + sum(more)
 
 
 @torch.inference_mode()
 def measure_latency(module: nn.Module, x: torch.Tensor, rounds: int = 3) -> float:
-    """Median time of a forward pass in seconds, after one that is not counted.
+    """Median time of a forward pass in seconds, after one that is not counted (if that one was not very long).
 
     Args:
         module: Any network or function.
         x: Its input; decides device, size and memory format.
         rounds: Passes that are counted.
     """
-    wait = torch.cuda.synchronize if x.is_cuda else lambda: None
+
+    def wait() -> None:
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+
     seconds = []
     for _ in range(rounds + 1):
         wait()
@@ -52,4 +63,6 @@ def measure_latency(module: nn.Module, x: torch.Tensor, rounds: int = 3) -> floa
         module(x)
         wait()
         seconds.append(time.perf_counter() - begin)
+        if seconds[0] > LONG:
+            return seconds[0]
     return statistics.median(seconds[1:])

@@ -92,8 +92,9 @@ class Deconv(nn.ConvTranspose2d):
         """From now on evaluates as a conv at LQ size and a pixel shuffle: for inference, the weights are copied."""
         stride = self.stride[0]
         taps = sub_pixel_taps(self.weight, stride, self.padding[0])
-        self.deploy = nn.Conv2d(taps.shape[1], taps.shape[0], taps.shape[-1], padding=taps.shape[-1] // 2)
-        self.deploy.to(taps.device)
+        # without initialisation, which would draw random numbers
+        self.deploy = nn.utils.skip_init(
+            nn.Conv2d, *reversed(taps.shape[:2]), taps.shape[-1], padding=taps.shape[-1] // 2, device=taps.device)
         self.deploy.weight.copy_(taps)
         self.deploy.bias.copy_(self.bias.repeat_interleave(stride * stride))
 

@@ -6,7 +6,7 @@ import logging
 import time
 import torch
 from torch import nn
-from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Protocol, Sequence
+from typing import Callable, Iterator, NamedTuple, Optional, Protocol, Sequence
 
 from ..complexity import count_macs
 from .budget import RoutingPath, predicted_quality
@@ -17,6 +17,7 @@ PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': t
 CANVAS_BYTES = 2**27  # of the strip that is being blended: bounds the memory for images of any size
 CLASSIFIED_TOGETHER = 32  # tiles
 FEW_TILES, DEFAULT_MAX_TILES = 32, 4  # an image of few tiles is done before a measurement would be
+MERGED_TILES = 4  # of a block; not measured, so that an image comes out the same on every machine
 
 
 class Rows(Protocol):
@@ -101,7 +102,7 @@ def probe(net: nn.Module, channels: int, size: int) -> Optional[torch.Tensor]:
     device = next(net.parameters(), torch.empty(0)).device
     was_training = net.training
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # no inference tensors: some networks keep what they have converted
             output = net.eval()(torch.zeros(1, channels, size, size, device=device))
     except (RuntimeError, ValueError, AssertionError):  # of a wrong number of channels or pixels, as each layer puts it
         return None
@@ -134,10 +135,16 @@ def geometry(net: nn.Module) -> tuple[int, int, int]:
     return scale, channels, size
 
 
+def is_routed(net: nn.Module) -> bool:
+    """Whether a network has a classifier that chooses between branches."""
+    return hasattr(net, 'classifier') and hasattr(net, 'branches')
+
+
 class RoutedUpscaler:
     """Cuts an image into tiles, classifies them all, runs each class through its branch, blends the results.
 
-    The network is copied in a form that is fast in inference; when its weights have changed, it is copied again.
+    The network is copied in a form that is fast in inference, and again when its weights have changed. Changes that
+    leave their versions alone (fused optimizers, `.data`) need a call of `refresh`.
 
     Args:
         net: A CDNSR network (attributes classifier, branches, upscale), or any super-resolution network, which is then
@@ -173,9 +180,13 @@ class RoutedUpscaler:
                  float32_branches: Sequence[int] = (),
                  max_tiles: Optional[int] = None) -> None:
         self.net = net
-        self.routed = hasattr(net, 'classifier') and hasattr(net, 'branches')
+        self.routed = is_routed(net)
         self.sources = list(net.branches) if self.routed else [net]
-        self.scale, self.channels, self.multiple = geometry(net)
+        geometries = [geometry(source) for source in self.sources]
+        self.scale, self.channels, _ = geometries[0]
+        if any(found[:2] != (self.scale, self.channels) for found in geometries):
+            raise ValueError(f'the branches differ in scale or channels: {[found[:2] for found in geometries]}')
+        self.multiple = max(multiple for _, _, multiple in geometries)
         self.patch_size = patch_size = -(-patch_size // self.multiple) * self.multiple
         self.step = max(1, patch_size - (4 if self.routed else 8)) if step is None else step
         self.budget, self.target_ms, self.cost_kind = budget, target_ms, cost
@@ -187,16 +198,27 @@ class RoutedUpscaler:
         if budget is not None and cost == 'macs' and max(self.branch_macs) == 0:
             raise ValueError('the branches have no multiply-accumulates to count; use cost latency')
         self.given_max_tiles = max_tiles
+        if cost not in ('macs', 'latency'):
+            raise ValueError(f"Expected cost 'macs' or 'latency', but got {cost!r}.")
         if budget is not None and target_ms is not None:
             raise ValueError('Expected a budget or target_ms, but got both.')
         self.measured: Optional[Speed] = None
         self.short_of_memory = False
-        self.copied: list[tuple[int, int]] = []  # which weights the copies have
+        self.branches: Optional[list[nn.Module]] = None
+        self.copied: list[tuple[torch.Tensor, int]] = []  # the weights that the copies were made of, and their versions
+
+    def refresh(self) -> None:
+        """Takes over the network's weights at the next image, whatever their versions say."""
+        self.copied = []
 
     def _copy(self) -> None:
-        """Takes over the network's present weights."""
-        state = [(id(tensor), tensor._version) for tensor in (*self.net.parameters(), *self.net.buffers())]
-        if state != self.copied or not hasattr(self, 'branches'):
+        """Takes over the network's present weights, if they have changed."""
+        tensors = [*self.net.parameters(), *self.net.buffers()]
+        state = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        same = len(state) == len(self.copied) and all(tensor is copied and version == then
+                                                      for (tensor, version), (copied, then) in zip(state, self.copied))
+        if self.branches is None or not same:
+            self.sources = list(self.net.branches) if self.routed else [self.net]
             self.classifier = deployed(self.net.classifier, torch.float32) if self.routed else None
             self.branches = [deployed(branch, dtype) for branch, dtype in zip(self.sources, self.dtypes)]
             self.copied = state
@@ -209,31 +231,36 @@ class RoutedUpscaler:
 
     @property
     def speed(self) -> Speed:
-        """Measured speed of classifier and branches on this machine."""
-        if self.measured is None:
+        """Measured speed of branches and classifier on this machine."""
+        return self.measure_speed() if self.measured is None else self.measured
+
+    def measure_speed(self, fresh: bool = False) -> Speed:
+        """Measures branches and classifier, or takes what is known of this network and machine if not `fresh`."""
+        if self.measured is None or fresh:
             self._copy()
             parts = [(lambda x, i=i: self._run(i, x)) for i in range(len(self.branches))]
             names = [f'{branch}{dtype}' for branch, dtype in zip(self.branches, self.dtypes)]
             if self.routed:
                 parts.append(self.classifier)
                 names.append(str(self.classifier))
-            self.measured = measured_speed(parts, names, self.patch_size, self.channels, self.device)
+            self.measured = measured_speed(parts, names, self.patch_size, self.channels, self.device, fresh)
         return self.measured
 
     def _max_tiles(self, n: int) -> list[int]:
         """Most tiles per forward pass of each branch, for an image of n tiles."""
         if self.given_max_tiles is not None:
             return [self.given_max_tiles] * len(self.sources)
-        if self.measured is None and n <= FEW_TILES:
-            return [DEFAULT_MAX_TILES] * len(self.sources)
-        return self.speed.max_tiles[:len(self.sources)]
+        return [DEFAULT_MAX_TILES] * len(self.sources) if n <= FEW_TILES else self.speed.max_tiles[:len(self.sources)]
 
     @torch.inference_mode()
     def _run(self, branch: int, tiles: torch.Tensor) -> torch.Tensor:
         """Runs a batch of tiles or blocks, of shape (b, c, h, w), through a branch."""
-        dtype = self.dtypes[branch]
-        with torch.autocast(tiles.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            return self.branches[branch](tiles)
+        dtype, cudnn = self.dtypes[branch], torch.backends.cudnn
+        # without cuDNN's search for the fastest algorithm, which would begin anew for every size of tiles
+        flags = dict(benchmark=False, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32)
+        with cudnn.flags(enabled=cudnn.enabled, **flags):
+            with torch.autocast(tiles.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+                return self.branches[branch](tiles)
 
     @torch.inference_mode()
     def upscale(self, lq: torch.Tensor) -> Upscaled:
@@ -255,6 +282,8 @@ class RoutedUpscaler:
             image[top:top + len(strip)] = strip  # the next strip overwrites it
             top += len(strip)
         image = image.permute(2, 0, 1).unsqueeze(0)
+        if image.is_cuda:
+            torch.cuda.synchronize(image.device)  # once per image, for an honest time
         return Upscaled(image, plan.classes, plan.tiling, plan.cost, time.perf_counter() - begin)
 
     @torch.inference_mode()
@@ -265,15 +294,16 @@ class RoutedUpscaler:
         row_bytes = 4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2
         tile_rows = max(1, min(len(tiling.tops), CANVAS_BYTES // row_bytes))
         max_tiles = self._max_tiles(len(tiling))
+        merged = MERGED_TILES if self.given_max_tiles is None else min(self.given_max_tiles, MERGED_TILES)
         classes, quality = torch.zeros(len(tiling), dtype=torch.int64), 1.
         if self.routed:
             logits = torch.cat([
                 self.classifier(tiles) for row in range(len(tiling.tops))
                 for tiles in self._tile_row(image, tiling, row).split(CLASSIFIED_TOGETHER)
             ]).cpu()
-            classes = self._classes(logits, tiling, lambda classes: tiling.merge(classes, max_tiles, tile_rows))
+            classes = self._classes(logits, tiling, lambda classes: tiling.merge(classes, merged, tile_rows))
             quality = predicted_quality(logits, self.costs, classes)
-        strips = tiling.merge(classes, max_tiles, tile_rows)
+        strips = tiling.merge(classes, merged, tile_rows)
         macs = (*self.branch_macs, self.classifier_macs)
         whole = self._whole(tiling, macs)
         cost = self._spent(tiling, strips, macs) / whole if whole else float('nan')
@@ -281,6 +311,7 @@ class RoutedUpscaler:
 
     def _classes(self, logits: torch.Tensor, tiling: Tiling, merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
         """Class of each tile: the most probable one, or what the budget allows."""
+        logits = logits.nan_to_num()
         if self.budget is None and self.target_ms is None:
             return logits.argmax(dim=1)
         by_time = self.cost_kind == 'latency' or self.target_ms is not None
@@ -305,14 +336,18 @@ class RoutedUpscaler:
 
     def _whole(self, tiling: Tiling, parts: Sequence[float]) -> float:
         """What the dearest branch costs on the image without tiles."""
-        return max(parts[:-1]) * tiling.height * tiling.width / self.patch_size**2
+        hardest = self.branch_macs.index(max(self.branch_macs))
+        return parts[hardest] * tiling.height * tiling.width / self.patch_size**2
 
     def _lq_rows(self, image: Rows, tiling: Tiling, first: int, last: int) -> torch.Tensor:
         """What the tile rows from `first` to `last` cover, of shape (c, rows, width), on the device."""
         top, bottom = tiling.tops[first], tiling.tops[last] + tiling.size[0]
         rows = image.rows(top, min(bottom, image.height))
         if rows.device != self.device:
-            rows = (rows.pin_memory() if self.device.type == 'cuda' else rows).to(self.device, non_blocking=True)
+            if self.device.type == 'cuda':
+                rows = rows.contiguous().pin_memory(
+                )  # of an expanded tensor, or one within a larger, too much is pinned
+            rows = rows.to(self.device, non_blocking=True)
         return pad_to(rows, bottom - top, tiling.padded[1])
 
     def _tile_row(self, image: Rows, tiling: Tiling, row: int) -> torch.Tensor:
@@ -343,7 +378,7 @@ class RoutedUpscaler:
                 canvas.advance()
 
     def _run_blocks(self, kind: int, blocks: list[Block], lq: torch.Tensor, top: int,
-                    tiling: Tiling) -> Iterable[tuple[Block, torch.Tensor]]:
+                    tiling: Tiling) -> Iterator[tuple[Block, torch.Tensor]]:
         """Runs blocks of one size through a branch; in halves, if memory does not suffice.
 
         Args:
@@ -353,21 +388,31 @@ class RoutedUpscaler:
             top: The first of these rows.
             tiling: The tiles.
         """
-        boxes = [tiling.box(block) for block in blocks]
-        tiles = torch.stack([lq[:, y0 - top:y1 - top, x0:x1] for y0, y1, x0, x1 in boxes])
-        try:
-            outputs = self._run(kind, tiles.contiguous(memory_format=torch.channels_last))
-            return zip(blocks, outputs.unbind(0))
-        except torch.OutOfMemoryError:
-            halves = [blocks[:len(blocks) // 2], blocks[len(blocks) // 2:]] if len(blocks) > 1 else blocks[0].halves()
-            if not halves:
-                raise
+        allowed = self.given_max_tiles or len(blocks) * blocks[0].tiles
+        if len(blocks) * blocks[0].tiles <= allowed or len(blocks) * blocks[0].tiles == 1:
+            try:
+                boxes = [tiling.box(block) for block in blocks]
+                tiles = torch.stack([lq[:, y0 - top:y1 - top, x0:x1] for y0, y1, x0, x1 in boxes])
+                outputs = self._run(kind, tiles.contiguous(memory_format=torch.channels_last))
+                yield from zip(blocks, outputs.unbind(0))
+                return
+            except torch.OutOfMemoryError:
+                tiles = None
+                if len(blocks) * blocks[0].tiles == 1:
+                    raise
+                self._save_memory(len(blocks) * blocks[0].tiles // 2)
+        halves = [blocks[:len(blocks) // 2], blocks[len(blocks) // 2:]] if len(blocks) > 1 else blocks[0].halves()
+        for half in halves:
+            yield from self._run_blocks(kind, half, lq, top, tiling)
+
+    def _save_memory(self, max_tiles: int) -> None:
+        """Goes on with smaller batches, also for further images; says so once."""
+        if self.given_max_tiles is None or max_tiles < self.given_max_tiles:
+            self.given_max_tiles = max_tiles
         if not self.short_of_memory:
             self.short_of_memory = True
             logging.getLogger('basicsr').warning('Out of memory: going on with smaller batches.')
-        self.given_max_tiles = max(1, sum(block.rows * block.columns for block in blocks) // 2)
         torch.cuda.empty_cache()
-        return [item for half in halves for item in self._run_blocks(kind, half, lq, top, tiling)]
 
 
 def batches(blocks: list[tuple[int, Block]], max_tiles: list[int]) -> Iterator[tuple[int, list[Block]]]:

@@ -9,7 +9,7 @@ import torch
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
-from ..complexity import measure_latency
+from ..complexity import LONG, measure_latency
 from ..files import replace_when_done
 
 MAX_TILES = {'cpu': (1, 2, 4, 8, 16), 'cuda': (1, 4, 16, 64, 256)}  # per forward pass, that are tried
@@ -38,11 +38,15 @@ def machine(device: torch.device) -> str:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'cdnsr_basicsr'
+    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'cdnsr_basicsr'
 
 
-def measured_speed(parts: Sequence[Callable], names: Sequence[str], patch_size: int, channels: int,
-                   device: torch.device) -> Speed:
+def measured_speed(parts: Sequence[Callable],
+                   names: Sequence[str],
+                   patch_size: int,
+                   channels: int,
+                   device: torch.device,
+                   fresh: bool = False) -> Speed:
     """Measures parts of a network, or takes what was measured before from the user's cache folder.
 
     Args:
@@ -51,25 +55,31 @@ def measured_speed(parts: Sequence[Callable], names: Sequence[str], patch_size: 
         patch_size: Side of a tile in pixels.
         channels: Channels of a tile.
         device: Where the tiles are.
+        fresh: Whether to measure again what is known.
     """
     path = cache_folder() / 'speed.json'
-    known = read_json(path)
     measured = []
     for part, name in zip(parts, names):
-        text = f'{machine(device)}\n{patch_size}\n{name}'
+        text = f'{machine(device)}\n{channels}x{patch_size}\n{name}'
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
-        entry = known.get(key)
-        if not (isinstance(entry, list) and len(entry) == 2):
-            entry = measure_part(part, patch_size, channels, device)
-            known[key] = entry
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replace_when_done(path) as temporary:
-                    temporary.write_text(json.dumps(known, indent=1), encoding='utf-8')
-            except OSError:
-                pass  # a cache that cannot be written is measured again
+        entry = None if fresh else read_json(path).get(key)
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(value, (int, float))
+                                                                    for value in entry)):
+            entry, complete = measure_part(part, patch_size, channels, device)
+            if complete:
+                remember(path, key, entry)
         measured.append(entry)
-    return Speed([int(entry[0]) for entry in measured], [float(entry[1]) for entry in measured])
+    return Speed([int(count) for count, _ in measured], [float(ms) for _, ms in measured])
+
+
+def remember(path: Path, key: str, entry: list) -> None:
+    """Adds an entry to what is known, by now also from other processes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_when_done(path) as temporary:
+            temporary.write_text(json.dumps(dict(read_json(path), **{key: entry}), indent=1), encoding='utf-8')
+    except OSError:
+        pass  # a cache that cannot be written is measured again
 
 
 def read_json(path: Path) -> dict:
@@ -81,17 +91,25 @@ def read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def measure_part(part: Callable, patch_size: int, channels: int, device: torch.device) -> tuple[int, float]:
-    """Tiles per forward pass at which a part is fastest, and its milliseconds per tile then."""
+def measure_part(part: Callable, patch_size: int, channels: int, device: torch.device) -> tuple[list, bool]:
+    """Tiles per forward pass at which a part is fastest, and its milliseconds per tile then.
+
+    Returns:
+        Both, and whether memory was sufficient to try all that was worth trying.
+    """
     best_count, best_ms = 1, float('inf')
     for count in MAX_TILES['cuda' if device.type == 'cuda' else 'cpu']:
         tiles = torch.rand(count, channels, patch_size, patch_size, device=device)
         try:
-            ms = 1000 * measure_latency(part, tiles.to(memory_format=torch.channels_last)) / count
+            seconds = measure_latency(part, tiles.to(memory_format=torch.channels_last))
         except torch.OutOfMemoryError:
-            break
-        if ms < 0.97 * best_ms:
-            best_count, best_ms = count, ms
+            if count == 1:
+                raise
+            return [best_count, best_ms], False
+        if 1000 * seconds / count < 0.97 * best_ms:
+            best_count, best_ms = count, 1000 * seconds / count
         elif count > 2 * best_count:
             break
-    return best_count, best_ms
+        if seconds > LONG:
+            break
+    return [best_count, best_ms], True

@@ -30,10 +30,10 @@ def pad_to(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def fit(length: int, patch_size: int, step: int, multiple: int = 1) -> tuple[int, int, int]:
-    """Size, number and distance of the tiles along one axis: as few as with `patch_size` and `step`, none too large.
+    """Size, number and distance of the tiles along one axis: as few as with `patch_size` and `step`, hardly larger.
 
     Neighbours overlap by patch_size - step; the last tile ends fewer pixels behind the image than there are tiles.
-    Where a network wants a multiple, size and overlap are rounded up to it.
+    Where a network wants a multiple, size and overlap are rounded up to it; a small image has one tile of 16 pixels.
 
     >>> fit(341, 64, 60)
     (61, 6, 57)
@@ -58,6 +58,11 @@ class Block(NamedTuple):
     column: int
     rows: int
     columns: int
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles it has."""
+        return self.rows * self.columns
 
     def halves(self) -> list[list[Block]]:
         """The block as two; none of a single tile."""
@@ -129,15 +134,15 @@ class Tiling:
         middles = [(start + following + self.size[axis]) / 2 for start, following in zip(starts, starts[1:])]
         return torch.bucketize(torch.arange(length) + 0.5, torch.tensor(middles, dtype=torch.float32))
 
-    def merge(self, classes: torch.Tensor, max_tiles: list[int], max_rows: int) -> list[list[tuple[int, Block]]]:
+    def merge(self, classes: torch.Tensor, max_tiles: int, max_rows: int) -> list[list[tuple[int, Block]]]:
         """Merges neighbouring tiles of one class into rectangles, so that their overlap is computed once.
 
-        The rectangles are of few shapes, near squares of 1, 2, 4, ... tiles: a network is slow on a size that it has
+        The rectangles are of few shapes, 1, 2 or 4 tiles: a network is slow on a size that it has
         not seen before. Larger ones are placed first, from left to right and down.
 
         Args:
             classes: of shape (n, ).
-            max_tiles: Most tiles of a rectangle of each class.
+            max_tiles: Most tiles of a rectangle.
             max_rows: Tile rows that belong to one strip; no rectangle reaches into another strip.
 
         Returns:
@@ -147,7 +152,7 @@ class Tiling:
         strips: list[list[tuple[int, Block]]] = [[] for _ in range(-(-len(self.tops) // max_rows))]
         free = [bytearray(b'1' * len(self.lefts)) for _ in self.tops]
         for rows, columns in SHAPES:
-            if rows * columns > max(max_tiles) or rows > min(max_rows, grid.shape[0]) or columns > grid.shape[1]:
+            if rows * columns > max_tiles or rows > min(max_rows, grid.shape[0]) or columns > grid.shape[1]:
                 continue
             windows = grid.unfold(0, rows, 1).unfold(1, columns, 1).flatten(2)
             alike = (windows == windows[..., :1]).all(dim=2)
@@ -157,7 +162,7 @@ class Tiling:
                     continue
                 kind = int(grid[row, column])
                 window = free[row:row + rows]
-                if rows * columns > max_tiles[kind] or any(y[column:column + columns] != row_free for y in window):
+                if any(y[column:column + columns] != row_free for y in window):
                     continue
                 for y in window:
                     y[column:column + columns] = row_taken
@@ -165,7 +170,7 @@ class Tiling:
         return strips
 
 
-SHAPES = [(8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2), (2, 1), (1, 1)]
+SHAPES = [(2, 2), (1, 2), (2, 1), (1, 1)]
 
 
 class Canvas:

@@ -45,11 +45,12 @@ def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> It
         dtype: uint8 or uint16.
         gray: Whether to make one channel of three.
     """
-    white, waiting = np.iinfo(dtype).max, None
+    white, waiting, weights = np.iinfo(dtype).max, None, None
     for strip in strips:
         for part in strip.split(CONVERTED_ROWS):
             if gray and part.shape[2] == 3:
-                part = (part * part.new_tensor(GRAY_WEIGHTS)).sum(dim=2, keepdim=True)
+                weights = part.new_tensor(GRAY_WEIGHTS) if weights is None else weights
+                part = (part * weights).sum(dim=2, keepdim=True)
             values = part.mul(white).round_().clamp_(0, white).to(torch.uint8 if white == 255 else torch.int32)
             if not values.is_cuda:
                 yield values.numpy().astype(dtype, copy=False)
@@ -57,7 +58,7 @@ def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> It
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
             copied = torch.cuda.Event()
-            copied.record()
+            copied.record(torch.cuda.current_stream(values.device))
             if waiting:
                 waiting[1].synchronize()
                 yield waiting[0].numpy().astype(dtype, copy=False)

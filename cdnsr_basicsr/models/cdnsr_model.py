@@ -50,7 +50,7 @@ class CDNSRModel(SRModel):
         train.feature_extractor.weights (str): 'imagenet' | path | 'random': weights of VGG19. Default: 'imagenet'.
         network_t, path.pretrain_network_t: External teacher. Default: the dearest branch.
         path.pretrain_network_branches (list[str]): One checkpoint per branch.
-        tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 64 and 60.
+        tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 64 and patch_size - 4.
         val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
     """
 
@@ -243,22 +243,17 @@ class CDNSRModel(SRModel):
             get_ema_multi_avg_fn(decay)(*(list(net.parameters()) for net in nets), None)
 
     def upscaler(self, net):
-        """The engine for a network; it is kept, since it measures the branches when it is made."""
+        """The engine for a network; it is kept, since it counts the branches' operations when it is made."""
         if id(net) not in self.upscalers:
             tile = self.opt.get('tile') or {}
-            patch_size = tile.get('patch_size', 64)
-            self.upscalers[id(net)] = RoutedUpscaler(net, patch_size, tile.get('step', min(60, patch_size)))
+            self.upscalers[id(net)] = RoutedUpscaler(net, tile.get('patch_size', 64), tile.get('step'))
         return self.upscalers[id(net)]
 
     def _tested_net(self):
         return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
     def test(self):
-        net = self._tested_net()
-        training = net.training
-        net.eval()
-        upscaled = self.upscaler(net).upscale(self.lq)
-        net.train(training)
+        upscaled = self.upscaler(self._tested_net()).upscale(self.lq)
         self.output = upscaled.image
         if hasattr(self, 'routing_stats'):
             self._record(upscaled)
@@ -318,6 +313,7 @@ class CDNSRModel(SRModel):
         num_classes = len(self.get_bare_model(self.net_g).branches)
         self.validated = (dataset_name, current_iter, tb_logger)
         self.tb_images = 0
+        self.upscaler(self._tested_net()).refresh()  # fused optimizers leave the versions of weights alone
         zeros = {key: torch.zeros(num_classes, dtype=torch.float64) for key in ('tiles', 'pixels', 'squared_error')}
         self.routing_stats = dict(zeros, cost=0., lq_pixels=0)
 

@@ -72,7 +72,7 @@ def check_options(opt, is_train):
     tile = opt.get('tile') or {}
     patch_size = tile.get('patch_size', 64)
     check_number(patch_size, 'tile.patch_size', 1, integer=True)
-    check_number(tile.get('step', min(60, patch_size)), 'tile.step', 1, patch_size, integer=True)
+    check_number(tile.get('step', patch_size), 'tile.step', 1, patch_size, integer=True)
 
     paths = opt['path'].get('pretrain_network_branches')
     if paths is not None and (not isinstance(paths, list) or len(paths) != len(branches)):

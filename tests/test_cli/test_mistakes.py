@@ -231,7 +231,7 @@ def test_broken_plugin_is_named(monkeypatch, capsys, work, train_opt, write):
         def select(self, group):
             return self
 
-    monkeypatch.setattr(cli.metadata, 'entry_points', lambda: Points([point]))
+    monkeypatch.setattr(metadata, 'entry_points', lambda: Points([point]))
     assert cli.main(['train', '-opt', write(train_opt)]) == 2
     assert 'plugin other (no_such_module:register): cannot be loaded' in capsys.readouterr().err
 
@@ -251,7 +251,7 @@ def register():
 ''')
     monkeypatch.syspath_prepend(str(work))
     point = metadata.EntryPoint('other', 'other_plugin:register', 'basicsr.plugins')
-    monkeypatch.setattr(cli.metadata, 'entry_points', lambda: {'basicsr.plugins': [point]})  # as on Python 3.9
+    monkeypatch.setattr(metadata, 'entry_points', lambda: {'basicsr.plugins': [point]})  # as on Python 3.9
     assert cli.main(['train', '-opt', write(train_opt)]) == 0
     assert 'NetOfAnotherPlugin' in ARCH_REGISTRY and 'CDNSR' in ARCH_REGISTRY
 

@@ -32,11 +32,11 @@ def blend(tiling, strips, upscaled, scale, channels=3, max_rows=10**6):
 
 
 @pytest.mark.parametrize('size,tile,scale', list(itertools.product(SIZES, TILES, (1, 3))))
-@pytest.mark.parametrize('max_rows,max_tiles', [(1000, 1), (1, 4), (3, 16)])
+@pytest.mark.parametrize('max_rows,max_tiles', [(1000, 1), (1, 2), (3, 4)])
 def test_an_identity_network_returns_the_input_exactly(size, tile, scale, max_rows, max_tiles):
     image = torch.rand(3, *size)
     tiling = Tiling(*size, *tile)
-    strips = tiling.merge(torch.randint(2, (len(tiling), )), [max_tiles] * 2, max_rows)
+    strips = tiling.merge(torch.randint(2, (len(tiling), )), max_tiles, max_rows)
 
     def nearest(block):
         return cut(image, tiling, block).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
@@ -62,7 +62,7 @@ def test_tiles_cover_every_pixel_and_hardly_more(length, patch_size, step):
 @pytest.mark.parametrize('multiple', [2, 8, 16])
 def test_sides_of_tiles_and_blocks_are_multiples_where_a_network_wants_that(length, multiple):
     tiling = Tiling(length, 2 * length, 20, 14, multiple)
-    for _, block in tiling.merge(torch.zeros(len(tiling), dtype=torch.int64), [16], 3)[0]:
+    for _, block in tiling.merge(torch.zeros(len(tiling), dtype=torch.int64), 4, 3)[0]:
         top, bottom, left, right = tiling.box(block)
         assert (bottom - top) % multiple == (right - left) % multiple == 0
     assert tiling.padded[0] >= length and tiling.padded[1] >= 2 * length
@@ -88,16 +88,16 @@ def test_blend_is_the_weighted_average():
     np.testing.assert_allclose(ours.numpy(), (total / weights.clip(1))[:, :80, :66], atol=1e-6)
 
 
-@pytest.mark.parametrize('max_tiles', [1, 2, 3, 4, 16, 64])
+@pytest.mark.parametrize('max_tiles', [1, 2, 3, 4])
 @pytest.mark.parametrize('max_rows', [1, 2, 5, 100])
 def test_merging_keeps_every_tile_once_and_classes_apart(max_tiles, max_rows):
     tiling = Tiling(200, 170, 16, 14)
     grid = (torch.rand(len(tiling)) < 0.2).long()
-    strips = tiling.merge(grid, [max_tiles, 2], max_rows)
+    strips = tiling.merge(grid, max_tiles, max_rows)
     seen = torch.zeros(len(tiling.tops), len(tiling.lefts), dtype=torch.int64)
     for number, blocks in enumerate(strips):
         for kind, (row, column, rows, columns) in blocks:
-            assert rows * columns <= (max_tiles, 2)[kind] and (rows, columns) in SHAPES
+            assert rows * columns <= max_tiles and (rows, columns) in SHAPES
             assert number == row // max_rows == (row + rows - 1) // max_rows
             assert (grid.view_as(seen)[row:row + rows, column:column + columns] == kind).all()
             seen[row:row + rows, column:column + columns] += 1
@@ -105,9 +105,9 @@ def test_merging_keeps_every_tile_once_and_classes_apart(max_tiles, max_rows):
 
 
 def test_merging_uniform_tiles_saves_overlap():
-    tiling = Tiling(244, 244, 64, 60)
-    strips = tiling.merge(torch.zeros(16, dtype=torch.int64), [16], 4)
-    assert strips == [[(0, Block(0, 0, 4, 4))]] and tiling.box(strips[0][0][1]) == (0, 244, 0, 244)
+    tiling = Tiling(124, 124, 64, 60)
+    strips = tiling.merge(torch.zeros(4, dtype=torch.int64), 4, 4)
+    assert strips == [[(0, Block(0, 0, 2, 2))]] and tiling.box(strips[0][0][1]) == (0, 124, 0, 124)
 
 
 def test_blocks_halve_down_to_single_tiles():
@@ -147,7 +147,7 @@ def test_stitching_equals_golden_where_the_published_code_covers(shared):
     for row in rows:
         image = row['lq'].permute(2, 0, 1)
         tiling = Tiling(*image.shape[1:], int(row['patch_size']), int(row['step']))
-        strips = tiling.merge(torch.zeros(len(tiling), dtype=torch.int64), [4], 2)
+        strips = tiling.merge(torch.zeros(len(tiling), dtype=torch.int64), 4, 2)
 
         def nearest(block):
             return F.interpolate(cut(image, tiling, block)[None], scale_factor=4, mode='nearest')[0]
