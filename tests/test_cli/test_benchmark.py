@@ -145,6 +145,8 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     assert cli.make_upscaler(args).measured.tile_ms == table['tile_ms']
     (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, machine='another')))
     assert cli.make_upscaler(args).measured is None
+    (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, network=['another'])))
+    assert cli.make_upscaler(args).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text('{"machine": 3')
     assert cli.main([*upscale, '-o', str(tmp_path / 'third')]) == 2
     assert 'net.calibration.json: is no calibration' in capsys.readouterr().err

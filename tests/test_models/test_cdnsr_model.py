@@ -458,3 +458,21 @@ def test_what_threads_on_several_gpus_cannot_do_is_refused(opt, train):
     model.opt, model.is_train, model.device = opt, True, torch.device('cpu')
     with pytest.raises(OptionError, match='on 2 GPUs needs a process for each: bash scripts/dist_train.sh'):
         model.model_to_device(build_network(opt['network_g']))
+
+
+def test_validation_follows_fused_optimizers(opt):
+    opt['train']['optim_g'].update(fused=True, lr=0.1)
+    opt['train']['ema_decay'] = 0
+    model = build_model(opt)
+    lq = torch.rand(1, 3, 20, 20)
+
+    def validated():
+        model._begin_validation('val', 1, None)
+        model.feed_data({'lq': lq, 'lq_path': ['a.png']})
+        model.test()
+        return model.output
+
+    before = validated()
+    model.feed_data({'lq': torch.rand(4, 3, 8, 8), 'gt': torch.rand(4, 3, 32, 32), 'lq_path': ['a'] * 4})
+    model.optimize_parameters(1)
+    assert not torch.equal(validated(), before)
