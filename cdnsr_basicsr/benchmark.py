@@ -468,5 +468,8 @@ def _plot(measured: Sequence[Measured], text: str, path: Path) -> None:
         axes.grid(alpha=0.3)
         if key == 'ms':
             axes.set_xscale('log')
+            axes.xaxis.set_major_formatter('{x:.0f}')
+            axes.xaxis.set_minor_formatter('{x:.0f}')
+            axes.tick_params(axis='x', which='both', labelsize=7)
             figure.legend(loc='outside lower center', ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)

@@ -12,7 +12,7 @@ from typing import Callable, NamedTuple, Sequence
 from ..complexity import LONG, measure_latency
 from ..files import replace_when_done
 
-MAX_TILES = {'cpu': (1, 2, 4, 8, 16), 'cuda': (1, 4, 16, 64, 256)}  # per forward pass, that are tried
+MAX_TILES = {'cpu': (1, 2, 4, 8), 'cuda': (1, 4, 16, 64, 256)}  # per forward pass, that are tried; bounds the memory
 
 
 class Speed(NamedTuple):
