@@ -32,7 +32,7 @@ setup(
         'pillow>=10.0',
         'pyyaml>=6.0.1',
         'lmdb>=1.4',
-        'matplotlib>=3.6',
+        'matplotlib>=3.7',
         'packaging>=24.0',
         'tqdm>=4.60',
         'tifffile>=2022.8.12',  # with compressed tiles as bytes; imagecodecs is not needed
