@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured of a row. Costs, times and memory are None where memory did not suffice.
+    """What was measured of a row; NaN where memory did not suffice.
 
     Attributes:
         row: The row.
@@ -193,7 +193,7 @@ class Bench:
             wait()
             seconds = time.perf_counter() - begin
         except torch.OutOfMemoryError:
-            return {'error': 'out of memory'}
+            return {}  # what is missing becomes NaN, in the table a dash
         if not look:
             return {'seconds': seconds}
         peak = peak_mib(lq.is_cuda) if known else float('nan')

@@ -267,19 +267,24 @@ def check_tile(patch_size: int, step: Optional[int]) -> None:
         raise OptionError(where, 'expected a patch size of at least 8, and a step up to it')
 
 
-def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
-    """The engine for the network and the settings that the arguments name."""
+def load_on_device(args: argparse.Namespace) -> Any:
+    """The network that the arguments name, on the device that they name."""
     if not args.model and not args.opt:
         raise OptionError('-m', 'a checkpoint is needed: -m MODEL, or -opt FILE that names one')
     load_plugins()
-    from .calibration import read_calibration, speed_of
     from .checkpoint import load_network
-    from .inference import RoutedUpscaler
-
     device = choose_device(args.device)
     net = load_network(args.model, args.opt).to(device)
     if device.type == 'cpu':
         keep_freed_memory()
+    return net
+
+
+def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
+    """The engine for the network and the settings that the arguments name."""
+    net = load_on_device(args)
+    from .calibration import read_calibration, speed_of
+    from .inference import RoutedUpscaler
     patch_size, step = tile_of(args)
     model = args.model or read_options(args.opt)['path']['pretrain_network_g']
     calibration = read_calibration(model, net)
@@ -322,8 +327,9 @@ def parse_shard(text: Optional[str]) -> tuple[int, int]:
 
 
 def run_upscale(args: argparse.Namespace) -> int:
+    from .inference.image_io import MAX_SIDES
     extension = args.ext and f'.{args.ext.lower().lstrip(".")}'
-    if extension not in (None, '.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff'):
+    if extension not in (None, *MAX_SIDES):
         raise OptionError(f'--ext {args.ext}', 'accepted: png, jpg, webp, tif')
     for flag, value in (('--budget', args.budget), ('--target-ms', args.target_ms)):
         if value is not None and not 0 < value < float('inf'):
@@ -357,13 +363,8 @@ def run_upscale(args: argparse.Namespace) -> int:
 
 def run_calibrate(args: argparse.Namespace) -> int:
     budgets = check_budgets(args.budgets or [])
-    load_plugins()
+    net = load_on_device(args)
     from .calibration import BUDGETS, calibrate, calibration_path, markdown
-    from .checkpoint import load_network
-    device = choose_device(args.device)
-    net = load_network(args.model, args.opt).to(device)
-    if device.type == 'cpu':
-        keep_freed_memory()
     table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, *tile_of(args), args.limit)
     print(f'{markdown(table)}\nWrote {calibration_path(args.model)}.')
     return 0

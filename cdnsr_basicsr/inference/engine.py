@@ -388,8 +388,8 @@ class RoutedUpscaler:
             top: The first of these rows.
             tiling: The tiles.
         """
-        allowed = self.given_max_tiles or len(blocks) * blocks[0].tiles
-        if len(blocks) * blocks[0].tiles <= allowed or len(blocks) * blocks[0].tiles == 1:
+        count = len(blocks) * blocks[0].tiles
+        if count <= (self.given_max_tiles or count):
             try:
                 boxes = [tiling.box(block) for block in blocks]
                 tiles = torch.stack([lq[:, y0 - top:y1 - top, x0:x1] for y0, y1, x0, x1 in boxes])
@@ -398,9 +398,9 @@ class RoutedUpscaler:
                 return
             except torch.OutOfMemoryError:
                 tiles = None
-                if len(blocks) * blocks[0].tiles == 1:
+                if count == 1:
                     raise
-                self._save_memory(len(blocks) * blocks[0].tiles // 2)
+                self._save_memory(count // 2)
         halves = [blocks[:len(blocks) // 2], blocks[len(blocks) // 2:]] if len(blocks) > 1 else blocks[0].halves()
         for half in halves:
             yield from self._run_blocks(kind, half, lq, top, tiling)

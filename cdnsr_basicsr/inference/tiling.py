@@ -5,6 +5,9 @@ import torch
 from torch.nn import functional as F
 from typing import NamedTuple
 
+LEAST_SIZE = 16  # of a tile, in pixels; not every network can do less
+SHAPES = [(2, 2), (1, 2), (2, 1), (1, 1)]  # rows and columns of merged tiles, in the order in which they are placed
+
 
 def pad_to(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Pads an image at the bottom and right: reflected as far as there are pixels, the last one repeated beyond.
@@ -47,9 +50,6 @@ def fit(length: int, patch_size: int, step: int, multiple: int = 1) -> tuple[int
     count = max(1, -(-(length - overlap) // (patch_size - overlap)))
     size = up(max(-(-(length + (count - 1) * overlap) // count), min(patch_size, LEAST_SIZE)))
     return size, count, size - overlap
-
-
-LEAST_SIZE = 16  # of a tile, in pixels; not every network can do less
 
 
 class Block(NamedTuple):
@@ -137,8 +137,8 @@ class Tiling:
     def merge(self, classes: torch.Tensor, max_tiles: int, max_rows: int) -> list[list[tuple[int, Block]]]:
         """Merges neighbouring tiles of one class into rectangles, so that their overlap is computed once.
 
-        The rectangles are of few shapes, 1, 2 or 4 tiles: a network is slow on a size that it has
-        not seen before. Larger ones are placed first, from left to right and down.
+        The rectangles are of few shapes, 1, 2 or 4 tiles: a network is slow on a size that it has not seen before.
+        Larger ones are placed first, from left to right and down.
 
         Args:
             classes: of shape (n, ).
@@ -168,9 +168,6 @@ class Tiling:
                     y[column:column + columns] = row_taken
                 strips[row // max_rows].append((kind, Block(row, column, rows, columns)))
         return strips
-
-
-SHAPES = [(2, 2), (1, 2), (2, 1), (1, 1)]
 
 
 class Canvas:
