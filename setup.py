@@ -34,6 +34,7 @@ setup(
         'lmdb>=1.4',
         'matplotlib>=3.7',
         'packaging>=24.0',
+        'safetensors>=0.4',
         'tqdm>=4.60',
         'tifffile>=2022.8.12',  # with compressed tiles as bytes; imagecodecs is not needed
         # TensorBoard itself comes with basicsr, as tb-nightly. Declaring tensorboard too would install both, and

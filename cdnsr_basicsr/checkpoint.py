@@ -1,21 +1,48 @@
 """Self-describing checkpoints: BasicSR's weights plus what is needed to build the network."""
 from __future__ import annotations
 
+import json
 import os
 import torch
 from collections.abc import Mapping
 from os import path as osp
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 from typing import Any, Optional, Union
 
 from .files import replace_when_done
 from .options import OptionError, check_network, one_line, read_options
 
+ABOUT = ('network_g', 'scale')  # what a checkpoint says of itself
+
 
 def save_checkpoint(content: dict, path: str) -> None:
-    """Saves to a temporary file and renames it, so that a killed run leaves no half-written checkpoint."""
+    """Saves to a temporary file and renames it, so that a killed run leaves no half-written checkpoint.
+
+    Args:
+        content: `params`, `network_g`, `scale`, and in a .pth whatever else there is.
+        path: A .pth, or a .safetensors, which holds `params` and, as its metadata, the other two.
+    """
     with replace_when_done(path) as temporary:
-        torch.save(content, temporary)
+        if osp.splitext(path)[1] != '.safetensors':
+            torch.save(content, temporary)
+            return
+        about = {key: json.dumps(content[key]) for key in ABOUT}
+        tensors = {key: value.detach().clone().contiguous() for key, value in content['params'].items()}
+        temporary.write_bytes(save(tensors, {'format': 'pt', **about}))  # save_file would hide it from other users
+
+
+def read_safetensors(path: str) -> dict:
+    """Content of a .safetensors file, laid out like that of a .pth."""
+    try:
+        with safe_open(path, 'pt') as file:
+            metadata = file.metadata() or {}
+            content: dict = {key: json.loads(metadata[key]) for key in ABOUT if key in metadata}
+            content['params'] = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise OptionError(path, f'not a readable .safetensors file: {one_line(error)}') from error
+    return content
 
 
 def plain(value: Any) -> Any:
@@ -35,6 +62,8 @@ def load_checkpoint(path: str) -> dict:
     """
     if not osp.isfile(path):
         raise OptionError(path, 'no such checkpoint file')
+    if osp.splitext(path)[1] == '.safetensors':
+        return read_safetensors(path)
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # what the unpickler raises on a broken file has no common type
@@ -58,8 +87,6 @@ def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Modu
     Raises:
         OptionError: The file cannot be read, says nothing about its network, or holds weights of another one.
     """
-    from basicsr.archs import build_network
-
     opt = read_options(opt_path) if opt_path else {}
     paths = opt.get('path') or {}
     if not isinstance(paths, Mapping):
@@ -70,20 +97,38 @@ def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Modu
     content = load_checkpoint(os.path.expanduser(path))
     block: Union[dict, None] = opt.get('network_g') if opt_path else content.get('network_g')
     if block is None:
-        raise OptionError(opt_path or path, 'has no network_g block; give the option file it was trained with by -opt')
-    check_network(block, f'{opt_path or path}: network_g')
+        raise OptionError(
+            opt_path or path, 'has no network_g block; give the option file it was trained with by -opt, '
+            'or make it describe itself by basicsr convert')
     weights = content.get('params_ema', content.get('params'))
     if weights is None:
         raise OptionError(path, f"expected 'params' or 'params_ema', but found {', '.join(list(content)[:5])}")
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise OptionError(path, 'holds no weights: expected a dict of tensors')
+    weights = {key[7:] if key.startswith('module.') else key: value for key, value in weights.items()}
+    return build(block, weights, opt_path or path, path)
+
+
+def build(block: Any, weights: dict[str, torch.Tensor], described_by: str, path: str) -> nn.Module:
+    """Builds a network in evaluation mode from its option block and all of its weights.
+
+    Args:
+        block: network_g of the file `described_by`.
+        weights: Weights of the file `path`.
+
+    Raises:
+        OptionError: The block describes no network, or one of other weights.
+    """
+    from basicsr.archs import build_network
+
+    check_network(block, f'{described_by}: network_g')
     try:
         net = build_network(block)
     except Exception as error:  # wrong arguments of networks show in errors of any type
-        raise OptionError(f'{opt_path or path}: network_g', f'makes no network: {type(error).__name__}: '
+        raise OptionError(f'{described_by}: network_g', f'makes no network: {type(error).__name__}: '
                           f'{one_line(error)}') from error
     try:
-        net.load_state_dict({key[7:] if key.startswith('module.') else key: value for key, value in weights.items()})
+        net.load_state_dict(weights)
     except RuntimeError as error:
         raise OptionError(
             path, f'does not fit the network {block["type"]}: {str(error).splitlines()[1].strip()[:200]}') from None

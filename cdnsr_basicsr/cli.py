@@ -124,6 +124,29 @@ def build_parser() -> argparse.ArgumentParser:
         '--shard', metavar='I/N', help='do the I-th of N parts of a folder (torchrun: one part per process)')
     command.add_argument('--overwrite', action='store_true', help='replace existing results')
 
+    text = 'make a checkpoint that describes itself of a published one, or of your own'
+    command = commands.add_parser('convert', help=text, description=text)
+    command.add_argument('input', metavar='IN', help='checkpoint (.pth or .safetensors)')
+    command.add_argument('-o', dest='output', required=True, metavar='OUT', help='file to write: .pth or .safetensors')
+    command.add_argument(
+        '--from',
+        dest='family',
+        metavar='FAMILY',
+        default='auto',
+        help='whose file it is: arm, carn, cdnsr, classsr, etds, fsrcnn or pcsr (default: auto, told by its weights)')
+    command.add_argument(
+        '-opt', metavar='FILE', help='option file that describes IN, one of BasicSR\'s own checkpoints')
+    command.add_argument(
+        '--num-feat', type=count, metavar='N', help='branch of this width of an ARM-Net (default: the widest)')
+    command.add_argument('--scale', type=count, metavar='N', help='scale, of files that do not tell it (default: 4)')
+    command.add_argument(
+        '--plain',
+        action='store_true',
+        help='turn ETDS, ECBSR and ABPN, branches too, into equivalent plain convs, for inference')
+    command.add_argument(
+        '--clip', action='store_true', help='with --plain: a last conv that clips to [0, 1], as published for phones')
+    command.add_argument('--overwrite', action='store_true', help='replace an existing OUT')
+
     text = 'measure what budgets of a routed network bring and cost, and keep the table beside its checkpoint'
     command = commands.add_parser('calibrate', help=text, description=text)
     command.add_argument('-m', dest='model', required=True, metavar='MODEL', help='checkpoint of the network')
@@ -361,6 +384,21 @@ def run_upscale(args: argparse.Namespace) -> int:
     return 1 if done.failed else 0
 
 
+def run_convert(args: argparse.Namespace) -> int:
+    if os.path.splitext(args.output)[1] not in ('.pth', '.safetensors'):
+        raise OptionError(f'-o {args.output}', 'expected a name that ends in .pth or .safetensors')
+    if os.path.exists(args.output) and not args.overwrite:
+        raise OptionError(args.output, 'is there already; --overwrite replaces it')
+    if args.clip and not args.plain:
+        raise OptionError('--clip', 'goes with --plain')
+    load_plugins()
+    from .conversion.convert import convert, describe, save
+    converted = convert(args.input, args.family, args.opt, args.num_feat, args.scale)
+    save(converted, args.output)
+    print(f'{describe(converted)}\nWrote {args.output}.')
+    return 0
+
+
 def run_calibrate(args: argparse.Namespace) -> int:
     budgets = check_budgets(args.budgets or [])
     net = load_on_device(args)
@@ -402,7 +440,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """
     args = build_parser().parse_args(argv)
     commands = dict(train=run_pipeline, test=run_pipeline, prepare=run_prepare, label=run_label, upscale=run_upscale)
-    commands.update(calibrate=run_calibrate, benchmark=run_benchmark)
+    commands.update(convert=run_convert, calibrate=run_calibrate, benchmark=run_benchmark)
     try:
         return commands[args.command](args)
     except OptionError as error:

@@ -22,27 +22,24 @@ cdnsr_basicsr.register()
 
 from basicsr.archs import build_network  # noqa: E402
 from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from cdnsr_basicsr.conversion import arm, rename, slice_to  # noqa: E402
+from cdnsr_basicsr.conversion.convert import convert  # noqa: E402
 from cdnsr_basicsr.evaluation import read_pairs, to_tensor  # noqa: E402
 from cdnsr_basicsr.inference.tiling import Tiling  # noqa: E402
 from cdnsr_basicsr.options import read_options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = {
-    'carn': (dict(type='CARN_M', upscale=4, fusion_bias=True), arm.CARN_M, 'entry.weight'),
-    'fsrcnn': (dict(type='FSRCNN', upscale=4), arm.FSRCNN, 'head_conv.0.weight')
-}
+ARCHS = {'carn': 'CARN_M', 'fsrcnn': 'FSRCNN'}
 
 
-def branch_of(name, states):
-    """Option block and weights of a branch such as carn36."""
+def branch_of(name, files):
+    """Option block and network of a branch such as carn36."""
     family = name.rstrip('0123456789')
-    block, table, first = FAMILIES[family]
-    block = dict(block, num_feat=int(name[len(family):]))
-    state = next((state for state in states if first in state), None)
-    if state is None:
-        raise SystemExit(f'{name}: none of the --weights is of {family}')
-    return block, slice_to(rename(state, table), build_network(block))
+    for file in files:
+        converted = convert(file, 'arm')
+        if converted.block['type'] == ARCHS.get(family):
+            converted = convert(file, 'arm', num_feat=int(name[len(family):]))
+            return converted.block, converted.net
+    raise SystemExit(f'{name}: none of the --weights is of {family}')
 
 
 @torch.no_grad()
@@ -78,14 +75,11 @@ def main():
     parser.add_argument('--limit', type=int, help='only the first N of them')
     args = parser.parse_args()
 
-    states = [load_checkpoint(path) for path in args.weights]
-    states = [state.get('params', state) for state in states]
-    blocks, weights = zip(*(branch_of(name, states) for name in args.branches))
+    blocks, branches = zip(*(branch_of(name, args.weights) for name in args.branches))
     torch.manual_seed(0)
     block = dict(type='CDNSR', upscale=4, branches=list(blocks), classifier=dict(type='PatchClassifier'))
     net = build_network(block).eval()
-    for branch, state in zip(net.branches, weights):
-        branch.load_state_dict(state)
+    net.branches = torch.nn.ModuleList(branches)
     if args.classifier:
         trained = load_checkpoint(args.classifier)
         state = trained.get('params_ema', trained['params'])

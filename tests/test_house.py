@@ -22,7 +22,7 @@ ALLOWED = {
     'archs': set(),
     'losses': set(),
     'complexity': set(),
-    'conversion': set(),
+    'conversion': {'checkpoint', 'files', 'options'},
     'files': set(),
     'options': set(),
     'checkpoint': {'files', 'options'},
@@ -33,7 +33,8 @@ ALLOWED = {
     'data': {'archs', 'checkpoint', 'files', 'options'},
     'memory': set(),
     'models': {'checkpoint', 'inference', 'losses', 'options'},
-    'cli': {'__init__', 'benchmark', 'calibration', 'checkpoint', 'data', 'inference', 'memory', 'options'},
+    'cli':
+    {'__init__', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'inference', 'memory', 'options'},
 }
 
 
@@ -136,8 +137,8 @@ def test_usage_in_the_readme_equals_help(capsys):
     for block in re.findall(r'```text\n\$ basicsr ([^\n]*)\n(.*?)```', readme, re.S):
         usage[block[0]] = block[1]
     assert set(usage) == {
-        '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'upscale --help', 'calibrate --help',
-        'benchmark --help'
+        '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'convert --help', 'upscale --help',
+        'calibrate --help', 'benchmark --help'
     }
     for command, text in usage.items():
         with pytest.raises(SystemExit):

@@ -116,7 +116,7 @@ class Deconv(nn.ConvTranspose2d):
 
 @ARCH_REGISTRY.register()
 class FSRCNN(nn.Module):
-    """FSRCNN on RGB images, in the form that ClassSR and CDNSR use (no activation between the mapping convs).
+    """FSRCNN on RGB images, in the form that ClassSR and CDNSR use, or in its original one.
 
     Paper: Accelerating the Super-Resolution Convolutional Neural Network (ECCV 2016).
 
@@ -127,20 +127,29 @@ class FSRCNN(nn.Module):
         num_shrink (int): Channel number s of the mapping. Default: 12.
         num_map (int): Number m of mapping convs. Default: 4.
         upscale (int): Upsampling factor, 1 to 9. Default: 4.
+        original (bool): Whether every conv is followed by a PReLU with a slope per channel, and the deconvolution is
+            padded by 4, as in the paper. Otherwise PReLUs have one slope and there is none between the mapping convs.
+            Default: False.
     """
 
-    def __init__(self, num_in_ch=3, num_out_ch=3, num_feat=56, num_shrink=12, num_map=4, upscale=4):
+    def __init__(self, num_in_ch=3, num_out_ch=3, num_feat=56, num_shrink=12, num_map=4, upscale=4, original=False):
         super(FSRCNN, self).__init__()
         if not 1 <= upscale <= 9:
             raise ValueError(f'FSRCNN: expected upscale from 1 to 9, but got {upscale}.')
         self.upscale = upscale
-        self.extract = nn.Sequential(nn.Conv2d(num_in_ch, num_feat, 5, padding=2), PReLU())
-        self.shrink = nn.Sequential(nn.Conv2d(num_feat, num_shrink, 1), PReLU())
-        self.map = nn.Sequential(*[nn.Conv2d(num_shrink, num_shrink, 3, padding=1) for _ in range(num_map)], PReLU())
-        self.expand = nn.Sequential(nn.Conv2d(num_shrink, num_feat, 1), PReLU())
-        # Exactly h*upscale pixels, each LQ pixel's kernel centred on its GT pixels as nearly as the parities allow. The
-        # published code has padding 3 and output_padding 1, which is this for x4 and the wrong size for any other.
-        padding = (10 - upscale) // 2
+        act = nn.PReLU if original else lambda _: PReLU()
+        self.extract = nn.Sequential(nn.Conv2d(num_in_ch, num_feat, 5, padding=2), act(num_feat))
+        self.shrink = nn.Sequential(nn.Conv2d(num_feat, num_shrink, 1), act(num_shrink))
+        maps = []
+        for i in range(num_map):
+            maps.append(nn.Conv2d(num_shrink, num_shrink, 3, padding=1))
+            if original or i == num_map - 1:
+                maps.append(act(num_shrink))
+        self.map = nn.Sequential(*maps)
+        self.expand = nn.Sequential(nn.Conv2d(num_shrink, num_feat, 1), act(num_feat))
+        # Exactly h*upscale pixels, each LQ pixel's kernel centred on its GT pixels as nearly as the parities allow.
+        # ClassSR's code has padding 3 and output_padding 1, which is this for x4 and the wrong size for any other.
+        padding = 4 if original else (10 - upscale) // 2
         self.deconv = Deconv(
             num_feat, num_out_ch, 9, stride=upscale, padding=padding, output_padding=upscale - 9 + 2 * padding)
         self.init_weights()

@@ -2,11 +2,9 @@ import pytest
 import torch
 
 from basicsr.archs import build_network
-from basicsr.archs.rcan_arch import RCAN
 from cdnsr_basicsr.archs import CARN_M, FSRCNN
 from cdnsr_basicsr.archs.cdnsr_arch import gumbel_softmax
-from cdnsr_basicsr.conversion import arm, rename, slice_to
-from tests import published
+from cdnsr_basicsr.conversion import classsr, slice_to
 
 
 def assert_equals_recorded(ours, recorded):
@@ -17,32 +15,24 @@ def assert_equals_recorded(ours, recorded):
     torch.testing.assert_close(ours, recorded, atol=1e-5 * max(1, float(recorded.abs().max())), rtol=0)
 
 
-BACKBONES = {
-    'carn': ([{
-        'type': 'CARN_M',
-        'num_feat': n
-    } for n in (36, 52, 64)], arm.CARN_M),
-    'fsrcnn': ([{
-        'type': 'FSRCNN',
-        'num_feat': n
-    } for n in (16, 36, 56)], arm.FSRCNN),
-    'srresnet': ([{
-        'type': 'MSRResNet',
-        'num_feat': n
-    } for n in (36, 52, 64)], published.SRRESNET),
-}
-
-
 def load_golden(path):
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize('backbone', list(BACKBONES))
-def test_cdnsr_equals_golden(shared, backbone):
+def build(found):
+    net = build_network(dict(found.block)).eval()
+    net.load_state_dict(found.state)
+    return net
+
+
+@pytest.mark.parametrize('backbone, arch, widths', [('carn', 'CARN_M', [36, 52, 64]),
+                                                    ('fsrcnn', 'FSRCNN', [16, 36, 56]),
+                                                    ('srresnet', 'MSRResNet', [36, 52, 64])])
+def test_cdnsr_equals_golden(shared, backbone, arch, widths):
     golden = load_golden(shared(f'golden/cdnsr_{backbone}.pth'))
-    branches, table = BACKBONES[backbone]
-    net = build_network({'type': 'CDNSR', 'branches': branches, 'classifier': {'type': 'PatchClassifier'}}).eval()
-    net.load_state_dict(published.rename_cdnsr(golden['state_dict'], table))
+    found = classsr.cdnsr(golden['state_dict'])
+    assert [(block['type'], block['num_feat']) for block in found.block['branches']] == [(arch, n) for n in widths]
+    net = build(found)
 
     with torch.no_grad():
         output, routing = net(golden['input'], return_routing=True)
@@ -62,11 +52,11 @@ def test_cdnsr_equals_golden(shared, backbone):
 
 def test_rcan_of_basicsr_equals_golden(shared):
     golden = load_golden(shared('golden/rcan_small.pth'))
-    # the published network sees 0..255 but shifts it by a mean of 0..1
-    net = RCAN(3, 3, 36, 2, 3, 16, 4, rgb_mean=[mean / 255 for mean in (0.4488, 0.4371, 0.4040)]).eval()
-    net.load_state_dict(rename(golden['state_dict'], published.RCAN))
+    found = classsr.rcan(golden['state_dict'])
+    expected = dict(num_feat=36, num_group=2, num_block=3, squeeze_factor=16, upscale=4, img_range=255)
+    assert {key: found.block[key] for key in expected} == expected
     with torch.no_grad():
-        output = net(golden['input'] / 255)
+        output = build(found)(golden['input'] / 255)
     assert_equals_recorded(output, golden['output'] / 255)
 
 
@@ -75,7 +65,7 @@ def test_carn_sliced_from_published_weights(shared, width):
     weights = torch.load(shared('weights/arm-carn.pth'), map_location='cpu', weights_only=True)
     golden = load_golden(shared('golden/arm_published.pth'))['arm-carn']
     net = CARN_M(num_feat=width, fusion_bias=True).eval()
-    net.load_state_dict(slice_to(rename(weights, arm.CARN_M), net))
+    net.load_state_dict(slice_to(classsr.arm(weights).state, net))
     with torch.no_grad():
         assert_equals_recorded(net(golden['input']), golden['outputs'][width])
 
@@ -85,6 +75,6 @@ def test_fsrcnn_sliced_from_published_weights(shared, width):
     weights = torch.load(shared('weights/arm-fsrcnn.pth'), map_location='cpu', weights_only=True)
     golden = load_golden(shared('golden/arm_published.pth'))['arm-fsrcnn']
     net = FSRCNN(num_feat=width).eval()
-    net.load_state_dict(slice_to(rename(weights, arm.FSRCNN), net))
+    net.load_state_dict(slice_to(classsr.arm(weights).state, net))
     with torch.no_grad():
         assert_equals_recorded(net(golden['input']), golden['outputs'][width])

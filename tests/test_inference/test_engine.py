@@ -10,7 +10,7 @@ from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
 from cdnsr_basicsr.complexity import count_macs
-from cdnsr_basicsr.conversion import arm, rename, slice_to
+from cdnsr_basicsr.conversion import classsr, slice_to
 from cdnsr_basicsr.data.prepare import make_lq
 from cdnsr_basicsr.inference import RoutedUpscaler, Tiling, engine
 from cdnsr_basicsr.inference.engine import TensorRows
@@ -271,7 +271,7 @@ def test_tiles_of_a_photograph_are_as_good_as_the_whole(shared):
     path = shared('data/photos2k/0001.webp')
     net = build_network(dict(type='CARN_M', num_feat=64, upscale=4, fusion_bias=True)).eval()
     weights = torch.load(shared('weights/arm-carn.pth'), weights_only=True)
-    net.load_state_dict(slice_to(rename(weights, arm.CARN_M), net))
+    net.load_state_dict(slice_to(classsr.arm(weights).state, net))
     gt, lq = make_lq(cv2.imread(str(path))[600:1200, 300:1200], 4)
     lq = torch.from_numpy(lq[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():

@@ -1,0 +1,139 @@
+"""ClassSR, CDNSR and ARM-Net: one lineage of code, with the same names.
+
+ClassSR (CVPR 2021) and CDNSR (ICASSP 2023): a classifier and the branches net1, net2, ..., or a branch alone. ARM-Net
+(ECCV 2022): one slimmable network whose first channels are the smaller branches.
+"""
+from __future__ import annotations
+
+from typing import Optional
+
+from . import Found, State, Table, count, fold_mean_shift, part_of, rename, upscale_of
+
+CARN_M: Table = [
+    (r'^entry\.', 'conv_first.'),
+    (r'^exit\.', 'conv_last.'),
+    (r'^b(\d)\.b1\.body\.0\.', r'body.bodies.<\1>.bodies.0.conv1.'),
+    (r'^b(\d)\.b1\.body\.2\.', r'body.bodies.<\1>.bodies.0.conv2.'),
+    (r'^b(\d)\.b1\.body\.4\.', r'body.bodies.<\1>.bodies.0.conv3.'),
+    (r'^b(\d)\.c(\d)\.0\.', r'body.bodies.<\1>.fusions.<\2>.'),
+    (r'^c(\d)\.0\.', r'body.fusions.<\1>.'),
+    (r'^upsample\.up\.body\.0\.', 'upconvs.0.'),
+    (r'^upsample\.up\.body\.3\.', 'upconvs.1.'),
+]
+FSRCNN: Table = [
+    (r'^head_conv\.', 'extract.'),
+    (r'^tail_conv\.', 'deconv.'),
+    (r'^body_conv\.0\.', 'shrink.'),
+    (r'^body_conv\.([1-5])\.', r'map.<\1>.'),
+    (r'^body_conv\.6\.', 'expand.'),
+]
+MSRRESNET: Table = [(r'^recon_trunk\.', 'body.'), (r'^HRconv\.', 'conv_hr.')]
+RCAN: Table = [
+    (r'^head\.0\.', 'conv_first.'),
+    (r'^body\.(\d+)\.body\.(\d+)\.body\.3\.conv_du\.0\.', r'body.\1.residual_group.\2.rcab.3.attention.1.'),
+    (r'^body\.(\d+)\.body\.(\d+)\.body\.3\.conv_du\.2\.', r'body.\1.residual_group.\2.rcab.3.attention.3.'),
+    (r'^body\.(\d+)\.body\.(\d+)\.body\.', r'body.\1.residual_group.\2.rcab.'),
+    (r'^body\.(\d+)\.body\.\d+\.', r'body.\1.conv.'),
+    (r'^body\.\d+\.', 'conv_after_body.'),
+    (r'^tail\.0\.', 'upsample.'),
+    (r'^tail\.1\.', 'conv_last.'),
+]
+CLASSIFIER: Table = [(r'^lastOut\.', 'fc.'), *[(rf'^CondNet\.{2 * i}\.', f'convs.{i}.') for i in range(5)]]
+
+
+def carn_m(state: State) -> Optional[Found]:
+    """CARN-M; ARM-Net's fusion convs have a bias."""
+    needed = {'sub_mean.weight', 'entry.weight', 'c1.0.weight', 'b1.b1.body.4.weight', 'upsample.up.body.0.weight'}
+    if not needed <= set(state):
+        return None
+    width = len(state['entry.weight'])
+    block = dict(type='CARN_M', num_in_ch=3, num_out_ch=3, num_feat=width)
+    block.update(
+        upscale=upscale_of(state, 'upsample.up.body.', width),
+        group=width // state['b1.b1.body.0.weight'].shape[1],
+        fusion_bias='c1.0.bias' in state)
+    state, mean, notes = fold_mean_shift(state, 'entry', 'exit')
+    return Found(dict(block, rgb_mean=mean), rename(state, CARN_M), notes)
+
+
+def fsrcnn(state: State) -> Optional[Found]:
+    """FSRCNN without activations between the mapping convs."""
+    if not {'head_conv.0.weight', 'body_conv.0.0.weight', 'tail_conv.weight'} <= set(state):
+        return None
+    block = dict(type='FSRCNN', num_in_ch=3, num_out_ch=3, num_feat=len(state['head_conv.0.weight']))
+    block.update(num_shrink=len(state['body_conv.0.0.weight']), num_map=4, upscale=4)
+    return Found(block, rename(state, FSRCNN), ('taken for x4, the only published scale: no weight tells it', ))
+
+
+def msrresnet(state: State) -> Optional[Found]:
+    """SRResNet, which is BasicSR's MSRResNet."""
+    if not {'recon_trunk.0.conv1.weight', 'upconv1.weight', 'HRconv.weight'} <= set(state):
+        return None
+    width = len(state['conv_first.weight'])
+    block = dict(type='MSRResNet', num_in_ch=3, num_out_ch=3, num_feat=width)
+    block.update(
+        num_block=count(state, r'recon_trunk\.\d+\.conv1\.weight', 4), upscale=upscale_of(state, 'upconv', width))
+    return Found(block, rename(state, MSRRESNET))
+
+
+def rcan(state: State) -> Optional[Found]:
+    """RCAN, which is BasicSR's, but sees 0 to 255."""
+    squeeze = 'body.0.body.0.body.3.conv_du.0.weight'
+    if not {'head.0.weight', squeeze, 'tail.1.weight'} <= set(state):
+        return None
+    width = len(state['head.0.weight'])
+    block = dict(type='RCAN', num_in_ch=3, num_out_ch=3, num_feat=width)
+    block.update(
+        num_group=count(state, r'body\.\d+\.body\.0\.body\.0\.weight', 4),
+        num_block=count(state, r'body\.0\.body\.\d+\.body\.0\.weight', 4),
+        squeeze_factor=16 if width // 16 == len(state[squeeze]) else width // len(state[squeeze]),
+        upscale=upscale_of(state, 'tail.0.', width),
+        img_range=255.)
+    state, mean, notes = fold_mean_shift(state, 'head.0', 'tail.1')
+    # shifts that had been trained are folded for a mean of 0 to 255 too: BasicSR multiplies it by img_range
+    return Found(dict(block, rgb_mean=[value / 255 for value in mean]), rename(state, RCAN), notes)
+
+
+def branch(state: State) -> Optional[Found]:
+    """A branch alone."""
+    found = next(filter(None, (recognise(state) for recognise in (carn_m, fsrcnn, msrresnet, rcan))), None)
+    return None if found is None or found.block.get('fusion_bias') else found
+
+
+def whole(state: State) -> Optional[Found]:
+    """A classifier and its branches."""
+    if 'classifier.CondNet.0.weight' not in state:
+        return None
+    branches = []
+    while part_of(state, f'net{len(branches) + 1}.'):
+        found = branch(part_of(state, f'net{len(branches) + 1}.'))
+        if found is None:
+            return None
+        branches.append(found)
+    if len(branches) < 2:
+        return None
+    classifier = rename(part_of(state, 'classifier.'), CLASSIFIER)
+    renamed = {f'classifier.{key}': value for key, value in classifier.items()}
+    for i, found in enumerate(branches):
+        renamed.update({f'branches.{i}.{key}': value for key, value in found.state.items()})
+    block = dict(type='CDNSR', upscale=branches[-1].block['upscale'], branches=[found.block for found in branches])
+    block.update(classifier=dict(type='PatchClassifier', num_in_ch=3, num_feat=len(classifier['convs.0.weight'])))
+    return Found(block, renamed, tuple(dict.fromkeys(note for found in branches for note in found.notes)))
+
+
+def cdnsr(state: State) -> Optional[Found]:
+    """A CDNSR, or one of its branches."""
+    found = whole(state)
+    return found and found._replace(block=dict(found.block, mixture='gumbel')) or branch(state)
+
+
+def classsr(state: State) -> Optional[Found]:
+    """A ClassSR, or one of its branches."""
+    found = whole(state)
+    return found and found._replace(block=dict(found.block, mixture='softmax')) or branch(state)
+
+
+def arm(state: State) -> Optional[Found]:
+    """An ARM-Net of CARN-M or FSRCNN branches; any smaller one is among its first channels."""
+    found = carn_m(state)
+    return found if found and found.block['fusion_bias'] else fsrcnn(state)

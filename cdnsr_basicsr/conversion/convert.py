@@ -1,0 +1,175 @@
+"""Makes self-describing checkpoints of files that other projects have published, and of one's own."""
+from __future__ import annotations
+
+import torch
+from torch import nn
+from typing import Callable, NamedTuple, Optional
+
+from basicsr.archs import build_network
+from ..checkpoint import build, load_checkpoint, load_network, plain, save_checkpoint
+from ..files import replace_when_done
+from ..options import OptionError, one_line, read_options
+from . import Found, State, classsr, slice_to
+from .carn import carn
+from .fsrcnn import fsrcnn
+
+
+class Family(NamedTuple):
+    """A family of checkpoints.
+
+    Attributes:
+        recognise: Finds its network in weights; of several scales, the one asked for.
+        projects: Whose files they are.
+    """
+    recognise: Callable[[State, int], Optional[Found]]
+    projects: str
+
+
+# in this order tried; ClassSR's files look like CDNSR's, ARM-Net's like those of single branches
+FAMILIES = {
+    'cdnsr': Family(lambda state, upscale: classsr.cdnsr(state), 'CDNSR, and single branches'),
+    'classsr': Family(lambda state, upscale: classsr.classsr(state), 'ClassSR, and single branches'),
+    'arm': Family(lambda state, upscale: classsr.arm(state), 'ARM-Net'),
+    'carn': Family(carn, 'CARN-pytorch'),
+    'fsrcnn': Family(fsrcnn, 'FSRCNN-pytorch, ETDS'),
+}
+
+
+class Converted(NamedTuple):
+    """What was converted.
+
+    Attributes:
+        net: The network, in evaluation mode.
+        block: Its option block.
+        family: Of FAMILIES, or 'own' for a file that describes itself or is described by an option file.
+        notes: What a user should know.
+    """
+    net: nn.Module
+    block: dict
+    family: str
+    notes: tuple[str, ...]
+
+
+def state_of(path: str) -> State:
+    """The weights in a file.
+
+    Raises:
+        OptionError: The file cannot be read, or holds something else.
+    """
+    state = unwrapped(load_checkpoint(path))
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise OptionError(path, f'holds no dict of weights, but {", ".join(map(str, list(state)[:5])) or "nothing"}')
+    return state
+
+
+def unwrapped(content: dict) -> dict:
+    """What a checkpoint holds as weights, whatever they are wrapped in."""
+    for key in ('params_ema', 'params', 'state_dict', 'model', 'sd'):
+        if isinstance(content.get(key), dict):
+            return unwrapped(content[key])
+    return {key[7:] if str(key).startswith('module.') else key: value for key, value in content.items()}
+
+
+def recognise(path: str, family: str = 'auto', upscale: Optional[int] = None) -> tuple[str, Found]:
+    """Finds out what network a file holds.
+
+    Args:
+        path: Checkpoint.
+        family: Key of FAMILIES, or 'auto' to try them all.
+        upscale: Upsampling factor, of files that do not tell it. Default: 4.
+
+    Raises:
+        OptionError: The file cannot be read, or is of no known family.
+    """
+    state = state_of(path)
+    for name, candidate in FAMILIES.items():
+        if family in ('auto', name):
+            try:
+                found = candidate.recognise(state, upscale or 4)
+            except (KeyError, ValueError, IndexError, RuntimeError) as error:  # weights of an incomplete network
+                raise OptionError(path, f'looks like {name}, but {one_line(error)}') from error
+            if found is not None:
+                return name, found
+    known = f'is not of family {family}' if family != 'auto' else 'is of no known family; known are ' + '; '.join(
+        f'{name} ({known.projects})' for name, known in FAMILIES.items())
+    raise OptionError(path, f'{known}. First keys: {", ".join(list(state)[:5])}')
+
+
+def convert(path: str,
+            family: str = 'auto',
+            opt_path: Optional[str] = None,
+            num_feat: Optional[int] = None,
+            upscale: Optional[int] = None) -> Converted:
+    """Builds the network of a checkpoint, with all of its weights.
+
+    Args:
+        path: Checkpoint, own or of another project.
+        family: Key of FAMILIES, or 'auto'.
+        opt_path: Option file that describes an own checkpoint, if it does not do so itself.
+        num_feat: Width of the branch to take out of an ARM-Net. Default: all channels.
+        upscale: Upsampling factor, of files that do not tell it. Default: 4.
+
+    Raises:
+        OptionError: It cannot be done; why.
+    """
+    if family not in ('auto', *FAMILIES):
+        raise OptionError(f'--from {family}', f'accepted: auto, {", ".join(sorted(FAMILIES))}')
+    if opt_path or family == 'auto' and 'network_g' in load_checkpoint(path):
+        if num_feat or upscale:
+            raise OptionError(path, 'says itself what network it is; a width or scale is for files that do not')
+        net = load_network(path, opt_path)
+        block = read_options(opt_path)['network_g'] if opt_path else load_checkpoint(path)['network_g']
+        return Converted(net, plain(block), 'own', ())
+    name, (block, state, notes) = recognise(path, family, upscale)
+    if upscale and block['upscale'] != upscale:
+        raise OptionError(path, f"is of scale x{block['upscale']}, not x{upscale}")
+    if num_feat and num_feat != block.get('num_feat'):
+        if classsr.arm(state_of(path)) is None:
+            raise OptionError(path, 'has one width; only the first channels of an ARM-Net are networks of their own')
+        block = dict(block, num_feat=num_feat)
+        try:
+            state = slice_to(state, build_network(block))
+            notes = (*notes, f'the first {num_feat} channels were taken')
+        except (ValueError, RuntimeError) as error:
+            raise OptionError(path, f'has no branch of width {num_feat}: {one_line(error)}') from error
+    return Converted(build(block, state, path, path), plain(block), name, notes)
+
+
+def save(converted: Converted, path: str) -> None:
+    """Writes a self-describing checkpoint, and looks whether it loads, before it gets its name.
+
+    Args:
+        converted: What is to be written.
+        path: A .pth or .safetensors.
+
+    Raises:
+        OptionError: It does not load with the same weights.
+    """
+    state = converted.net.state_dict()
+    scale = converted.block['upscale']
+    with replace_when_done(path) as temporary:
+        save_checkpoint(dict(params=state, network_g=converted.block, scale=scale), str(temporary))
+        loaded = load_network(str(temporary)).state_dict()
+        if any(not torch.equal(value, loaded[key]) for key, value in state.items()):
+            raise OptionError(path, 'does not come out of the file as it was written')
+
+
+def describe(converted: Converted) -> str:
+    """What was converted, in a few lines."""
+    block = {key: value for key, value in converted.block.items() if key not in ('type', 'branches', 'classifier')}
+    lines = [
+        f'{converted.block["type"]} x{converted.block["upscale"]} ({FAMILIES[converted.family].projects})'
+        if converted.family in FAMILIES else f'{converted.block["type"]} x{converted.block["upscale"]}'
+    ]
+    lines[0] += f': {arguments(block)}'
+    lines += [
+        f'  branch {i}: {branch["type"]} {arguments(branch)}'
+        for i, branch in enumerate(converted.block.get('branches', []))
+    ]
+    weights = sum(value.numel() for value in converted.net.state_dict().values())
+    return '\n'.join([*lines, f'{weights} weights, all of them used.', *(f'Note: {note}.' for note in converted.notes)])
+
+
+def arguments(block: dict) -> str:
+    """Arguments of an option block on a line."""
+    return ', '.join(f'{key} {value}' for key, value in block.items() if key not in ('type', 'upscale'))
