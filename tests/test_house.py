@@ -22,7 +22,7 @@ ALLOWED = {
     'archs': set(),
     'losses': set(),
     'complexity': set(),
-    'conversion': set(),
+    'conversion': {'archs'},
     'files': set(),
     'options': set(),
     'checkpoint': {'files', 'options'},

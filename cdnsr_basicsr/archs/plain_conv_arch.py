@@ -22,7 +22,7 @@ class PlainConvSR(nn.Module):
         act_type (str): 'relu' | 'prelu' (one slope for each channel). Default: 'relu'.
         residual (bool): Whether the input, each pixel repeated, is added to the output. Default: False.
         clip (bool): Whether the output is clipped to [0, 1] by layers of the network: conv_last makes 1 - y, and a 1x1
-            conv between two ReLUs 1 - relu(1 - y). Not with residual, which has no such layers. Default: True.
+            conv between two ReLUs, which is not trained, 1 - relu(1 - y). Not with residual. Default: True.
     """
 
     def __init__(self,
@@ -58,7 +58,7 @@ class PlainConvSR(nn.Module):
             [nn.PReLU(width) if act_type == 'prelu' else nn.ReLU(inplace=True) for width in widths])
         self.conv_last = nn.Conv2d(widths[-1], num_last, 3, padding=1)
         if clip:
-            self.conv_clip = nn.Conv2d(num_last, num_last, 1)
+            self.conv_clip = nn.Conv2d(num_last, num_last, 1).requires_grad_(False)
         self.init_weights()
 
     @torch.no_grad()
