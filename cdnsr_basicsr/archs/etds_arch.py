@@ -47,7 +47,10 @@ class ETDS(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """He initialisation of the backbone, with a small last conv; the residual stream repeats the pixels.
+        """He initialisation of the backbone, zero for its last conv; the residual stream repeats the pixels.
+
+        So the network starts as nearest-neighbour upsampling, and at once improves on it: the published start, torch's
+        default for the whole backbone, first has to unlearn what it adds.
 
         Residual channels beyond num_in_ch start as random features of the input that reach neither the backbone nor the
         output yet. At zero they would stay there: a ReLU at zero has no gradient.
@@ -56,7 +59,7 @@ class ETDS(nn.Module):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
                 nn.init.zeros_(m.bias)
-        self.conv_last.weight.mul_(0.1)
+        nn.init.zeros_(self.conv_last.weight)
         colors = self.conv_first.in_channels
         self.conv_residual_first.weight[:colors] = 0
         self.conv_residual_first.weight[:colors, :, 1, 1].fill_diagonal_(1)

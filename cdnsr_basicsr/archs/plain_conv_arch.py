@@ -63,12 +63,12 @@ class PlainConvSR(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """He initialisation, with a small last conv: starts near nearest-neighbour upsampling (residual) or gray."""
+        """He initialisation, zero for the last conv: starts as nearest-neighbour upsampling (residual) or gray."""
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
                 nn.init.zeros_(m.bias)
-        self.conv_last.weight.mul_(0.1)
+        nn.init.zeros_(self.conv_last.weight)
         if not self.residual:
             nn.init.constant_(self.conv_last.bias, 0.5)
         if self.clip:

@@ -43,16 +43,14 @@ def moved(before, after):
 
 
 def run(model, first, last):
-    """Trains, and returns in which iterations anything of the residual stream, and all else, has moved."""
+    """Trains, and returns in which iterations anything of the residual stream, and of the rest, has moved."""
     residual, others = [], []
     for i in range(first, last + 1):
         before = weights(model.net_g)
         step(model, i)
-        (residual_before, others_before), (residual_after, others_after) = before, weights(model.net_g)
-        if any(moved(residual_before, residual_after)):
-            residual.append(i)
-        if all(moved(others_before, others_after)):
-            others.append(i)
+        for iterations, then, now in zip((residual, others), before, weights(model.net_g)):
+            if any(moved(then, now)):
+                iterations.append(i)
     return residual, others
 
 
