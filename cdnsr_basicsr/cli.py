@@ -392,8 +392,10 @@ def run_convert(args: argparse.Namespace) -> int:
     if args.clip and not args.plain:
         raise OptionError('--clip', 'goes with --plain')
     load_plugins()
-    from .conversion.convert import convert, describe, save
+    from .conversion.convert import convert, describe, made_plain, save
     converted = convert(args.input, args.family, args.opt, args.num_feat, args.scale)
+    if args.plain:
+        converted = made_plain(converted, args.input, args.clip)
     save(converted, args.output)
     print(f'{describe(converted)}\nWrote {args.output}.')
     return 0

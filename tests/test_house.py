@@ -22,7 +22,7 @@ ALLOWED = {
     'archs': set(),
     'losses': set(),
     'complexity': set(),
-    'conversion': {'checkpoint', 'files', 'options'},
+    'conversion': {'archs', 'checkpoint', 'files', 'options'},
     'files': set(),
     'options': set(),
     'checkpoint': {'files', 'options'},
@@ -99,7 +99,7 @@ def test_option_file_builds(path, monkeypatch):
     monkeypatch.setattr('os.path.isfile', lambda path: True)
     options.check_options(opt, path.stem.startswith('train'))
     net = build_network(opt['network_g'])
-    assert net(torch.rand(1, 3, 8, 8)).shape == (1, 3, 32, 32)
+    assert net(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8 * opt['scale'], 8 * opt['scale'])
     for block in opt['datasets'].values():
         assert block['dataroot_gt'].startswith('datasets/') and block['dataroot_lq'].startswith('datasets/')
 
@@ -114,8 +114,8 @@ def test_option_file_trains_one_step(path, tmp_path):
         opt['train']['feature_extractor']['weights'] = 'random'
     model = build_model(opt)
     before = copy.deepcopy(model.net_g.state_dict())
-    lq = torch.rand(2, 3, 8, 8)
-    model.feed_data({'lq': lq, 'gt': torch.rand(2, 3, 32, 32), 'lq_path': ['a'] * 2, 'label': torch.tensor([0, 2])})
+    lq, gt = (torch.rand(2, 3, 8 * scale, 8 * scale) for scale in (1, opt['scale']))
+    model.feed_data({'lq': lq, 'gt': gt, 'lq_path': ['a'] * 2, 'label': torch.tensor([0, 2])})
     model.update_learning_rate(1, warmup_iter=-1)
     model.optimize_parameters(1)
     moved = {
@@ -153,5 +153,8 @@ def normalized(text):
 
 def test_readme_lists_every_option_file():
     readme = (ROOT / 'README.md').read_text()
-    names = {path.name: re.sub('carn|fsrcnn|srresnet|rcan', 'BACKBONE', path.name) for path in OPTIONS}
+    placeholders = {'carn|fsrcnn|srresnet|rcan': 'BACKBONE', 'etds_[tsml]_': 'etds_SIZE_', '_x[234]': '_xSCALE'}
+    names = {path.name: path.name for path in OPTIONS}
+    for pattern, placeholder in placeholders.items():
+        names = {name: re.sub(pattern, placeholder, general) for name, general in names.items()}
     assert [name for name, general in names.items() if name not in readme and general not in readme] == []

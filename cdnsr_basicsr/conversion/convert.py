@@ -9,9 +9,10 @@ from basicsr.archs import build_network
 from ..checkpoint import build, load_checkpoint, load_network, plain, save_checkpoint
 from ..files import replace_when_done
 from ..options import OptionError, one_line, read_options
-from . import Found, State, classsr, slice_to
+from . import Found, State, classsr, etds, slice_to
 from .carn import carn
 from .fsrcnn import fsrcnn
+from .plain import options_of, plain_branches, prove_equal, to_plain
 
 
 class Family(NamedTuple):
@@ -31,6 +32,7 @@ FAMILIES = {
     'classsr': Family(lambda state, upscale: classsr.classsr(state), 'ClassSR, and single branches'),
     'arm': Family(lambda state, upscale: classsr.arm(state), 'ARM-Net'),
     'carn': Family(carn, 'CARN-pytorch'),
+    'etds': Family(lambda state, upscale: etds.recognise(state), 'ETDS, and its ECBSR and ABPN'),
     'fsrcnn': Family(fsrcnn, 'FSRCNN-pytorch, ETDS'),
 }
 
@@ -133,6 +135,33 @@ def convert(path: str,
         except (ValueError, RuntimeError) as error:
             raise OptionError(path, f'has no branch of width {num_feat}: {one_line(error)}') from error
     return Converted(build(block, state, path, path), plain(block), name, notes)
+
+
+def made_plain(converted: Converted, path: str, clip: bool = False) -> Converted:
+    """The equivalent of plain convs, for inference; of a routed network, all its branches that have one.
+
+    Args:
+        converted: What has been converted from `path`.
+        clip: Whether the result clips its output to [0, 1].
+
+    Raises:
+        OptionError: There is nothing to be made plain, or the result is not equal.
+    """
+    net, block, family, notes = converted
+    try:
+        if 'branches' in block:
+            if clip:
+                raise ValueError('branches are clipped after they have been blended, not before')
+            plain_net, plain_block = plain_branches(net, block)
+        else:
+            plain_net = to_plain(net, clip)
+            prove_equal(net, plain_net, clip)
+            plain_block = options_of(plain_net)
+    except ValueError as error:
+        raise OptionError(path, one_line(error)) from error
+    if plain_block == block:
+        raise OptionError(path, 'is made of plain convs already, or of nothing that has such a form: ETDS, ECBSR, ABPN')
+    return Converted(plain_net, plain(plain_block), family, (*notes, 'equality was tried on random images'))
 
 
 def save(converted: Converted, path: str) -> None:

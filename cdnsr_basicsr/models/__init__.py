@@ -1,3 +1,4 @@
 from .cdnsr_model import CDNSRModel
+from .etds_model import ETDSModel
 
-__all__ = ['CDNSRModel']
+__all__ = ['CDNSRModel', 'ETDSModel']

@@ -12,7 +12,7 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..checkpoint import load_checkpoint, plain, save_checkpoint
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
 from ..losses import VGG19Features
@@ -21,13 +21,14 @@ from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, PRECISIONS, check_option
 from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from .distillation import Distillation
 from .random_state import random_state, set_random_state
+from .self_describing import SelfDescribing
 
 TB_IMAGES = 4  # of each validation set
 TB_SIDE = 512  # largest side of an image in TensorBoard, in pixels
 
 
 @MODEL_REGISTRY.register()
-class CDNSRModel(SRModel):
+class CDNSRModel(SelfDescribing, SRModel):
     """CDNSR: trains a soft mixture of branches, validates with hard routing over tiles.
 
     Paper: Classification-Based Dynamic Network for Efficient Super-Resolution (ICASSP 2023).
@@ -380,29 +381,6 @@ class CDNSRModel(SRModel):
         if tb_logger:
             for name, value in scalars.items():
                 tb_logger.add_scalar(f'routing/{dataset_name}/{name}', value, current_iter)
-
-    @master_only
-    def save_network(self, net, net_label, current_iter, param_key='params'):
-        """Saves BasicSR's checkpoint with network_g and scale added, complete or not at all.
-
-        Args:
-            net (nn.Module | list[nn.Module]): Network(s) to be saved.
-            net_label (str): Network label.
-            current_iter (int): Current iteration, -1 for the last.
-            param_key (str | list[str]): Key(s) to save the network(s) under. Default: 'params'.
-        """
-        nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
-        content = {key: self.get_bare_model(net_).state_dict() for key, net_ in zip(keys, nets)}
-        content = {
-            key: {
-                name: param.cpu().contiguous()
-                for name, param in state.items()
-            }
-            for key, state in content.items()
-        }
-        content.update(network_g=plain(self.opt['network_g']), scale=self.opt['scale'])
-        name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
-        save_checkpoint(content, osp.join(self.opt['path']['models'], name))
 
     def save_training_state(self, epoch, current_iter):
         """Saves what resuming needs, complete or not at all.

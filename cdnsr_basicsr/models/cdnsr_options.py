@@ -87,8 +87,16 @@ def check_options(opt, is_train):
         check_training(opt)
 
 
-def _check_loss(block, name):
-    """Refuses a loss of another kind than its name says, and values that would fail in the first iteration."""
+def check_loss_block(block, name):
+    """Refuses a loss of another kind than its name says, and values that would fail in the first iteration.
+
+    Args:
+        block (dict): Loss block.
+        name (str): Its name in the option file, without _opt.
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
     where = f'train.{name}_opt'
     if name in TYPES:
         check_choice(block.get('type'), f'{where}.type', TYPES[name])
@@ -133,7 +141,7 @@ def check_training(opt):
     if 'pixel' not in losses:
         raise OptionError('train.pixel_opt', 'a pixel loss is needed')
     for name in losses:
-        _check_loss(train_opt[f'{name}_opt'], name)
+        check_loss_block(train_opt[f'{name}_opt'], name)
         trained = LOSSES[name]
         if [trained] == freeze:
             raise OptionError(f'train.{name}_opt', f'trains the {trained} only, which train.freeze keeps as they are')
