@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Trains a CDNSR from nothing in four stages: branches, classifier, both together, distillation.
 # Usage, in a folder with datasets/train and datasets/val (basicsr prepare):
-#     bash scripts/train_all.sh BACKBONE [KEY:SUB=VALUE ...]      BACKBONE: carn, fsrcnn, srresnet or rcan
+#     bash scripts/train_all.sh BACKBONE [KEY:SUB=VALUE ...]      BACKBONE: carn, fsrcnn, srresnet, rcan, etds or mixed
 # KEY:SUB=VALUE changes an option in all stages, as --force_yml does. ITER=N shortens every stage to N iterations.
 # NPROC=N trains with N processes, one per GPU. A stage that is finished is passed over, one that was stopped goes on.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 options=$here/../options
 [ -f "$options/train_cdnsr_${1:-}.yml" ] && [ -f "$options/train_${1}_branch1.yml" ] ||
-    { echo 'Usage: bash scripts/train_all.sh carn|fsrcnn|srresnet|rcan [KEY:SUB=VALUE ...]' >&2; exit 2; }
+    { echo 'Usage: bash scripts/train_all.sh carn|fsrcnn|srresnet|rcan|etds|mixed [KEY:SUB=VALUE ...]' >&2; exit 2; }
 backbone=$1
 shift
 command -v basicsr >/dev/null || { echo 'The basicsr command is missing: source .venv/bin/activate' >&2; exit 2; }
