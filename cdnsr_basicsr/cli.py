@@ -387,6 +387,8 @@ def run_upscale(args: argparse.Namespace) -> int:
 def run_convert(args: argparse.Namespace) -> int:
     if os.path.splitext(args.output)[1] not in ('.pth', '.safetensors'):
         raise OptionError(f'-o {args.output}', 'expected a name that ends in .pth or .safetensors')
+    if not os.path.isdir(os.path.dirname(args.output) or '.'):
+        raise OptionError(os.path.dirname(args.output), 'no such folder')
     if os.path.exists(args.output) and not args.overwrite:
         raise OptionError(args.output, 'is there already; --overwrite replaces it')
     if args.clip and not args.plain:

@@ -51,6 +51,11 @@ class Converted(NamedTuple):
     family: str
     notes: tuple[str, ...]
 
+    @property
+    def scale(self) -> int:
+        """Upsampling factor; some of BasicSR's archs call it scale."""
+        return self.block.get('upscale', self.block.get('scale', 4))
+
 
 def state_of(path: str) -> State:
     """The weights in a file.
@@ -175,9 +180,8 @@ def save(converted: Converted, path: str) -> None:
         OptionError: It does not load with the same weights.
     """
     state = converted.net.state_dict()
-    scale = converted.block['upscale']
     with replace_when_done(path) as temporary:
-        save_checkpoint(dict(params=state, network_g=converted.block, scale=scale), str(temporary))
+        save_checkpoint(dict(params=state, network_g=converted.block, scale=converted.scale), str(temporary))
         loaded = load_network(str(temporary)).state_dict()
         if any(not torch.equal(value, loaded[key]) for key, value in state.items()):
             raise OptionError(path, 'does not come out of the file as it was written')
@@ -185,12 +189,9 @@ def save(converted: Converted, path: str) -> None:
 
 def describe(converted: Converted) -> str:
     """What was converted, in a few lines."""
-    block = {key: value for key, value in converted.block.items() if key not in ('type', 'branches', 'classifier')}
-    lines = [
-        f'{converted.block["type"]} x{converted.block["upscale"]} ({FAMILIES[converted.family].projects})'
-        if converted.family in FAMILIES else f'{converted.block["type"]} x{converted.block["upscale"]}'
-    ]
-    lines[0] += f': {arguments(block)}'
+    block = {key: value for key, value in converted.block.items() if key not in ('branches', 'classifier')}
+    project = f' ({FAMILIES[converted.family].projects})' if converted.family in FAMILIES else ''
+    lines = [f'{block["type"]} x{converted.scale}{project}: {arguments(block)}']
     lines += [
         f'  branch {i}: {branch["type"]} {arguments(branch)}'
         for i, branch in enumerate(converted.block.get('branches', []))
