@@ -134,6 +134,14 @@ def test_clip_is_taken_out(upscale):
         to_plain(clipped)
 
 
+@pytest.mark.parametrize('name', ['M5C16_x4', 'M6C32_x2', 'M6C32_x3'])
+def test_clip_is_taken_out_of_published_networks(shared, name):
+    net = recognised(shared(f'weights/ETDS_{name}.pth'))
+    plain = to_plain(net)
+    assert not plain.clip and 'conv_clip.weight' not in plain.state_dict()
+    prove_equal(net, plain)
+
+
 def test_conversion_keeps_source_type_and_mode():
     net = ETDS(num_feat=8, num_block=1).double().train()
     before = copy.deepcopy(net.state_dict())
