@@ -49,8 +49,7 @@ class ETDS(nn.Module):
     def init_weights(self):
         """He initialisation of the backbone, zero for its last conv; the residual stream repeats the pixels.
 
-        So the network starts as nearest-neighbour upsampling, and at once improves on it: the published start, torch's
-        default for the whole backbone, first has to unlearn what it adds.
+        So the network starts as nearest-neighbour upsampling.
 
         Residual channels beyond num_in_ch start as random features of the input that reach neither the backbone nor the
         output yet. At zero they would stay there: a ReLU at zero has no gradient.
