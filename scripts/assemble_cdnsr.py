@@ -1,14 +1,15 @@
-"""Makes a CDNSR out of ARM-Net's published weights, to measure with. The weights are ARM-Net's: not for shipping.
+"""Makes a CDNSR out of networks that are trained already, to measure with.
 
 Usage, in the repository:
-    python scripts/slice_arm.py CHECKPOINT.pth --branches carn36 carn52 carn64 --weights arm-carn.pth
-    python scripts/slice_arm.py mixed.pth --branches fsrcnn56 carn36 carn64 --weights arm-carn.pth arm-fsrcnn.pth
-    python scripts/slice_arm.py trained.pth --classifier net_g_latest.pth --shares 61 23 16 --data photographs ...
+    python scripts/assemble_cdnsr.py arm.pth arm-carn.pth:36 arm-carn.pth:52 arm-carn.pth:64
+    python scripts/assemble_cdnsr.py mixed.pth ETDS_M4C32_x4.pth ETDS_M7C48_x4.pth arm-carn.pth:64 \\
+        --classifier net_g_latest.pth --shares 61 23 16 --data photographs
 
-ARM-Net is slimmable: the first channels of its layers are its branches. The classifier starts random, or is that of
-another checkpoint. With --shares its last bias is moved until these percentages of the photographs' tiles go to the
-branches. Beside CHECKPOINT.pth stands CHECKPOINT.yml, an option file that trains the classifier on datasets/train, with
-the labels that `basicsr label --by branches -m CHECKPOINT.pth` makes; it has no validation.
+Branches are checkpoints that `basicsr convert` reads, cheapest first; :N is a width of an ARM-Net. Other projects'
+weights are theirs: not for shipping. The classifier starts random, or is that of another checkpoint. With --shares its
+last bias is moved until these percentages of the photographs' tiles go to the branches. Beside CHECKPOINT.pth stands
+CHECKPOINT.yml, an option file that trains the classifier on datasets/train, with the labels that
+`basicsr label --by branches -m CHECKPOINT.pth` makes; it has no validation.
 """
 import argparse
 import copy
@@ -22,24 +23,20 @@ cdnsr_basicsr.register()
 
 from basicsr.archs import build_network  # noqa: E402
 from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from cdnsr_basicsr.conversion.convert import convert  # noqa: E402
+from cdnsr_basicsr.conversion.convert import convert, made_plain  # noqa: E402
 from cdnsr_basicsr.evaluation import read_pairs, to_tensor  # noqa: E402
 from cdnsr_basicsr.inference.tiling import Tiling  # noqa: E402
 from cdnsr_basicsr.options import read_options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-ARCHS = {'carn': 'CARN_M', 'fsrcnn': 'FSRCNN'}
 
-
-def branch_of(name, files):
-    """Option block and network of a branch such as carn36."""
-    family = name.rstrip('0123456789')
-    for file in files:
-        converted = convert(file, 'arm')
-        if converted.block['type'] == ARCHS.get(family):
-            converted = convert(file, 'arm', num_feat=int(name[len(family):]))
-            return converted.block, converted.net
-    raise SystemExit(f'{name}: none of the --weights is of {family}')
+def branch_of(name):
+    """Option block and network of a branch such as arm-carn.pth:36."""
+    path, _, width = name.partition(':')
+    converted = convert(path, num_feat=int(width) if width else None)
+    if converted.block.get('clip'):
+        converted = made_plain(converted, path)  # branches are clipped after they have been blended
+    return converted.block, converted.net
 
 
 @torch.no_grad()
@@ -67,15 +64,14 @@ def bias_for(logits, shares):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('output', help='checkpoint to write')
-    parser.add_argument('--branches', nargs='+', default=['carn36', 'carn52', 'carn64'])
-    parser.add_argument('--weights', nargs='+', required=True, help='arm-carn.pth, arm-fsrcnn.pth')
+    parser.add_argument('branches', nargs='+', metavar='BRANCH[:WIDTH]', help='checkpoints')
     parser.add_argument('--classifier', help='checkpoint of a CDNSR with the classifier to take')
     parser.add_argument('--shares', type=float, nargs='+', help='percentages')
     parser.add_argument('--data', help='photographs for --shares')
     parser.add_argument('--limit', type=int, help='only the first N of them')
     args = parser.parse_args()
 
-    blocks, branches = zip(*(branch_of(name, args.weights) for name in args.branches))
+    blocks, branches = zip(*(branch_of(name) for name in args.branches))
     torch.manual_seed(0)
     block = dict(type='CDNSR', upscale=4, branches=list(blocks), classifier=dict(type='PatchClassifier'))
     net = build_network(block).eval()
