@@ -30,6 +30,7 @@ from cdnsr_basicsr.options import read_options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
 def branch_of(name):
     """Option block and network of a branch such as arm-carn.pth:36."""
     path, _, width = name.partition(':')
