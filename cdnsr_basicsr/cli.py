@@ -163,6 +163,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--repeat', type=count, default=3, metavar='N', help='timed runs of each (default: 3)')
     command.add_argument('--limit', type=count, metavar='N', help='only the first N photographs')
     add_engine(command, '+')
+    command.add_argument(
+        '--backends',
+        nargs='+',
+        choices=['torch', 'onnxruntime', 'openvino'],
+        default=['torch'],
+        help='what runs the networks in tiles (default: torch)')
     return parser
 
 
@@ -435,8 +441,12 @@ def run_benchmark(args: argparse.Namespace) -> int:
     from .benchmark import benchmark, markdown, write_report
     patch_size, step = args.patch_size or 64, args.step
     check_tile(patch_size, step)
+    if set(args.backends) - {'torch'}:
+        if args.device not in (None, 'cpu'):
+            raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')
+        args.device = 'cpu'
     measured, text = benchmark(args.models, args.data, args.budgets, args.precision, args.repeat, args.limit,
-                               patch_size, step, str(choose_device(args.device)))
+                               patch_size, step, str(choose_device(args.device)), args.backends)
     print(f'{text}\n\n{markdown(measured)}', end='')
     if args.output:
         write_report(measured, text, args.output)

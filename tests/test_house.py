@@ -28,12 +28,14 @@ ALLOWED = {
     'checkpoint': {'files', 'options'},
     'evaluation': {'data', 'options'},
     'inference': {'complexity', 'files'},
-    'benchmark': {'__init__', 'checkpoint', 'complexity', 'evaluation', 'files', 'inference', 'memory', 'options'},
+    'benchmark':
+    {'__init__', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference', 'memory', 'options'},
     'calibration': {'evaluation', 'files', 'inference', 'options'},
     'data': {'archs', 'checkpoint', 'files', 'options'},
+    'export': {'files', 'inference', 'options'},
     'memory': set(),
     'models': {'checkpoint', 'inference', 'losses', 'options'},
-    'cli': {'__init__', 'benchmark', 'calibration', 'checkpoint', 'data', 'inference', 'memory', 'options'},
+    'cli': {'__init__', 'benchmark', 'calibration', 'checkpoint', 'data', 'export', 'inference', 'memory', 'options'},
 }
 
 
@@ -136,8 +138,8 @@ def test_usage_in_the_readme_equals_help(capsys):
     for block in re.findall(r'```text\n\$ basicsr ([^\n]*)\n(.*?)```', readme, re.S):
         usage[block[0]] = block[1]
     assert set(usage) == {
-        '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'upscale --help', 'calibrate --help',
-        'benchmark --help'
+        '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'export --help', 'upscale --help',
+        'calibrate --help', 'benchmark --help'
     }
     for command, text in usage.items():
         with pytest.raises(SystemExit):

@@ -86,6 +86,9 @@ class OpenVino:
         output = torch.empty([shape[0], *shape[2:], shape[1]] if images else shape)
         request.set_output_tensor(openvino.Tensor(output.numpy(), shared_memory=True))
         request.infer({0: x.permute(0, 2, 3, 1).contiguous().numpy()}, share_inputs=True, share_outputs=True)
+        made = tuple(request.get_output_tensor().shape)
+        if made != tuple(output.shape):  # then it did not write there, and says nothing
+            raise ValueError(f'expected an output of {tuple(output.shape)}, but got {made}')
         return output.permute(0, 3, 1, 2) if images else output
 
 
