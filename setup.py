@@ -3,6 +3,10 @@ from setuptools import find_packages, setup
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+# onnx writes exported networks, the others run them; the newest for Python 3.9 are onnx 1.19.1, onnxruntime 1.19.2 and
+# openvino 2025.3.0
+ONNX = ['onnx>=1.17', 'onnxruntime>=1.19']
+OPENVINO = ['onnx>=1.17', 'openvino>=2025.0']
 
 
 def read_version() -> str:
@@ -40,8 +44,12 @@ setup(
         # TensorBoard itself comes with basicsr, as tb-nightly. Declaring tensorboard too would install both, and
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
-    # yapf's layout changes between versions
-    extras_require={'dev': ['flake8>=6.0', 'isort>=5.12', 'pypng>=0.20220715', 'pytest>=7.0', 'yapf==0.43.0']},
+    extras_require={
+        # yapf's layout changes between versions
+        'dev': ['flake8>=6.0', 'isort>=5.12', 'pypng>=0.20220715', 'pytest>=7.0', 'yapf==0.43.0', *ONNX, *OPENVINO],
+        'onnx': ONNX,
+        'openvino': OPENVINO,
+    },
     entry_points={
         'console_scripts': ['basicsr = cdnsr_basicsr.cli:main'],
         'basicsr.plugins': ['cdnsr = cdnsr_basicsr:register'],

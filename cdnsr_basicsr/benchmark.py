@@ -21,8 +21,10 @@ from . import load_plugins
 from .checkpoint import load_network
 from .complexity import count_macs
 from .evaluation import PairStore, quality, to_image, to_tensor
+from .export import check_backend, in_backend
 from .files import replace_when_done
 from .inference.engine import PRECISIONS, RoutedUpscaler, deployed, is_routed
+from .inference.runtime import precisions as precisions_of
 from .inference.speed import machine
 from .inference.tiling import pad_to
 from .memory import keep_freed_memory
@@ -42,12 +44,14 @@ class Row(NamedTuple):
         tuned: Whether it gets what the engine has: channels last, freed memory kept, fast forms of layers, precision.
         precision: Of the branches.
         budget: Of the routing.
+        backend: What runs the network: 'torch', 'onnxruntime' or 'openvino'.
     """
     model: str
     kind: str
     tuned: bool
     precision: str = 'float32'
     budget: Optional[float] = None
+    backend: str = 'torch'
 
     @property
     def name(self) -> str:
@@ -55,9 +59,8 @@ class Row(NamedTuple):
             return 'whole image, tuned' if self.tuned else 'whole image (BasicSR)'
         if self.kind in LOOPS:
             return 'one tile at a time' + (', 32/28' if LOOPS[self.kind] else '')
-        if self.kind == 'tiled':
-            return 'tiled'
-        return 'routed' if self.budget is None else f'routed, budget {self.budget:g}'
+        name = self.kind if self.budget is None else f'{self.kind}, budget {self.budget:g}'
+        return name if self.backend == 'torch' else f'{name} ({self.backend})'
 
 
 class Measured(NamedTuple):
@@ -122,12 +125,14 @@ def one_tile_at_a_time(net: nn.Module, lq: torch.Tensor, patch_size: int, step: 
 
 
 class Bench:
-    """Runs the rows of one model in a process of its own."""
+    """Runs the rows of one model and backend in a process of its own."""
 
-    def __init__(self, settings: Settings, model: str) -> None:
+    def __init__(self, settings: Settings, model: str, backend: str) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
         self.net = load(model).to(self.device)
+        if backend != 'torch':
+            self.net = in_backend(self.net, backend, model)
         self.runners: dict[Row, Callable] = {}
 
     def runner(self, row: Row) -> Callable:
@@ -233,7 +238,7 @@ def peak_mib(is_cuda: bool) -> float:
     return float('nan')
 
 
-def serve(connection: Connection, settings: Settings, model: str, tuned: bool, threads: int) -> None:
+def serve(connection: Connection, settings: Settings, model: str, tuned: bool, backend: str, threads: int) -> None:
     """Answers what the benchmark asks, in a process of its own: its memory is its own, and kept or not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     load_plugins()
@@ -243,7 +248,7 @@ def serve(connection: Connection, settings: Settings, model: str, tuned: bool, t
     if tuned and settings.device == 'cpu':
         keep_freed_memory()
     try:
-        bench = Bench(settings, model)
+        bench = Bench(settings, model, backend)
         connection.send(bench.describe())
         while True:
             question = connection.recv()
@@ -285,15 +290,19 @@ def worker(*arguments: object) -> Iterator[Callable]:
         process.kill()
 
 
-def rows_of(model: str, routed: bool, precisions: Sequence[str], budgets: Sequence[float]) -> list[Row]:
-    """The rows of a model; the first is what the others are compared with."""
+def rows_of(model: str,
+            routed: bool,
+            precisions: Sequence[str],
+            budgets: Sequence[float],
+            backends: Sequence[str] = ('torch', )) -> list[Row]:
+    """The rows of a model; the first is what the others are compared with. Whole images are torch's."""
     rows = [Row(model, 'whole', tuned=False)]
     rows += [Row(model, 'whole', True, precision) for precision in precisions]
     rows += [Row(model, kind, tuned=False) for kind in LOOPS] if routed else []
-    rows += [Row(model, 'tiled', True, precision) for precision in precisions]
-    if routed:
+    for kind, limits in (('tiled', (None, )), ('routed', (None, *budgets) if routed else ())):
         rows += [
-            Row(model, 'routed', True, precision, budget) for precision in precisions for budget in (None, *budgets)
+            Row(model, kind, True, precision, budget, backend) for precision in precisions for budget in limits
+            for backend in backends if precision in precisions_of(backend)
         ]
     return rows
 
@@ -306,7 +315,8 @@ def benchmark(models: Sequence[str],
               limit: Optional[int] = None,
               patch_size: int = 64,
               step: Optional[int] = None,
-              device: str = 'cpu') -> tuple[list[Measured], str]:
+              device: str = 'cpu',
+              backends: Sequence[str] = ('torch', )) -> tuple[list[Measured], str]:
     """Measures models on photographs. All rows take turns, photograph by photograph, in processes of their own.
 
     Args:
@@ -319,6 +329,8 @@ def benchmark(models: Sequence[str],
         patch_size: Largest side of a tile.
         step: patch_size less the overlap of tiles.
         device: Where to run.
+        backends: What is to run tiled and routed rows, those other than torch on the CPU; where one has no such
+            precision, the row is left out.
 
     Returns:
         The rows, and a line that says on what they were measured.
@@ -326,6 +338,8 @@ def benchmark(models: Sequence[str],
     Raises:
         OptionError: A model or the folder cannot be used, or the models are of different scales.
     """
+    for backend in backends:
+        check_backend(backend)
     routed, scales = {}, {}
     for model in dict.fromkeys(models):
         net = load(model)
@@ -336,7 +350,7 @@ def benchmark(models: Sequence[str],
     if len(set(scales.values())) != 1:
         raise OptionError('-m', f'all models must have one scale, but have {sorted(set(scales.values()))}')
     scale = next(iter(scales.values()))
-    rows = [row for model in routed for row in rows_of(model, routed[model], precisions, budgets)]
+    rows = [row for model in routed for row in rows_of(model, routed[model], precisions, budgets, backends)]
     rows = list(dict.fromkeys(rows))
     results: dict[Row, list[dict]] = {row: [] for row in rows}
     seconds: dict[Row, list[float]] = {row: [] for row in rows}
@@ -344,13 +358,12 @@ def benchmark(models: Sequence[str],
         pairs = PairStore(stack.enter_context(tempfile.TemporaryDirectory()), data, scale, limit)
         sizes = [max(size) for size in pairs.sizes]
         settings = Settings(patch_size, step, device, pairs)
-        # two processes per model: kept memory cannot be given up again. On a GPU one, as each would hold its share
+        # two processes per model, and one per other backend: kept memory cannot be given up again. On a GPU one, as
+        # each would hold its share
         apart = (False, True) if device == 'cpu' else (True, )
-        asks = {
-            (model, tuned): stack.enter_context(worker(settings, model, tuned))
-            for model in routed
-            for tuned in apart
-        }
+        keys = [(model, tuned, 'torch') for model in routed for tuned in apart]
+        keys += [(model, True, backend) for model in routed for backend in backends]
+        asks = {key: stack.enter_context(worker(settings, *key)) for key in dict.fromkeys(keys)}
         described = {key: ask() for key, ask in asks.items()}
         bar = stack.enter_context(
             tqdm(total=len(sizes) * (repeat + 1) * len(rows), desc='benchmark', unit='run', disable=None))
@@ -358,7 +371,7 @@ def benchmark(models: Sequence[str],
             times: dict[Row, list[float]] = {row: [] for row in rows}
             for turn in range(repeat + 1):
                 for row in rows:
-                    answer = asks[row.model, row.tuned or apart == (True, )](row, number, turn == 0)
+                    answer = asks[row.model, row.tuned or apart == (True, ), row.backend](row, number, turn == 0)
                     bar.update()
                     if turn == 0:
                         results[row].append(answer)
@@ -369,7 +382,7 @@ def benchmark(models: Sequence[str],
 
     measured = []
     for row in rows:
-        about = described[row.model, True]
+        about = described[row.model, True, 'torch']
         ms = 1000 * sum(seconds[row]) / pairs.megapixels
         first = 1000 * sum(seconds[Row(row.model, 'whole', tuned=False)]) / pairs.megapixels
         measured.append(_summary(row, about, results[row], ms, first))
@@ -456,7 +469,7 @@ def _plot(measured: Sequence[Measured], text: str, path: Path) -> None:
     lines: dict[str, list[Measured]] = {}
     names = labels([m.row.model for m in measured])
     for m in measured:
-        name = m.row.name if m.row.kind != 'routed' else 'routed'
+        name = m.row._replace(budget=None).name  # budgets are one line
         lines.setdefault(f'{names[m.row.model]}, {name}, {m.row.precision}', []).append(m)
     axis_labels = dict(ms='ms per megapixel', kmacs='thousand MACs per pixel, classifier and overlap included')
     for axes, (key, label) in zip(figure.subplots(1, 2), axis_labels.items()):

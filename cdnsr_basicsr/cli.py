@@ -95,9 +95,20 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--workers', type=count, default=None, metavar='N', help='reading threads (default: all CPUs)')
     command.add_argument('--overwrite', action='store_true', help='replace existing labels')
 
+    text = 'write a network as ONNX files, for onnxruntime and OpenVINO, and compare them with torch'
+    command = commands.add_parser('export', help=text, description=text)
+    command.add_argument('model', metavar='MODEL', help='checkpoint of the network')
+    command.add_argument('-o', dest='output', required=True, metavar='DIR', help='folder to write')
+    command.add_argument('-opt', metavar='FILE', help='option file that describes MODEL, if it does not do so itself')
+    command.add_argument('--overwrite', action='store_true', help='replace a finished DIR')
+
     text = 'upscale pictures with a trained network'
     command = commands.add_parser('upscale', help=text, description=text)
-    add_model(command)
+    add_model(command, 'checkpoint of the network, or a folder that export has written')
+    command.add_argument(
+        '--backend',
+        choices=['torch', 'onnxruntime', 'openvino'],
+        help='what runs the network (default: torch; for an exported network openvino or onnxruntime, on the CPU)')
     command.add_argument('-i', dest='input', required=True, metavar='FILE_OR_FOLDER', help='picture or folder')
     command.add_argument('-o', dest='output', required=True, metavar='FOLDER', help='folder for the results')
     limits = command.add_mutually_exclusive_group()
@@ -175,11 +186,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--repeat', type=count, default=3, metavar='N', help='timed runs of each (default: 3)')
     command.add_argument('--limit', type=count, metavar='N', help='only the first N photographs')
     add_engine(command, '+')
+    command.add_argument(
+        '--backends',
+        nargs='+',
+        choices=['torch', 'onnxruntime', 'openvino'],
+        default=['torch'],
+        help='what runs the networks in tiles (default: torch)')
     return parser
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument('-m', dest='model', metavar='MODEL', help='checkpoint of the network')
+def add_model(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument('-m', dest='model', metavar='MODEL', help=text)
     command.add_argument(
         '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
 
@@ -290,6 +307,25 @@ def check_tile(patch_size: int, step: Optional[int]) -> None:
         raise OptionError(where, 'expected a patch size of at least 8, and a step up to it')
 
 
+def choose_backend(args: argparse.Namespace) -> str:
+    """What is to run the network; refused if it cannot."""
+    from .export import check_backend, needs
+    from .inference.runtime import installed
+    backend, exported = args.backend or 'torch', os.path.isdir(args.model or '')
+    if exported:
+        if args.backend == 'torch':
+            raise OptionError('--backend torch', f'{args.model} is an exported network; give the checkpoint instead')
+        if not args.backend and not installed():
+            raise needs(None)
+        backend = args.backend or installed()[0]
+    check_backend(backend, args.precision)
+    if backend != 'torch':
+        if args.device not in (None, 'cpu'):
+            raise OptionError(f'--device {args.device}', f'{backend} runs on the CPU; --backend torch runs on others')
+        args.device = 'cpu'
+    return backend
+
+
 def load_on_device(args: argparse.Namespace) -> Any:
     """The network that the arguments name, on the device that they name."""
     if not args.model and not args.opt:
@@ -305,19 +341,28 @@ def load_on_device(args: argparse.Namespace) -> Any:
 
 def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
     """The engine for the network and the settings that the arguments name."""
-    net = load_on_device(args)
     from .calibration import read_calibration, speed_of
     from .inference import RoutedUpscaler
+    backend, calibration = choose_backend(args), None
     patch_size, step = tile_of(args)
-    model = args.model or read_options(args.opt)['path']['pretrain_network_g']
-    calibration = read_calibration(model, net)
+    if os.path.isdir(args.model or ''):
+        from .export import load_exported
+        keep_freed_memory()
+        model, net = args.model, load_exported(args.model, backend)
+    else:
+        net = load_on_device(args)
+        model = args.model or read_options(args.opt)['path']['pretrain_network_g']
+        calibration = read_calibration(model, net)
     if calibration and (calibration.precision, calibration.patch_size) == (args.precision, patch_size):
         kwargs['float32_branches'] = calibration.float32_branches
+    if backend != 'torch' and not os.path.isdir(model):
+        from .export import in_backend
+        net = in_backend(net, backend, model)
     try:
         upscaler = RoutedUpscaler(net, patch_size, step, precision=args.precision, **kwargs)
     except (ValueError, RuntimeError) as error:
         raise OptionError(model, one_line(error)) from error
-    if 'float32_branches' in kwargs:
+    if 'float32_branches' in kwargs and backend == 'torch':
         upscaler.measured = speed_of(calibration, upscaler)
     return upscaler
 
@@ -347,6 +392,19 @@ def parse_shard(text: Optional[str]) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise OptionError(f'--shard {text}', 'expected I/N with I from 1 to N, for example 2/8')
     return int(part), int(parts)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    load_plugins()
+    from .checkpoint import load_checkpoint, load_network, plain
+    from .export import export_to_folder
+    net = load_network(args.model, args.opt)
+    block = (read_options(args.opt) if args.opt else load_checkpoint(args.model))['network_g']
+    about = dict(source=os.path.basename(args.model), network_g=plain(block), written_by=f'cdnsr_basicsr {__version__}')
+    off = export_to_folder(net, args.model, args.output, about, args.overwrite)
+    said = ', '.join(f'{backend} {levels:.1g}' for backend, levels in off.items())
+    print(f'Wrote {args.output}. Largest difference from torch, in grey levels of 255: {said}.')
+    return 0
 
 
 def run_upscale(args: argparse.Namespace) -> int:
@@ -425,8 +483,12 @@ def run_benchmark(args: argparse.Namespace) -> int:
     from .benchmark import benchmark, markdown, write_report
     patch_size, step = args.patch_size or 64, args.step
     check_tile(patch_size, step)
+    if set(args.backends) - {'torch'}:
+        if args.device not in (None, 'cpu'):
+            raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')
+        args.device = 'cpu'
     measured, text = benchmark(args.models, args.data, args.budgets, args.precision, args.repeat, args.limit,
-                               patch_size, step, str(choose_device(args.device)))
+                               patch_size, step, str(choose_device(args.device)), args.backends)
     print(f'{text}\n\n{markdown(measured)}', end='')
     if args.output:
         write_report(measured, text, args.output)
@@ -444,7 +506,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """
     args = build_parser().parse_args(argv)
     commands = dict(train=run_pipeline, test=run_pipeline, prepare=run_prepare, label=run_label, upscale=run_upscale)
-    commands.update(convert=run_convert, calibrate=run_calibrate, benchmark=run_benchmark)
+    commands.update(convert=run_convert, export=run_export, calibrate=run_calibrate, benchmark=run_benchmark)
     try:
         return commands[args.command](args)
     except OptionError as error:

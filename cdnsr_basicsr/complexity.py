@@ -19,12 +19,14 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
     output size, 16 times too much for x4). Interpolation and element-wise operations count as nothing.
 
     Args:
-        module: Any network; a copy of it is run once, in evaluation mode.
+        module: Any network; a copy of it is run once, in evaluation mode. One that knows (`exported_macs`) is asked.
         height: Input height in pixels.
         width: Input width in pixels.
         channels: Input channels.
         papers: Whether to count transposed convs at their output size after all, as those tables do.
     """
+    if hasattr(module, 'exported_macs'):
+        return module.exported_macs(height, width)
     counter = FlopCounterMode(display=False)
     for device in ('meta', 'cpu'):  # without computing, if the module can do that
         copied, more = copy.deepcopy(module).to(device).eval(), []

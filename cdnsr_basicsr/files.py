@@ -1,7 +1,8 @@
-"""Files that appear under their name only when they are complete."""
+"""Files and folders that appear under their name only when they are complete."""
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
@@ -21,3 +22,39 @@ def replace_when_done(path: Union[str, Path]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_running(pid: str) -> bool:
+    """Whether another process of this number exists."""
+    if pid == str(os.getpid()):
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def replace_folder_when_done(path: Path) -> Iterator[Path]:
+    """Yields a hidden folder beside ``path``, which takes its place when the block ends without an error.
+
+    What runs that were killed have left beside it is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f'.{path.name}.preparing-*'):
+        if not is_running(stale.name.split('-')[-1]):  # left by a run that was killed
+            shutil.rmtree(stale)
+    work = path.parent / f'.{path.name}.preparing-{os.getpid()}'
+    work.mkdir()
+    try:
+        yield work
+        replaced = path.parent / f'.{path.name}.replaced-{os.getpid()}'  # never taken for a stale one: it is finished
+        if path.exists():
+            os.rename(path, replaced)
+        os.rename(work, path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

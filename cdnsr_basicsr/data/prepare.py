@@ -5,7 +5,6 @@ import cv2
 import numpy as np
 import os
 import re
-import shutil
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 from typing import Callable, Iterable, Iterator, NamedTuple, Optional, TypeVar
 
+from ..files import replace_folder_when_done
 from ..options import OptionError
 
 IMAGE_SUFFIXES = ('.avif', '.bmp', '.dib', '.exr', '.hdr', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.pic',
@@ -153,19 +153,6 @@ def encode(image: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def is_running(pid: str) -> bool:
-    """Whether another process of this number exists."""
-    if pid == str(os.getpid()):
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 @contextmanager
 def finished_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """Yields a hidden folder beside `out`, which takes its place when the block ends without an error.
@@ -185,21 +172,8 @@ def finished_folder(out: Path, overwrite: bool) -> Iterator[Path]:
                               'folder')
         if any(out.iterdir()) and not overwrite:
             raise OptionError(f'-o {out}', 'is prepared already; --overwrite replaces it, labels included')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f'.{out.name}.preparing-*'):
-        if not is_running(stale.name.split('-')[-1]):  # left by a run that was killed
-            shutil.rmtree(stale)
-    work = out.parent / f'.{out.name}.preparing-{os.getpid()}'
-    work.mkdir()
-    try:
+    with replace_folder_when_done(out) as work:
         yield work
-        replaced = out.parent / f'.{out.name}.replaced-{os.getpid()}'  # never taken for a stale one: it is finished
-        if out.exists():
-            os.rename(out, replaced)
-        os.rename(work, out)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 class PairWriter:

@@ -1,0 +1,182 @@
+"""Exported networks that ONNX Runtime or OpenVINO runs on the CPU, for the engine."""
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import torch
+from torch import nn
+from typing import Any, Optional
+
+BACKENDS = {'openvino': 'openvino', 'onnxruntime': 'onnx'}  # the faster one first; the extras that bring them
+
+
+def installed() -> list[str]:
+    """The backends, besides torch, that can be used here; the faster one first."""
+    return [name for name in BACKENDS if importlib.util.find_spec(name)]
+
+
+def precisions(backend: str) -> tuple[str, ...]:
+    """What a backend can compute in here."""
+    if backend == 'torch':
+        return ('float32', 'bfloat16', 'float16')
+    if backend == 'openvino':  # what a CPU cannot do, it would do in float32 without a word
+        import openvino
+        if 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+            return ('float32', 'bfloat16')
+    return ('float32', )
+
+
+class OnnxRuntime:
+    """An ONNX model in ONNX Runtime.
+
+    Args:
+        model: Content of the ONNX file.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # errors are raised, not written
+        self.session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+
+    def __call__(self, x: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        if dtype != torch.float32:
+            raise ValueError(f'ONNX Runtime computes in float32, not in {dtype}')
+        name = self.session.get_inputs()[0].name
+        return torch.from_numpy(self.session.run(None, {name: x.contiguous().numpy()})[0])
+
+
+class OpenVino:
+    """An ONNX model in OpenVINO. It is compiled for each precision when that is first asked for, for tiles of any size.
+
+    Images go in and out channels last, as the engine has them; OpenVINO computes so, and nothing is copied.
+
+    Args:
+        model: Content of the ONNX file.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        import openvino
+        from openvino.preprocess import PrePostProcessor
+        self.core = openvino.Core()
+        read = self.core.read_model(model)
+        layouts = PrePostProcessor(read)
+        layouts.input().model().set_layout(openvino.Layout('NCHW'))
+        layouts.input().tensor().set_layout(openvino.Layout('NHWC'))
+        if read.output().partial_shape.rank.get_length() == 4:
+            layouts.output().model().set_layout(openvino.Layout('NCHW'))
+            layouts.output().tensor().set_layout(openvino.Layout('NHWC'))
+        self.model = layouts.build()
+        self.requests: dict[torch.dtype, Any] = {}
+
+    def __call__(self, x: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        import openvino
+        if dtype not in self.requests:
+            options = dict(
+                PERFORMANCE_HINT='LATENCY',
+                INFERENCE_PRECISION_HINT={
+                    torch.float32: 'f32',
+                    torch.bfloat16: 'bf16'
+                }[dtype],
+                INFERENCE_NUM_THREADS=torch.get_num_threads())
+            self.requests[dtype] = self.core.compile_model(self.model, 'CPU', options).create_infer_request()
+        request = self.requests[dtype]
+        images = len(shape) == 4
+        output = torch.empty([shape[0], *shape[2:], shape[1]] if images else shape)
+        request.set_output_tensor(openvino.Tensor(output.numpy(), shared_memory=True))
+        request.infer({0: x.permute(0, 2, 3, 1).contiguous().numpy()}, share_inputs=True, share_outputs=True)
+        made = tuple(request.get_output_tensor().shape)
+        if made != tuple(output.shape):  # then it did not write there, and says nothing
+            raise ValueError(f'expected an output of {tuple(output.shape)}, but got {made}')
+        return output.permute(0, 3, 1, 2) if images else output
+
+
+class ExportedPart(nn.Module):
+    """A classifier or a branch that another runtime computes, in the precision of torch.autocast.
+
+    Args:
+        model: Content of the ONNX file.
+        backend: 'openvino' | 'onnxruntime'.
+        name: What it is called in messages and, together with the backend, in measurements.
+        macs: Its multiply-accumulates for one pixel of the input.
+        channels: Of the images.
+        scale: Upsampling factor; of a branch.
+        multiple: What the sides of images must be multiples of.
+        num_classes: Of a classifier.
+
+    Raises:
+        ValueError: The backend cannot read the model.
+    """
+
+    def __init__(self,
+                 model: bytes,
+                 backend: str,
+                 name: str,
+                 macs: float,
+                 channels: int,
+                 scale: int = 1,
+                 multiple: int = 1,
+                 num_classes: Optional[int] = None) -> None:
+        super().__init__()
+        version = importlib.import_module(backend).__version__
+        self.description = f'{name}, {backend} {version}'
+        self.name, self.macs_per_pixel, self.num_classes = name, macs, num_classes
+        self.exported_geometry = (scale, channels, multiple)
+        try:
+            self.run = {'onnxruntime': OnnxRuntime, 'openvino': OpenVino}[backend](model)
+        except Exception as error:  # ONNX Runtime's errors have no common type
+            raise ValueError(f'{name}: {backend} cannot read it: {_last_line(error)}') from error
+
+    def exported_macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates for an input of this size."""
+        return round(self.macs_per_pixel * height * width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: of shape (b, c, h, w), in [0, 1], float32, on the CPU.
+
+        Returns:
+            Images of shape (b, c, h * scale, w * scale), or logits of shape (b, num_classes), float32.
+
+        Raises:
+            RuntimeError: The model makes something else of it.
+        """
+        dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else torch.float32
+        scale, channels, _ = self.exported_geometry
+        b, _, h, w = x.shape
+        shape = (b, channels, h * scale, w * scale) if self.num_classes is None else (b, self.num_classes)
+        try:
+            output = self.run(x, dtype, shape)
+        except Exception as error:
+            raise RuntimeError(f'{self.name}: {_last_line(error)}') from error
+        if output.shape != shape:
+            raise RuntimeError(f'{self.name} makes {tuple(output.shape)} out of {tuple(x.shape)}, expected {shape}')
+        return output
+
+    def __deepcopy__(self, memo: dict) -> ExportedPart:
+        return self  # it never changes
+
+    def extra_repr(self) -> str:
+        return self.description
+
+
+class ExportedNetwork(nn.Module):
+    """A routed network of exported parts, as the engine takes it.
+
+    Args:
+        classifier: The classifier.
+        branches: The branches, the cheapest first.
+    """
+
+    def __init__(self, classifier: ExportedPart, branches: list[ExportedPart]) -> None:
+        super().__init__()
+        self.classifier, self.branches = classifier, nn.ModuleList(branches)
+        self.upscale = branches[0].exported_geometry[0]
+
+
+def _last_line(error: Exception) -> str:
+    """What a runtime's error says; OpenVINO's begin with where in its sources they were raised."""
+    lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__

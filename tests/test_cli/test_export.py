@@ -1,0 +1,278 @@
+"""`basicsr export`, `upscale --backend`: the same pictures, one clear line for a mistake, and nothing half done."""
+import cv2
+import hashlib
+import json
+import numpy as np
+import os
+import pytest
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import torch
+from pathlib import Path
+
+from basicsr.archs import build_network
+from cdnsr_basicsr import cli, export
+from cdnsr_basicsr.benchmark import Row, rows_of
+from cdnsr_basicsr.checkpoint import save_checkpoint
+from cdnsr_basicsr.complexity import count_macs
+from cdnsr_basicsr.inference import runtime
+from tests.conftest import carn, fsrcnn
+from tests.test_archs.test_cdnsr import spread
+from tests.test_data.test_prepare import photograph
+
+onnx = pytest.importorskip('onnx')
+if not runtime.installed():
+    pytest.skip('neither onnxruntime nor openvino is installed', allow_module_level=True)
+BACKENDS = runtime.installed()
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    """A folder with a routed and a plain checkpoint, and what export makes of them."""
+    folder = tmp_path_factory.mktemp('models')
+    block = dict(type='CDNSR', upscale=2, classifier=dict(type='PatchClassifier', num_feat=8))
+    block['branches'] = [dict(type='Interpolation', upscale=2), fsrcnn(4, 2), carn(8, 2)]
+    for name, block in (('routed', block), ('plain', carn(4, 2))):
+        torch.manual_seed(1)
+        net = build_network(block).eval()
+        net = spread(net) if name == 'routed' else net
+        save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=2), folder / f'{name}.pth')
+        assert cli.main(['export', str(folder / f'{name}.pth'), '-o', str(folder / name)]) == 0
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = str(tmp_path / 'picture.png')
+    cv2.imwrite(path, photograph(71, 94))
+    return path
+
+
+def upscale(model, picture, *arguments, out='out'):
+    """The result of `basicsr upscale`, or its exit code if that is not 0."""
+    folder = Path(picture).parent / out
+    code = cli.main(['upscale', '-m', str(model), '-i', picture, '-o', str(folder), '--overwrite', *arguments])
+    return code or cv2.imread(str(folder / 'picture.png')).astype(int)
+
+
+def one_line(capsys):
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_the_folder_says_what_it_holds(models):
+    content = json.loads((models / 'routed/export.json').read_text())
+    assert sorted(os.listdir(
+        models / 'routed')) == ['branch_0.onnx', 'branch_1.onnx', 'branch_2.onnx', 'classifier.onnx', 'export.json']
+    assert sorted(os.listdir(models / 'plain')) == ['branch_0.onnx', 'export.json']
+    assert (content['format'], content['scale'], content['channels'], content['multiple']) == (1, 2, 3, 1)
+    assert content['about']['source'] == 'routed.pth' and content['about']['network_g']['type'] == 'CDNSR'
+    net = build_network(content['about']['network_g'])
+    assert [block['macs'] for block in content['branches']] == [count_macs(branch, 64, 64) for branch in net.branches]
+    assert content['routing']['costs'][2] == 1 and 'argmax_i (log_softmax' in content['routing']['rule']
+    for block in (*content['branches'], content['classifier']):
+        data = (models / 'routed' / block['file']).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == block['sha256']
+        model = onnx.load_from_string(data)
+        onnx.checker.check_model(model)
+        shape = model.graph.input[0].type.tensor_type.shape
+        assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ['batch', 3, 'height', 'width']
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('model', ['routed', 'plain'])
+def test_pictures_are_the_same_within_one_grey_level(models, picture, backend, model):
+    small = ('--patch-size', '24', '--step', '20')
+    for options in ((), ('--budget', '0.6'), ('--budget', '0.01')) if model == 'routed' else ((), ):
+        expected = upscale(models / f'{model}.pth', picture, *small, *options, out='torch')
+        assert expected.shape == (142, 188, 3)
+        for path in (models / model, models / f'{model}.pth'):
+            actual = upscale(path, picture, '--backend', backend, *small, *options, out=backend)
+            assert np.abs(actual - expected).max() <= 1
+    assert np.abs(upscale(models / model, picture, *small, *options) - expected).max() <= 1  # whatever is installed
+
+
+def test_an_exported_folder_is_not_replaced_unless_told(models, tmp_path, capsys):
+    out = tmp_path / 'out'
+    shutil.copytree(models / 'routed', out)
+    assert cli.main(['export', str(models / 'plain.pth'), '-o', str(out)]) == 2
+    assert one_line(capsys).endswith('is exported already; --overwrite replaces it')
+    assert cli.main(['export', str(models / 'plain.pth'), '-o', str(out), '--overwrite']) == 0
+    assert sorted(os.listdir(out)) == ['branch_0.onnx', 'export.json'] and os.listdir(tmp_path) == ['out']
+    (out / 'thesis.tex').write_text('years of work')
+    assert cli.main(['export', str(models / 'plain.pth'), '-o', str(out), '--overwrite']) == 2
+    assert 'holds thesis.tex, which is no part of an exported network' in one_line(capsys)
+    assert cli.main(['export', str(models / 'plain.pth'), '-o', str(out / 'thesis.tex')]) == 2
+    assert 'is a file; expected a folder' in one_line(capsys)
+
+
+@pytest.mark.parametrize('difference', ['shifted', 'broken'])
+def test_what_differs_from_torch_is_not_exported(models, tmp_path, monkeypatch, capsys, difference):
+    make = export.to_onnx
+
+    def other(part, name, *arguments):
+        """Another network's branch, by a tenth of a grey level and more."""
+        if name == 'branch_1' and difference == 'broken':
+            part = build_network(fsrcnn(4, 3)).eval()
+        elif name == 'branch_1':
+            part.deconv.bias.data += 0.0005
+            try:
+                return make(part, name, *arguments)
+            finally:
+                part.deconv.bias.data -= 0.0005
+        return make(part, name, *arguments)
+
+    monkeypatch.setattr(export, 'to_onnx', other)
+    assert cli.main(['export', str(models / 'routed.pth'), '-o', str(tmp_path / 'out')]) == 2
+    assert 'branch_1: ' in one_line(capsys) and os.listdir(tmp_path) == []
+
+
+def test_what_cannot_be_exported_is_one_line(models, tmp_path, monkeypatch, capsys):
+
+    def fail(*args, **kwargs):
+        raise RuntimeError('this\nlayer has no ONNX')
+
+    monkeypatch.setattr(torch.onnx, 'export', fail)
+    assert cli.main(['export', str(models / 'plain.pth'), '-o', str(tmp_path / 'out')]) == 2
+    assert 'branch_0: cannot be exported: RuntimeError: this layer has no ONNX' in one_line(capsys)
+    assert cli.main(['export', 'none.pth', '-o', str(tmp_path / 'out')]) == 2
+    assert 'none.pth: no such checkpoint file' in one_line(capsys)
+    assert os.listdir(tmp_path) == []
+
+
+def test_missing_packages_are_named(models, picture, tmp_path, monkeypatch, capsys):
+    find = runtime.importlib.util.find_spec
+    missing = set(runtime.BACKENDS)
+    monkeypatch.setattr(runtime.importlib.util, 'find_spec',
+                        lambda name, *args: name not in missing and find(name, *args))
+    assert cli.main(['export', str(models / 'plain.pth'), '-o', str(tmp_path / 'out')]) == 2
+    assert "pip install 'cdnsr-basicsr[onnx]' or pip install 'cdnsr-basicsr[openvino]'" in one_line(capsys)
+    assert upscale(models / 'plain', picture) == 2
+    assert "pip install 'cdnsr-basicsr[onnx]'" in one_line(capsys)
+    assert upscale(models / 'plain.pth', picture, '--backend', 'onnxruntime') == 2
+    assert one_line(capsys).endswith("--backend onnxruntime: not installed; pip install 'cdnsr-basicsr[onnx]'")
+    missing.clear()
+    missing.add('onnx')
+    assert cli.main(['export', str(models / 'plain.pth'), '-o', str(tmp_path / 'out')]) == 2
+    assert 'not installed' in one_line(capsys)
+    assert upscale(models / 'plain', picture).shape == (142, 188, 3)  # running needs the runtime only
+
+
+def changed(folder, tmp_path, **entries):
+    """A copy of an exported folder with another description."""
+    out = tmp_path / 'changed'
+    shutil.copytree(folder, out)
+    path = out / 'export.json'
+    content = json.loads(path.read_text())
+    content.update(entries)
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return out
+
+
+@pytest.mark.parametrize('entries,message', [
+    (dict(format=2), 'expected format 1, but got 2; export the network again'),
+    (dict(format=None), 'expected format 1, but got None'),
+    (dict(scale=0), 'scale: expected an integer from 1 to 64, but got 0'),
+    (dict(scale='2'), "scale: expected an integer from 1 to 64, but got '2'"),
+    (dict(channels=4), 'channels: accepted: 1, 3; got 4'),
+    (dict(multiple=None), "key 'multiple' is missing"),
+    (dict(pickle='x'), 'pickle: unknown key; accepted:'),
+    (dict(branches=[]), 'branches: expected a list of 2 to 9'),
+    (dict(branches=[1, 2]), 'branch_0: expected a block of options, but got 1'),
+    (dict(branches=[dict(file='../x', sha256='', macs=1)] * 2), 'branch_0.file: accepted: branch_0.onnx; got '),
+    (dict(branches=[dict(file='branch_0.onnx', sha256=[], macs=1)] * 2), 'is not the file that was exported'),
+    (dict(branches=[dict(file='branch_0.onnx', sha256='', macs=-1)] * 2), 'branch_0.macs: expected an integer'),
+    (dict(classifier=3), 'classifier: expected a block of options, but got 3'),
+])
+def test_a_wrong_description_is_one_line(models, picture, tmp_path, capsys, entries, message):
+    folder = changed(models / 'routed', tmp_path, **entries)
+    assert upscale(folder, picture) == 2
+    assert message in one_line(capsys)
+
+
+def test_broken_folders_are_one_line(models, picture, tmp_path, capsys):
+    folder = tmp_path / 'broken'
+    shutil.copytree(models / 'routed', folder)
+    data = (folder / 'branch_1.onnx').read_bytes()
+    (folder / 'branch_1.onnx').write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert upscale(folder, picture) == 2
+    assert 'branch_1.onnx: is not the file that was exported' in one_line(capsys)
+    (folder / 'branch_1.onnx').unlink()
+    assert upscale(folder, picture) == 2
+    assert 'branch_1.onnx: cannot be read: No such file or directory' in one_line(capsys)
+    (folder / 'export.json').write_text('{"format": 1')
+    assert upscale(folder, picture) == 2
+    assert 'export.json: is no readable JSON' in one_line(capsys)
+    (folder / 'export.json').write_text('[]')
+    assert upscale(folder, picture) == 2
+    assert 'expected a block of options, but got []' in one_line(capsys)
+    (folder / 'export.json').unlink()
+    assert upscale(folder, picture) == 2
+    assert 'is no exported network: it has no export.json' in one_line(capsys)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_what_is_no_network_is_one_line(models, picture, tmp_path, capsys, backend):
+    """An ONNX file that is none, with the right checksum; and a scale that the network does not have."""
+    block = dict(file='branch_0.onnx', sha256=hashlib.sha256(b'none').hexdigest(), macs=1)
+    folder = changed(models / 'plain', tmp_path, branches=[block])
+    (folder / 'branch_0.onnx').write_bytes(b'none')
+    assert upscale(folder, picture, '--backend', backend) == 2
+    assert f': {backend} cannot read it: ' in one_line(capsys)
+    shutil.rmtree(folder)
+    assert upscale(changed(models / 'plain', tmp_path, scale=3), picture, '--backend', backend) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f'Failed: {picture}: branch_0 ')
+
+
+@pytest.mark.parametrize('arguments,message', [
+    (['--backend', 'torch'], 'is an exported network; give the checkpoint instead'),
+    (['--device', 'cuda'], 'runs on the CPU; --backend torch runs on others'),
+    (['--precision', 'float16'], 'not in float16'),
+    (['--budget', '0.5'], 'need a network with branches'),
+])
+def test_what_a_backend_cannot_do_is_one_line(models, picture, capsys, arguments, message):
+    assert upscale(models / 'plain', picture, *arguments) == 2
+    assert message in one_line(capsys)
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(models, tmp_path):
+    out = tmp_path / 'out'
+    command = [sys.executable, '-m', 'cdnsr_basicsr', 'export', str(models / 'routed.pth'), '-o', str(out)]
+    process = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob('.out.preparing-*/branch_0.onnx')):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    assert os.listdir(tmp_path), 'the test is void: the run was over before it was killed'
+    assert cli.main(['export', str(models / 'routed.pth'), '-o', str(out)]) == 0
+    assert os.listdir(tmp_path) == ['out']
+
+
+def test_benchmark_has_rows_for_each_backend(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('cdnsr_basicsr.benchmark.precisions_of', lambda name: ('float32', 'bfloat16')[:1 +
+                                                                                                      (name == 'a')])
+    rows = rows_of('m', True, ['float32', 'bfloat16'], [0.5], ['b', 'a'])
+    assert [(row.precision, row.budget, row.backend) for row in rows
+            if row.kind == 'routed'] == [('float32', None, 'b'), ('float32', None, 'a'), ('float32', 0.5, 'b'),
+                                         ('float32', 0.5, 'a'), ('bfloat16', None, 'a'), ('bfloat16', 0.5, 'a')]
+    assert {row.backend for row in rows if row.kind not in ('tiled', 'routed')} == {'torch'}
+    assert Row('m', 'routed', True, budget=0.5, backend='openvino').name == 'routed, budget 0.5 (openvino)'
+    monkeypatch.undo()
+
+    (tmp_path / 'hr').mkdir()
+    cv2.imwrite(str(tmp_path / 'hr/0.png'), photograph(101, 130))
+    arguments = ['-m', str(models / 'routed.pth'), '--data', str(tmp_path / 'hr'), '--repeat', '1']
+    assert cli.main(['benchmark', *arguments, '--backends', 'torch', *BACKENDS, '--patch-size', '32']) == 0
+    table = [line.split(' | ') for line in capsys.readouterr().out.splitlines() if line.startswith('| routed')]
+    figures = {row[2]: row[4:8] for row in table}
+    for backend in BACKENDS:
+        for method in ('tiled', 'routed'):
+            expected, actual = figures[method], figures[f'{method} ({backend})']
+            assert [float(value) for value in actual] == pytest.approx([float(value) for value in expected], abs=0.011)
+    assert cli.main(['benchmark', *arguments, '--backends', BACKENDS[0], '--device', 'cuda']) == 2
+    assert 'only torch runs on others than the CPU' in one_line(capsys)

@@ -1,0 +1,134 @@
+"""Networks that ONNX Runtime and OpenVINO run: the same pictures as in torch, of every size, for every arch."""
+import copy
+import pytest
+import torch
+from torch import nn
+
+from basicsr.archs import build_network
+from cdnsr_basicsr.export import in_backend
+from cdnsr_basicsr.inference import RoutedUpscaler, runtime
+from cdnsr_basicsr.inference.runtime import ExportedNetwork, ExportedPart, precisions
+from tests.conftest import carn, fsrcnn
+from tests.test_archs.test_cdnsr import spread
+
+pytest.importorskip('onnx')
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in runtime.installed(), reason=f'{name} is not installed'))
+    for name in runtime.BACKENDS
+]
+ARCHS = {
+    'carn': carn(8, 3),
+    'fsrcnn': fsrcnn(4, 2),
+    'srresnet': dict(type='MSRResNet', num_feat=4, num_block=1, upscale=4),
+    'rcan':
+    dict(type='RCAN', num_in_ch=3, num_out_ch=3, num_feat=4, num_group=1, num_block=1, squeeze_factor=2, upscale=2),
+    'bicubic': dict(type='Interpolation', upscale=4),
+    'bilinear': dict(type='Interpolation', upscale=3, mode='bilinear')
+}
+
+
+def randomized(net):
+    """A network that does more than interpolate."""
+    for parameter in net.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return net.eval()
+
+
+def levels(actual, expected):
+    """Difference in grey levels."""
+    return 255 * float((actual - expected).abs().max())
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('arch', ARCHS)
+def test_branches_equal_torch(backend, arch):
+    net = randomized(build_network(ARCHS[arch]))
+    part = in_backend(net, backend, 'net.pth')
+    assert part.exported_geometry == (net.upscale if hasattr(net, 'upscale') else ARCHS[arch]['upscale'], 3, 1)
+    for shape in ((1, 3, 16, 16), (3, 3, 19, 34), (2, 3, 61, 17)):
+        x = torch.rand(shape)
+        with torch.no_grad():
+            expected = net(x)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            assert levels(part(x.contiguous(memory_format=layout)), expected) < 0.1
+        assert levels(part(x[..., ::2, 1:]), net(x[..., ::2, 1:]).detach()) < 0.1  # no copy of its own
+    assert not part(x).requires_grad and copy.deepcopy(part) is part
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('size', [(75, 41), (16, 50), (7, 1)])
+def test_the_engine_routes_and_upscales_as_with_torch(backend, size, tiny_net):
+    net = spread(build_network(tiny_net(3, [dict(type='Interpolation', upscale=3), fsrcnn(4, 3), carn(8, 3)]))).eval()
+    exported = in_backend(net, backend, 'net.pth')
+    lq = torch.rand(1, 3, *size)
+    for budget in (None, 0.02, 0.5, 9):
+        expected, actual = (RoutedUpscaler(n, 16, 14, budget=budget).upscale(lq) for n in (net, exported))
+        assert torch.equal(actual.classes, expected.classes)
+        assert actual.cost == pytest.approx(expected.cost, abs=3e-3)  # the MACs of a tile of 64 are scaled by area
+        assert levels(actual.image, expected.image) < 0.1
+    upscaler, plain = RoutedUpscaler(exported, 64), RoutedUpscaler(net, 64)
+    assert upscaler.branch_macs == plain.branch_macs and upscaler.classifier_macs == plain.classifier_macs
+    assert min(upscaler.speed.tile_ms) > 0
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_sides_of_a_multiple_and_gray(backend):
+    """Networks that take sides of multiples only, and gray pictures only."""
+
+    class Halved(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Conv2d(1, 8, 2, stride=2), nn.Conv2d(2, 4, 3, padding=1)
+
+        def forward(self, x):
+            return nn.functional.pixel_shuffle(self.up(nn.functional.pixel_shuffle(self.down(x), 2)), 2)
+
+    net = Halved().eval()
+    exported = in_backend(net, backend, 'net.pth')
+    assert exported.exported_geometry == (2, 1, 2)
+    lq = torch.rand(1, 1, 37, 51)
+    expected, actual = (RoutedUpscaler(n, 18).upscale(lq).image for n in (net, exported))
+    assert actual.shape == (1, 1, 74, 102) and levels(actual, expected) < 0.1
+
+
+def test_half_precision_is_openvino_s_own():
+    pytest.importorskip('openvino')
+    if 'bfloat16' not in precisions('openvino'):
+        pytest.skip('this CPU has no bfloat16')
+    net = randomized(build_network(carn(8, 2)))
+    exported, lq = in_backend(net, 'openvino', 'net.pth'), torch.rand(1, 3, 40, 33)
+    exact, half = (RoutedUpscaler(exported, 32, precision=kind).upscale(lq).image for kind in ('float32', 'bfloat16'))
+    assert exact.dtype == half.dtype == torch.float32
+    assert 0.01 < levels(half, exact) < 20
+
+
+def test_onnxruntime_refuses_half_precision():
+    pytest.importorskip('onnxruntime')
+    exported = in_backend(build_network(fsrcnn(4, 2)).eval(), 'onnxruntime', 'net.pth')
+    with pytest.raises(RuntimeError, match='computes in float32'):
+        RoutedUpscaler(exported, 32, precision='bfloat16').upscale(torch.rand(1, 3, 20, 20))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_results_are_not_overwritten_by_the_next_ones(backend, tiny_net):
+    net = build_network(tiny_net(2)).eval()
+    exported = in_backend(net, backend, 'net.pth')
+    assert isinstance(exported, ExportedNetwork)
+    for part, source in ((exported.classifier, net.classifier), (exported.branches[2], net.branches[2])):
+        first, second = (torch.rand(2, 3, 16, 16) for _ in range(2))
+        results = [part(first), part(second)]
+        for x, result in zip((first, second), results):
+            torch.testing.assert_close(result, source(x).detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_broken_models_are_one_line(backend):
+    with pytest.raises(ValueError, match=r'^a part: \w+ cannot read it: [^\n]+$'):
+        ExportedPart(b'no ONNX', backend, 'a part', 0, 3)
+    part = in_backend(build_network(fsrcnn(4, 2)).eval(), backend, 'net.pth')
+    with pytest.raises(RuntimeError, match=r'^branch_0 \w+: [^\n]+$'):
+        part(torch.rand(1, 1, 16, 16))
+    part.exported_geometry = (3, 3, 1)  # what a changed description would say
+    with pytest.raises(RuntimeError, match=r'^branch_0 \w+[^\n]+$'):
+        part(torch.rand(1, 3, 16, 16))
