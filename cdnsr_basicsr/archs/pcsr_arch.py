@@ -104,6 +104,8 @@ def bilinear(x, size, out_size, top=0, bottom=None, first=0):
         position = position.clamp(0, length - 1)
         low = position.long()
         weight = (position - low).to(x).view((-1, ) + (1, ) * (3 - axis))
+        if axis == 2:
+            weight = weight.expand(-1, x.shape[3]).contiguous()  # a weight for each value is faster than one for three
         low = low - offset
         high = (low + 1).clamp(max=x.shape[axis] - 1)
         x = torch.lerp(x.index_select(axis, low.to(x.device)), x.index_select(axis, high.to(x.device)), weight)
@@ -213,9 +215,9 @@ class PCSR(nn.Module):
 
     Paper: Accelerating Image Super-Resolution Networks with Pixel-Level Classification (ECCV 2024).
 
-    In training, the output is the mixture p_light * light + p_heavy * heavy (phase 1) or that of the heavy sampler alone
-    (phase 0). In evaluation each pixel has that of one sampler, and only that one is computed. It is added to the input,
-    bilinearly upsampled.
+    In training, the output is the mixture p_light * light + p_heavy * heavy (phase 1), or that of the heavy sampler
+    alone (phase 0). In evaluation each pixel has that of one sampler, and only that one is computed. It is added to the
+    input, bilinearly upsampled.
 
     Args:
         backbone (dict): Option block of an arch of BACKBONES. It is used up to its features; what upsamples them is
@@ -261,6 +263,11 @@ class PCSR(nn.Module):
             self.light = PixelMLP(num_feat, light, self.num_in_ch)
             self.classifier = PixelMLP(num_feat, classifier, 2)
         self.costs = tuple(self.backbone_macs / upscale**2 + mlp.macs() for mlp in self.samplers)
+
+    # what upscales an image piece by piece has all of it from the network
+    grid = staticmethod(pixel_grid)
+    bilinear = staticmethod(bilinear)
+    refine = staticmethod(refine)
 
     @property
     def samplers(self):
@@ -356,7 +363,7 @@ class PCSR(nn.Module):
         features = self.features(x).permute(0, 2, 3, 1)
         residual, routing = self._mix(features, grid) if self.training else self._route(features, grid)
         output = residual.float() + bilinear(x.permute(0, 2, 3, 1), x.shape[2:], size)
-        if routing and not self.training and self.refinement:
+        if routing is not None and not self.training and self.refinement:
             output = refine(output, routing.heavy)
         output = output.permute(0, 3, 1, 2).contiguous()
         return (output, routing) if return_routing else output
@@ -375,8 +382,8 @@ class PCSR(nn.Module):
         height, step = len(grid.rows), max(1, BAND_PIXELS[kind] // (len(features) * len(grid.columns)))
         bands = [grid.band(top, min(height, top + step)) for top in range(0, height, step)]
         if self.phase == 0:
-            routing, heavy = None, torch.ones(
-                len(features), height, len(grid.columns), dtype=torch.bool, device=features.device)
+            routing, shape = None, (len(features), height, len(grid.columns))
+            heavy = torch.ones(shape, dtype=torch.bool, device=features.device)
         else:
             margin = torch.cat([self.margin(features[:, first:last], band) for band, first, last in bands], dim=1)
             heavy = margin > self.threshold(margin)

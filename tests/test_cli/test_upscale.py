@@ -739,7 +739,7 @@ def test_a_model_is_needed(run, capsys):
 def test_only_branches_can_be_chosen_from(run, capsys, flag):
     save('in/a.png', photo(9, 9))
     assert run(*flag, model='plain') == 2
-    assert one_line(capsys).endswith('--map: need a network with branches, such as CDNSR')
+    assert one_line(capsys).endswith('--map: need a network that routes, CDNSR or PCSR')
 
 
 @pytest.mark.parametrize('key,value,message', [
