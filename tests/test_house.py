@@ -125,6 +125,8 @@ def test_option_file_trains_one_step(path, tmp_path):
         assert moved == {'branches', 'classifier'} - set(opt['train']['freeze'])
         losses = {f"l_{name[:-4]}" for name, block in opt['train'].items() if name.endswith('_opt') and block}
         assert {name for name in model.get_current_log() if name.startswith('l_')} == losses
+    elif opt['model_type'] == 'PCSRModel':
+        assert moved == {0: {'backbone', 'heavy'}, 1: {'light', 'classifier'}}[opt['train']['phase']]
     else:
         assert moved
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from typing import Iterator, NamedTuple, Optional, Sequence, Union
 
-from .engine import PRECISIONS, Rows, RoutedUpscaler, TensorRows, deployed, same_weights, saving_memory, weights_of
+from .engine import PRECISIONS, RoutedUpscaler, Rows, TensorRows, deployed, same_weights, saving_memory, weights_of
 from .tiling import fit
 
-STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together, if that is more than one row of tiles
+STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together; more only if one row of tiles has more
 BAND_PIXELS = {'cpu': 2**17, 'cuda': 2**22}  # of the result, that are computed together
 MAX_TILES = {'cpu': 1, 'cuda': 16}
 
@@ -56,7 +56,10 @@ class PixelPlan:
     def __init__(self, size: tuple[int, int], out_size: tuple[int, int], patch_size: int, step: int,
                  samplers: int) -> None:
         self.size, self.out_size = size, out_size
-        self.rows, self.columns = (Tiles(length, patch_size, step) for length in size)
+        # a wide image has lower tiles, as long as the halo is no large part of them
+        halo = patch_size - step
+        height = max(min(patch_size, STRIP_PIXELS // size[1]), min(patch_size, 4 * halo))
+        self.rows, self.columns = Tiles(size[0], height, height - halo), Tiles(size[1], patch_size, step)
         self.tile_rows = max(1, STRIP_PIXELS // (self.rows.size * size[1]))
         self.counts = [0] * samplers
         self.cost = 0.
@@ -220,13 +223,14 @@ class PixelUpscaler:
             middles = (2 * torch.arange(first, last) + 1) * plan.out_size[0] // (2 * plan.size[0]) - top
             columns = (2 * torch.arange(plan.size[1]) + 1) * plan.out_size[1] // (2 * plan.size[1])
             seen = heavy[middles.to(heavy.device)][:, columns.to(heavy.device)]
-            plan.classes.append(seen.int() if self.routed else seen.int() - 1)
+            plan.classes.append((seen & self.routed).to(torch.uint8))
             for y, end in bands:
                 band, start, stop = grid.band(y, end)
                 part = heavy[y - top:end - top]
                 picture = self.fast.sample(features[:, start - first:stop - first], band, part.unsqueeze(0))[0].float()
                 picture += self.net.bilinear(lq, plan.size, plan.out_size, y, end, lq_top)[0]
                 yield picture, part
+            del lq, features, heavy, part, picture  # not beside those of the next strip
 
     def _features(self, image: Rows, plan: PixelPlan, row: int) -> tuple[torch.Tensor, int, torch.Tensor, int]:
         """Runs the backbone on the tiles of a strip.

@@ -1,3 +1,4 @@
 from .cdnsr_model import CDNSRModel
+from .pcsr_model import PCSRModel
 
-__all__ = ['CDNSRModel']
+__all__ = ['CDNSRModel', 'PCSRModel']

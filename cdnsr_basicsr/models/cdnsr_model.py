@@ -12,13 +12,14 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..checkpoint import load_checkpoint, plain, save_checkpoint
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
 from ..losses import VGG19Features
 from ..options import OptionError
 from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, PRECISIONS, check_options
 from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
+from .described import save_described
 from .distillation import Distillation
 from .random_state import random_state, set_random_state
 
@@ -383,26 +384,7 @@ class CDNSRModel(SRModel):
 
     @master_only
     def save_network(self, net, net_label, current_iter, param_key='params'):
-        """Saves BasicSR's checkpoint with network_g and scale added, complete or not at all.
-
-        Args:
-            net (nn.Module | list[nn.Module]): Network(s) to be saved.
-            net_label (str): Network label.
-            current_iter (int): Current iteration, -1 for the last.
-            param_key (str | list[str]): Key(s) to save the network(s) under. Default: 'params'.
-        """
-        nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
-        content = {key: self.get_bare_model(net_).state_dict() for key, net_ in zip(keys, nets)}
-        content = {
-            key: {
-                name: param.cpu().contiguous()
-                for name, param in state.items()
-            }
-            for key, state in content.items()
-        }
-        content.update(network_g=plain(self.opt['network_g']), scale=self.opt['scale'])
-        name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
-        save_checkpoint(content, osp.join(self.opt['path']['models'], name))
+        save_described(self, net, net_label, current_iter, param_key)
 
     def save_training_state(self, epoch, current_iter):
         """Saves what resuming needs, complete or not at all.

@@ -16,17 +16,17 @@ from tests.test_models.test_cdnsr_model import Images, batch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = '''
-import json, os, sys, torch, yaml
+import importlib, json, os, sys, torch, yaml
 import cdnsr_basicsr
 cdnsr_basicsr.register()
 from basicsr.models import build_model
-from tests.test_models import test_distributed
 torch.distributed.init_process_group('gloo')
 opt = yaml.safe_load(open('opt.yml'))
 rank = int(os.environ['RANK'])
 opt.update(dist=True, rank=rank, world_size=2)
 torch.manual_seed(rank)
-found = getattr(test_distributed, sys.argv[1])(build_model(opt), *sys.argv[2:])
+function = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])
+found = function(build_model(opt), *sys.argv[3:])
 with open(f'results_{rank}.json', 'w') as file:
     json.dump(found, file)
 torch.distributed.barrier()
@@ -35,12 +35,12 @@ torch.distributed.destroy_process_group()
 
 
 def two_processes(opt, folder, function, *args):
-    """What a function of this module returns for the model, in each of two processes."""
+    """What a function of a test module returns for the model, in each of two processes."""
     (folder / 'opt.yml').write_text(yaml.safe_dump(opt))
     (folder / 'script.py').write_text(SCRIPT)
     env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'script.py']
-    command += [function.__name__, *args]
+    command += [function.__module__, function.__name__, *args]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads((folder / f'results_{rank}.json').read_text()) for rank in (0, 1)]
