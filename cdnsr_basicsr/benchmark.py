@@ -311,7 +311,11 @@ def worker(*arguments: object) -> Iterator[Callable]:
         process.kill()
 
 
-def rows_of(model: str, routed: bool, pixels: bool, precisions: Sequence[str], budgets: Sequence[float]) -> list[Row]:
+def rows_of(model: str,
+            routed: bool,
+            precisions: Sequence[str],
+            budgets: Sequence[float],
+            pixels: bool = False) -> list[Row]:
     """The rows of a model, which routes tiles, pixels or neither; the first is what the others are compared with."""
     rows = [Row(model, 'whole', tuned=False)]
     rows += [Row(model, 'whole', True, precision) for precision in precisions]
@@ -363,7 +367,7 @@ def benchmark(models: Sequence[str],
     if len(set(scales.values())) != 1:
         raise OptionError('-m', f'all models must have one scale, but have {sorted(set(scales.values()))}')
     scale = next(iter(scales.values()))
-    rows = [row for model in routed for row in rows_of(model, routed[model], pixels[model], precisions, budgets)]
+    rows = [row for model in routed for row in rows_of(model, routed[model], precisions, budgets, pixels[model])]
     rows = list(dict.fromkeys(rows))
     results: dict[Row, list[dict]] = {row: [] for row in rows}
     seconds: dict[Row, list[float]] = {row: [] for row in rows}
