@@ -24,6 +24,7 @@ from .evaluation import PairStore, quality, to_image, to_tensor
 from .export import check_backend, in_backend
 from .files import replace_when_done
 from .inference.engine import PRECISIONS, RoutedUpscaler, deployed, is_routed
+from .inference.pixel_engine import is_pixel_routed, make_upscaler
 from .inference.runtime import precisions as precisions_of
 from .inference.speed import machine
 from .inference.tiling import pad_to
@@ -40,7 +41,8 @@ class Row(NamedTuple):
     Attributes:
         model: Checkpoint, or option file that names one.
         kind: 'whole': the hardest branch, or a network without branches, on the whole image. 'loop', 'published loop':
-            one tile at a time. 'tiled': as 'whole', in tiles. 'routed': each tile by its branch.
+            one tile at a time. 'tiled': as 'whole', in tiles. 'routed': each tile by its branch, each pixel by its
+            sampler.
         tuned: Whether it gets what the engine has: channels last, freed memory kept, fast forms of layers, precision.
         precision: Of the branches.
         budget: Of the routing.
@@ -76,7 +78,7 @@ class Measured(NamedTuple):
         ms: Median time in milliseconds per megapixel of the result.
         speed: How many times as fast as the first row of the model.
         peak_mib: Most memory in use, in MiB: of the process, on a GPU of its tensors.
-        shares: Part of the tiles in each class, in percent.
+        shares: Part of the tiles, or pixels, in each class, in percent.
     """
     row: Row
     network: str
@@ -92,7 +94,7 @@ class Measured(NamedTuple):
 
 class Settings(NamedTuple):
     """What all rows have in common."""
-    patch_size: int
+    patch_size: Optional[int]
     step: Optional[int]
     device: str
     pairs: PairStore
@@ -136,18 +138,36 @@ class Bench:
         self.runners: dict[Row, Callable] = {}
 
     def runner(self, row: Row) -> Callable:
-        """A function of an LQ image (1, 3, h, w) that returns the result, kMACs per pixel of it, and classes."""
+        """A function of an LQ image (1, 3, h, w) that returns the result, kMACs per pixel of it, and tiles by class."""
         if row in self.runners:
             return self.runners[row]
-        net, patch_size, step = self.net, self.settings.patch_size, self.settings.step
+        net, dtype = self.net, PRECISIONS[row.precision]
+        upscaler = make_upscaler(net, *self.settings[:2], precision=row.precision, budget=row.budget)
+        whole = upscaler.whole_macs / 1000
+        if is_pixel_routed(net):
+            if row.kind != 'whole':
+
+                def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
+                    upscaled = upscaler.upscale(lq)
+                    return upscaled.image, whole * upscaled.cost, upscaled.counts
+            else:
+                branch = deployed(net, dtype) if row.tuned else net
+
+                def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
+                    with torch.autocast(lq.device.type, dtype, enabled=dtype != torch.float32):
+                        output, routing = branch(lq, return_routing=True)
+                    pixels, lq_pixels = output.shape[2] * output.shape[3], lq.shape[2] * lq.shape[3]
+                    heavy = pixels if routing is None else int(routing.heavy.sum())
+                    counts = [pixels - heavy, heavy][-upscaler.num_classes:]
+                    return output, upscaler.spent(lq_pixels, lq_pixels, counts) / pixels / 1000, counts
+
+            self.runners[row] = run
+            return run
         branches = list(net.branches) if is_routed(net) else [net]
-        upscaler = RoutedUpscaler(net, patch_size, step, precision=row.precision, budget=row.budget)
-        macs = np.array(upscaler.branch_macs)
-        hardest = int(macs.argmax())
-        whole = float(macs[hardest]) / upscaler.patch_size**2 / upscaler.scale**2 / 1000
+        hardest = int(np.argmax(upscaler.branch_macs))
+        alone = np.eye(len(branches), dtype=int)[hardest].tolist()
         multiple, scale = upscaler.multiple, upscaler.scale
         if row.kind == 'whole':
-            dtype = PRECISIONS[row.precision]
             branch = deployed(branches[hardest], dtype) if row.tuned else branches[hardest]
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
@@ -156,24 +176,26 @@ class Bench:
                     padded = pad_to(lq[0], height, width).unsqueeze(0)
                     padded = padded.contiguous(memory_format=torch.channels_last) if row.tuned else padded
                     output = branch(padded)[..., :lq.shape[2] * scale, :lq.shape[3] * scale].float()
-                    return output, whole, [hardest]
+                    return output, whole, alone
         elif row.kind in LOOPS:
-            patch_size, step = LOOPS[row.kind] or (patch_size, upscaler.step)
+            patch_size, step = LOOPS[row.kind] or (upscaler.patch_size, upscaler.step)
             tile = RoutedUpscaler(net, patch_size, step)
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
                 output, classes = one_tile_at_a_time(net, lq, patch_size, step)
                 spent = sum(tile.branch_macs[kind] + tile.classifier_macs for kind in classes)
-                return output, spent / (output.shape[2] * output.shape[3]) / 1000, classes
+                counts = np.bincount(classes, minlength=len(branches)).tolist()
+                return output, spent / (output.shape[2] * output.shape[3]) / 1000, counts
         else:
             if row.kind == 'tiled' and upscaler.routed:
-                upscaler = RoutedUpscaler(branches[hardest], patch_size, upscaler.step, precision=row.precision)
+                upscaler = RoutedUpscaler(
+                    branches[hardest], upscaler.patch_size, upscaler.step, precision=row.precision)
             upscaler.measure_speed()  # now, not within what is measured
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
                 upscaled = upscaler.upscale(lq)
-                classes = upscaled.classes + (hardest if row.kind == 'tiled' else 0)
-                return upscaled.image, whole * upscaled.cost, classes.tolist()
+                counts = torch.bincount(upscaled.classes, minlength=len(branches)).tolist()
+                return upscaled.image, whole * upscaled.cost, alone if row.kind == 'tiled' else counts
 
         self.runners[row] = run
         return run
@@ -194,7 +216,7 @@ class Bench:
         try:
             wait()
             begin = time.perf_counter()
-            image, kmacs, classes = run(lq)
+            image, kmacs, counts = run(lq)
             wait()
             seconds = time.perf_counter() - begin
         except torch.OutOfMemoryError:
@@ -204,10 +226,14 @@ class Bench:
         peak = peak_mib(lq.is_cuda) if known else float('nan')
         gt = self.settings.pairs.gt(number)
         psnr, ssim = quality(to_image(image), gt, image.shape[2] // lq.shape[2])
-        return dict(psnr=psnr, ssim=ssim, kmacs=kmacs, classes=classes, peak=peak)
+        return dict(psnr=psnr, ssim=ssim, kmacs=kmacs, counts=counts, peak=peak)
 
     def describe(self) -> dict:
         """Type of the network, its scale, and MFLOPs of its branches in the papers' convention."""
+        if is_pixel_routed(self.net):
+            mflops = [2 * 32 * 32 * self.net.upscale**2 * cost / 1e6 for cost in self.net.costs]
+            name = type(self.net).__name__
+            return dict(network=name, branches=[name] * len(mflops), mflops=mflops)
         branches = list(self.net.branches) if is_routed(self.net) else [self.net]
         channels = RoutedUpscaler(branches[0], 32).channels
         mflops = [2 * count_macs(branch, 32, 32, channels, papers=True) / 1e6 for branch in branches]
@@ -294,12 +320,18 @@ def rows_of(model: str,
             routed: bool,
             precisions: Sequence[str],
             budgets: Sequence[float],
-            backends: Sequence[str] = ('torch', )) -> list[Row]:
-    """The rows of a model; the first is what the others are compared with. Whole images are torch's."""
+            backends: Sequence[str] = ('torch', ),
+            pixels: bool = False) -> list[Row]:
+    """The rows of a model, which routes tiles, pixels or neither; the first is what the others are compared with.
+
+    Whole images, and what routes pixels, are torch's.
+    """
     rows = [Row(model, 'whole', tuned=False)]
     rows += [Row(model, 'whole', True, precision) for precision in precisions]
     rows += [Row(model, kind, tuned=False) for kind in LOOPS] if routed else []
-    for kind, limits in (('tiled', (None, )), ('routed', (None, *budgets) if routed else ())):
+    backends = ('torch', ) if pixels else backends
+    for kind, limits in (('tiled', () if pixels else (None, )), ('routed', (None, *budgets) if routed or pixels else
+                                                                 ())):
         rows += [
             Row(model, kind, True, precision, budget, backend) for precision in precisions for budget in limits
             for backend in backends if precision in precisions_of(backend)
@@ -313,7 +345,7 @@ def benchmark(models: Sequence[str],
               precisions: Sequence[str] = ('float32', ),
               repeat: int = 3,
               limit: Optional[int] = None,
-              patch_size: int = 64,
+              patch_size: Optional[int] = None,
               step: Optional[int] = None,
               device: str = 'cpu',
               backends: Sequence[str] = ('torch', )) -> tuple[list[Measured], str]:
@@ -326,7 +358,7 @@ def benchmark(models: Sequence[str],
         precisions: Precisions of all rows but BasicSR's.
         repeat: Timed runs of each row and photograph, after one that is not.
         limit: Most photographs. Default: all.
-        patch_size: Largest side of a tile.
+        patch_size: Largest side of a tile. Default: the engine's.
         step: patch_size less the overlap of tiles.
         device: Where to run.
         backends: What is to run tiled and routed rows, those other than torch on the CPU; where one has no such
@@ -340,17 +372,20 @@ def benchmark(models: Sequence[str],
     """
     for backend in backends:
         check_backend(backend)
-    routed, scales = {}, {}
+    routed, pixels, scales = {}, {}, {}
     for model in dict.fromkeys(models):
         net = load(model)
         try:
-            scales[model], routed[model] = RoutedUpscaler(net, 16).scale, is_routed(net)
+            scales[model] = make_upscaler(net, 16).scale
+            routed[model], pixels[model] = is_routed(net), is_pixel_routed(net)
         except ValueError as error:
             raise OptionError(model, str(error)) from error
     if len(set(scales.values())) != 1:
         raise OptionError('-m', f'all models must have one scale, but have {sorted(set(scales.values()))}')
     scale = next(iter(scales.values()))
-    rows = [row for model in routed for row in rows_of(model, routed[model], precisions, budgets, backends)]
+    rows = [
+        row for model in routed for row in rows_of(model, routed[model], precisions, budgets, backends, pixels[model])
+    ]
     rows = list(dict.fromkeys(rows))
     results: dict[Row, list[dict]] = {row: [] for row in rows}
     seconds: dict[Row, list[float]] = {row: [] for row in rows}
@@ -388,7 +423,7 @@ def benchmark(models: Sequence[str],
         measured.append(_summary(row, about, results[row], ms, first))
     where = machine(torch.device(device))
     text = (f'{len(sizes)} photograph{"s" * (len(sizes) != 1)} of {min(sizes)} to {max(sizes)} pixels, x{scale}, '
-            f'tiles of at most {patch_size}; {where}; medians of {repeat} runs, all rows in turns')
+            f'tiles of at most {patch_size or "the usual size"}; {where}; medians of {repeat} runs, all rows in turns')
     return measured, text
 
 
@@ -397,8 +432,7 @@ def _summary(row: Row, about: dict, results: list[dict], ms: float, first: float
     def mean(key: str) -> float:
         return statistics.fmean(result.get(key, float('nan')) for result in results)
 
-    counts = np.bincount([kind for result in results for kind in result.get('classes', [])],
-                         minlength=len(about['branches']))
+    counts = np.sum([result.get('counts', [0] * len(about['branches'])) for result in results], axis=0)
     shares = (100 * counts / max(counts.sum(), 1)).tolist()
     mflops = float(np.dot(shares, about['mflops'])) / 100 if counts.sum() else float('nan')
     network = about['network'] if row.kind in ('routed', *LOOPS) else about['branches'][int(np.argmax(about['mflops']))]

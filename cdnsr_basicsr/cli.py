@@ -125,6 +125,8 @@ def build_parser() -> argparse.ArgumentParser:
         default='macs',
         help='what --budget counts: multiply-accumulates or measured time (default: macs)')
     command.add_argument('--map', action='store_true', help='write difficulty maps too, as NAME_map.png')
+    command.add_argument(
+        '--scale', type=float, metavar='S', help='upsampling factor of a PCSR network, such as 2.5 (default: its own)')
     add_engine(command)
     command.add_argument('--suffix', default='', help='added to the names of the results')
     command.add_argument(
@@ -209,13 +211,17 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
         default=['float32'] if precisions else 'float32',
         help='of the branches (default: float32)')
     command.add_argument(
-        '--patch-size', type=count, default=None, metavar='N', help='largest side of a tile (default: 64)')
+        '--patch-size',
+        type=count,
+        default=None,
+        metavar='N',
+        help='largest side of a tile (default: 64; 128 for PCSR)')
     command.add_argument(
         '--step',
         type=count,
         default=None,
         metavar='N',
-        help='patch size less the overlap of tiles (default: 4 less, 8 for a network without branches)')
+        help='patch size less the overlap of tiles (default: 4 less, 8 for a network without branches, 12 for PCSR)')
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
 
 
@@ -342,7 +348,7 @@ def load_on_device(args: argparse.Namespace) -> Any:
 def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
     """The engine for the network and the settings that the arguments name."""
     from .calibration import read_calibration, speed_of
-    from .inference import RoutedUpscaler
+    from .inference import make_upscaler as make_engine
     backend, calibration = choose_backend(args), None
     patch_size, step = tile_of(args)
     if os.path.isdir(args.model or ''):
@@ -353,13 +359,13 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
         net = load_on_device(args)
         model = args.model or read_options(args.opt)['path']['pretrain_network_g']
         calibration = read_calibration(model, net)
-    if calibration and (calibration.precision, calibration.patch_size) == (args.precision, patch_size):
+    if calibration and (calibration.precision, calibration.patch_size) == (args.precision, patch_size or 64):
         kwargs['float32_branches'] = calibration.float32_branches
     if backend != 'torch' and not os.path.isdir(model):
         from .export import in_backend
         net = in_backend(net, backend, model)
     try:
-        upscaler = RoutedUpscaler(net, patch_size, step, precision=args.precision, **kwargs)
+        upscaler = make_engine(net, patch_size, step, precision=args.precision, **kwargs)
     except (ValueError, RuntimeError) as error:
         raise OptionError(model, one_line(error)) from error
     if 'float32_branches' in kwargs and backend == 'torch':
@@ -367,15 +373,15 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
     return upscaler
 
 
-def tile_of(args: argparse.Namespace) -> tuple[int, Optional[int]]:
-    """Patch size and step: the arguments', else the option file's, else the engine's."""
+def tile_of(args: argparse.Namespace) -> tuple[Optional[int], Optional[int]]:
+    """Patch size and step: the arguments', else the option file's, else None, the engine's."""
     tile = (read_options(args.opt).get('tile') or {}) if args.opt else {}
     check_keys(tile, ('patch_size', 'step'), f'{args.opt}: tile')
     for key, value in tile.items():
         check_number(value, f'{args.opt}: tile.{key}', 1, integer=True)
-    patch_size = args.patch_size or tile.get('patch_size', 64)
+    patch_size = args.patch_size or tile.get('patch_size')
     step = args.step or (tile.get('step') if args.patch_size is None else None)
-    check_tile(patch_size, step)
+    check_tile(patch_size or 64, step)
     return patch_size, step
 
 
@@ -412,7 +418,7 @@ def run_upscale(args: argparse.Namespace) -> int:
     extension = args.ext and f'.{args.ext.lower().lstrip(".")}'
     if extension not in (None, *MAX_SIDES):
         raise OptionError(f'--ext {args.ext}', 'accepted: png, jpg, webp, tif')
-    for flag, value in (('--budget', args.budget), ('--target-ms', args.target_ms)):
+    for flag, value in (('--budget', args.budget), ('--target-ms', args.target_ms), ('--scale', args.scale)):
         if value is not None and not 0 < value < float('inf'):
             raise OptionError(f'{flag} {value}', 'expected a number above 0')
     for flag, value in (('-i', args.input), ('-o', args.output)):
@@ -423,9 +429,9 @@ def run_upscale(args: argparse.Namespace) -> int:
     if args.cost == 'latency' and args.budget is None:
         raise OptionError('--cost latency', 'says what a budget counts; give --budget')
     shard = parse_shard(args.shard)
-    upscaler = make_upscaler(args, budget=args.budget, target_ms=args.target_ms, cost=args.cost)
+    upscaler = make_upscaler(args, budget=args.budget, target_ms=args.target_ms, cost=args.cost, scale=args.scale)
     if not upscaler.routed and (args.budget or args.target_ms or args.map):
-        raise OptionError('--budget, --target-ms, --map', 'need a network with branches, such as CDNSR')
+        raise OptionError('--budget, --target-ms, --map', 'need a network that routes, CDNSR or PCSR')
 
     from .inference.upscale import upscale_files
     done = upscale_files(upscaler, args.input, args.output, args.suffix, extension, args.map, args.overwrite, shard)
@@ -433,8 +439,8 @@ def run_upscale(args: argparse.Namespace) -> int:
           f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
     if upscaler.routed and done.done:
         shares = ' / '.join(f'{100 * number / sum(done.counts):.0f}' for number in done.counts)
-        print(f'Tiles of class 0 to {len(done.counts) - 1}: {shares} %; cost {done.cost:.3f} of the hardest branch '
-              'on whole pictures, classifier and tile overlap included.')
+        print(f'{upscaler.unit} of class 0 to {len(done.counts) - 1}: {shares} %; cost {done.cost:.3f} of the hardest '
+              'branch on whole pictures, classifier and tile overlap included.')
     if done.present:
         print(f'Left alone, there already: {done.present} (--overwrite replaces them).')
     for path, reason in done.failed:
@@ -465,7 +471,9 @@ def run_calibrate(args: argparse.Namespace) -> int:
     budgets = check_budgets(args.budgets or [])
     net = load_on_device(args)
     from .calibration import BUDGETS, calibrate, calibration_path, markdown
-    table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, *tile_of(args), args.limit)
+    patch_size, step = tile_of(args)
+    table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size or 64, step,
+                      args.limit)
     print(f'{markdown(table)}\nWrote {calibration_path(args.model)}.')
     return 0
 
@@ -481,8 +489,8 @@ def run_benchmark(args: argparse.Namespace) -> int:
     check_budgets(args.budgets)
     load_plugins()
     from .benchmark import benchmark, markdown, write_report
-    patch_size, step = args.patch_size or 64, args.step
-    check_tile(patch_size, step)
+    patch_size, step = args.patch_size, args.step
+    check_tile(patch_size or 64, step)
     if set(args.backends) - {'torch'}:
         if args.device not in (None, 'cpu'):
             raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')

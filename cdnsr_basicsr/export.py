@@ -17,6 +17,7 @@ from typing import Any, Optional, Sequence, Union
 
 from .files import replace_folder_when_done
 from .inference.engine import RoutedUpscaler, deployed, is_routed
+from .inference.pixel_engine import is_pixel_routed
 from .inference.runtime import BACKENDS, ExportedNetwork, ExportedPart, installed, precisions
 from .options import OptionError, check_choice, check_keys, check_number, one_line
 
@@ -72,6 +73,9 @@ def export(net: nn.Module,
     backends = installed() if backends is None else backends
     if not backends or not importlib.util.find_spec('onnx'):
         raise needs(None)
+    if is_pixel_routed(net):
+        raise OptionError(model,
+                          'routes pixels; what can be exported are networks without routing and those with branches')
     try:
         upscaler = RoutedUpscaler(net, TILE)
     except (ValueError, RuntimeError) as error:

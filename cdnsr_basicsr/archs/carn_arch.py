@@ -140,6 +140,16 @@ class CARN_M(nn.Module):
         self.conv_last.weight[:, :carried, 1, 1] = signs.t()
         self.conv_last.bias.zero_()
 
+    def features(self, x):
+        """
+        Args:
+            x (Tensor): of shape (b, c, h, w), in [0, 1].
+
+        Returns:
+            Tensor: of shape (b, num_feat, h, w), what is upsampled.
+        """
+        return self.body(self.conv_first(x - self.mean))
+
     def forward(self, x):
         """
         Args:
@@ -148,7 +158,7 @@ class CARN_M(nn.Module):
         Returns:
             Tensor: of shape (b, c, h*upscale, w*upscale), about [0, 1].
         """
-        out = self.body(self.conv_first(x - self.mean))
+        out = self.features(x)
         for upconv in self.upconvs:
             out = F.pixel_shuffle(F.relu(upconv(out), inplace=True), self.factor)
         return self.conv_last(out) + self.mean

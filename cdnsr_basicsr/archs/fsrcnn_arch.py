@@ -184,6 +184,16 @@ class FSRCNN(nn.Module):
         for i in range(colors):
             self.deconv.weight[i, i] = ramp[:, None] * ramp
 
+    def features(self, x):
+        """
+        Args:
+            x (Tensor): of shape (b, c, h, w), in [0, 1].
+
+        Returns:
+            Tensor: of shape (b, num_feat, h, w), what is upsampled.
+        """
+        return self.expand(self.map(self.shrink(self.extract(x))))
+
     def forward(self, x):
         """
         Args:
@@ -192,5 +202,4 @@ class FSRCNN(nn.Module):
         Returns:
             Tensor: of shape (b, c, h*upscale, w*upscale), about [0, 1].
         """
-        out = self.expand(self.map(self.shrink(self.extract(x))))
-        return self.deconv(out)
+        return self.deconv(self.features(x))

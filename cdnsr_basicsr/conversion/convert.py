@@ -9,7 +9,7 @@ from basicsr.archs import build_network
 from ..checkpoint import build, load_checkpoint, load_network, plain, save_checkpoint
 from ..files import replace_when_done
 from ..options import OptionError, one_line, read_options
-from . import Found, State, classsr, etds, slice_to
+from . import Found, State, classsr, etds, pcsr, slice_to
 from .carn import carn
 from .fsrcnn import fsrcnn
 from .plain import options_of, plain_branches, prove_equal, to_plain
@@ -21,13 +21,16 @@ class Family(NamedTuple):
     Attributes:
         recognise: Finds its network in weights; of several scales, the one asked for.
         projects: Whose files they are.
+        whole: Whether `recognise` wants all that is in the file, not only the weights.
     """
     recognise: Callable[[State, int], Optional[Found]]
     projects: str
+    whole: bool = False
 
 
 # in this order tried; ClassSR's files look like CDNSR's, ARM-Net's like those of single branches
 FAMILIES = {
+    'pcsr': Family(lambda content, upscale: pcsr.recognise(content), 'PCSR', whole=True),
     'cdnsr': Family(lambda state, upscale: classsr.cdnsr(state), 'CDNSR, and single branches'),
     'classsr': Family(lambda state, upscale: classsr.classsr(state), 'ClassSR, and single branches'),
     'arm': Family(lambda state, upscale: classsr.arm(state), 'ARM-Net'),
@@ -88,11 +91,11 @@ def recognise(path: str, family: str = 'auto', upscale: Optional[int] = None) ->
     Raises:
         OptionError: The file cannot be read, or is of no known family.
     """
-    state = state_of(path)
+    content, state = load_checkpoint(path), state_of(path)
     for name, candidate in FAMILIES.items():
         if family in ('auto', name):
             try:
-                found = candidate.recognise(state, upscale or 4)
+                found = candidate.recognise(content if candidate.whole else state, upscale or 4)
             except (KeyError, ValueError, IndexError, RuntimeError) as error:  # weights of an incomplete network
                 raise OptionError(path, f'looks like {name}, but {one_line(error)}') from error
             if found is not None:

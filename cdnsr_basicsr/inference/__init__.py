@@ -1,4 +1,5 @@
 from .engine import RoutedUpscaler, Upscaled
+from .pixel_engine import PixelUpscaled, PixelUpscaler, make_upscaler
 from .tiling import Tiling
 
-__all__ = ['RoutedUpscaler', 'Tiling', 'Upscaled']
+__all__ = ['PixelUpscaled', 'PixelUpscaler', 'RoutedUpscaler', 'Tiling', 'Upscaled', 'make_upscaler']

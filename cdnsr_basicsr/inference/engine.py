@@ -65,6 +65,20 @@ class Plan(NamedTuple):
     cost: float
     quality: float
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.tiling.height, self.tiling.width
+
+    @property
+    def counts(self) -> list[int]:
+        """Tiles of each class."""
+        return torch.bincount(self.classes, minlength=len(self.max_tiles)).tolist()
+
+    def class_map(self) -> torch.Tensor:
+        """Class of each LR pixel, of shape (h, w)."""
+        return self.tiling.class_map(self.classes)
+
 
 class Upscaled(NamedTuple):
     """An upscaled image and how it came about.
@@ -95,6 +109,17 @@ def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                 module.to(dtype)
     return net.to(memory_format=torch.channels_last)
+
+
+def weights_of(net: nn.Module) -> list[tuple[torch.Tensor, int]]:
+    """A network's weights and their versions, by which it is seen that they have changed."""
+    return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in [*net.parameters(), *net.buffers()]]
+
+
+def same_weights(state: list, other: list) -> bool:
+    """Whether two results of `weights_of` are of the same weights, unchanged."""
+    return len(state) == len(other) and all(tensor is copied and version == then
+                                            for (tensor, version), (copied, then) in zip(state, other))
 
 
 def probe(net: nn.Module, channels: int, size: int) -> Optional[torch.Tensor]:
@@ -169,7 +194,10 @@ class RoutedUpscaler:
         multiple: What the sides of tiles must be multiples of.
         branch_macs: MACs of each branch for one tile.
         classifier_macs: MACs of the classifier for one tile.
+        num_classes: Number of classes M.
+        unit: What gets a class.
     """
+    unit = 'Tiles'
 
     def __init__(self,
                  net: nn.Module,
@@ -209,17 +237,27 @@ class RoutedUpscaler:
         self.branches: Optional[list[nn.Module]] = None
         self.copied: list[tuple[torch.Tensor, int]] = []  # the weights that the copies were made of, and their versions
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.sources)
+
+    @property
+    def whole_macs(self) -> float:
+        """MACs of the dearest branch on a whole image, per pixel of the result."""
+        return max(self.branch_macs) / self.patch_size**2 / self.scale**2
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for an image."""
+        return height * self.scale, width * self.scale
+
     def refresh(self) -> None:
         """Takes over the network's weights at the next image, whatever their versions say."""
         self.copied = []
 
     def _copy(self) -> None:
         """Takes over the network's present weights, if they have changed."""
-        tensors = [*self.net.parameters(), *self.net.buffers()]
-        state = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-        same = len(state) == len(self.copied) and all(tensor is copied and version == then
-                                                      for (tensor, version), (copied, then) in zip(state, self.copied))
-        if self.branches is None or not same:
+        state = weights_of(self.net)
+        if self.branches is None or not same_weights(state, self.copied):
             self.sources = list(self.net.branches) if self.routed else [self.net]
             self.classifier = deployed(self.net.classifier, torch.float32) if self.routed else None
             self.branches = [deployed(branch, dtype) for branch, dtype in zip(self.sources, self.dtypes)]
@@ -411,10 +449,15 @@ class RoutedUpscaler:
         """Goes on with smaller batches, also for further images; says so once."""
         if self.given_max_tiles is None or max_tiles < self.given_max_tiles:
             self.given_max_tiles = max_tiles
-        if not self.short_of_memory:
-            self.short_of_memory = True
-            logging.getLogger('basicsr').warning('Out of memory: going on with smaller batches.')
-        torch.cuda.empty_cache()
+        saving_memory(say=not self.short_of_memory)
+        self.short_of_memory = True
+
+
+def saving_memory(say: bool = True) -> None:
+    """Gives back what is free, and says that batches are smaller from now on."""
+    if say:
+        logging.getLogger('basicsr').warning('Out of memory: going on with smaller batches.')
+    torch.cuda.empty_cache()
 
 
 def batches(blocks: list[tuple[int, Block]], max_tiles: list[int]) -> Iterator[tuple[int, list[Block]]]:

@@ -8,12 +8,15 @@ import torch
 from contextlib import ExitStack
 from pathlib import Path
 from tqdm import tqdm
-from typing import Iterable, Iterator, NamedTuple, Optional
+from typing import Iterable, Iterator, NamedTuple, Optional, Union
 
 from ..files import replace_when_done
 from .difficulty_map import save_difficulty_map
 from .engine import Plan, RoutedUpscaler
 from .image_io import EXTENSIONS, ImageError, Picture, check_writable, read_image, write_image
+from .pixel_engine import PixelPlan, PixelUpscaler
+
+Engine, EnginePlan = Union[RoutedUpscaler, PixelUpscaler], Union[Plan, PixelPlan]
 
 CONVERTED_ROWS = 256  # of a strip, that are turned into pixels at a time: small enough for the cache
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B in luma (ITU-R BT.601)
@@ -68,7 +71,7 @@ def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> It
         yield waiting[0].numpy().astype(dtype, copy=False)
 
 
-def upscaled_strips(upscaler: RoutedUpscaler, picture: Picture) -> tuple[Plan, Iterator[np.ndarray]]:
+def upscaled_strips(upscaler: Engine, picture: Picture) -> tuple[EnginePlan, Iterator[np.ndarray]]:
     """Upscales a picture of any number of channels.
 
     Gray is computed as three equal channels, if the network takes three; alpha is upscaled like a gray picture.
@@ -105,7 +108,7 @@ class Summary(NamedTuple):
         megapixels: Of the results.
         seconds: Spent on them, reading and writing included.
         cost: Of all, relative to the dearest branch on whole images, classifier and overlap included.
-        counts: Tiles of each class.
+        counts: Tiles, or pixels of the results, of each class.
     """
     done: int
     present: int
@@ -148,7 +151,7 @@ def map_path(result: Path) -> Path:
     return result.with_name(f'{result.stem}_map.png')
 
 
-def upscale_files(upscaler: RoutedUpscaler,
+def upscale_files(upscaler: Engine,
                   source: str,
                   output: str,
                   suffix: str = '',
@@ -195,7 +198,7 @@ def upscale_files(upscaler: RoutedUpscaler,
             owners.setdefault(name, path)
     done = present = 0
     failed: list[tuple[str, str]] = []
-    begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * len(upscaler.sources)
+    begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * upscaler.num_classes
     for path in tqdm(sources[shard[0] - 1::shard[1]], 'upscale', unit='picture', disable=None):
         result = result_path(path, root, folder, suffix, extension)
         large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
@@ -218,18 +221,17 @@ def upscale_files(upscaler: RoutedUpscaler,
             present += 1
             continue
         done += 1
-        pixels = plan.tiling.height * plan.tiling.width
-        result_pixels += pixels * upscaler.scale**2
-        spent += plan.cost * pixels
-        for kind in plan.classes.tolist():
-            counts[kind] += 1
+        height, width = upscaler.size_of(*plan.size)
+        result_pixels += height * width
+        spent += plan.cost * height * width
+        counts = [total + more for total, more in zip(counts, plan.counts)]
     seconds = time.perf_counter() - begin
-    cost = spent * upscaler.scale**2 / max(result_pixels, 1)
+    cost = spent / max(result_pixels, 1)
     return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts)
 
 
-def _upscale_file(upscaler: RoutedUpscaler, path: Path, result: Path, large: Path, save_map: bool,
-                  overwrite: bool) -> Optional[Plan]:
+def _upscale_file(upscaler: Engine, path: Path, result: Path, large: Path, save_map: bool,
+                  overwrite: bool) -> Optional[EnginePlan]:
     """Upscales one picture to `result`, or to `large` where the format of `result` cannot hold it.
 
     Returns:
@@ -237,7 +239,7 @@ def _upscale_file(upscaler: RoutedUpscaler, path: Path, result: Path, large: Pat
     """
     picture = read_image(path)
     height, width, channels = picture.pixels.shape
-    shape = (height * upscaler.scale, width * upscaler.scale, channels)
+    shape = (*upscaler.size_of(height, width), channels)
     try:
         check_writable(result, shape, picture.pixels.dtype)
     except ImageError:
@@ -255,11 +257,11 @@ def _upscale_file(upscaler: RoutedUpscaler, path: Path, result: Path, large: Pat
         for strip in strips:
             yield strip
             bar.update(len(strip))
+        if temporary is not None:  # pixels have their classes now, and the result has no name yet
+            save_difficulty_map(temporary, picture.pixels, plan.class_map().numpy(), upscaler.num_classes)
 
     with bar, ExitStack() as stack:
-        if save_map:  # gets its name after the result, but neither if one of them fails
-            temporary = stack.enter_context(replace_when_done(map_path(result)))
-            class_map = plan.tiling.class_map(plan.classes).numpy()
-            save_difficulty_map(temporary, picture.pixels, class_map, len(upscaler.sources))
+        # gets its name after the result, but neither if one of them fails
+        temporary = stack.enter_context(replace_when_done(map_path(result))) if save_map else None
         write_image(result, shape, picture.pixels.dtype, watched(), picture.icc_profile)
     return plan

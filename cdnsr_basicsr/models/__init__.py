@@ -1,4 +1,5 @@
 from .cdnsr_model import CDNSRModel
 from .etds_model import ETDSModel
+from .pcsr_model import PCSRModel
 
-__all__ = ['CDNSRModel', 'ETDSModel']
+__all__ = ['CDNSRModel', 'ETDSModel', 'PCSRModel']

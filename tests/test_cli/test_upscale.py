@@ -707,7 +707,7 @@ MISTAKES = [
     (('-o', 'file/sub'), 'file/sub: no folder for results can be made there: Not a directory'),
     (('-o', ''), '-o: expected a path, but got nothing'),
     (('-m', 'nowhere.pth'), 'nowhere.pth: no such checkpoint file'),
-    (('-m', 'in'), 'in: no such checkpoint file'),
+    (('-m', 'in'), 'in: is no exported network: it has no export.json'),
     (('-m', 'file'), 'file: not a readable checkpoint ('),
     (('-m', ''), '-m: a checkpoint is needed: -m MODEL, or -opt FILE that names one'),
     (('-opt', 'nowhere.yml'), 'nowhere.yml: no such option file'),
@@ -739,7 +739,7 @@ def test_a_model_is_needed(run, capsys):
 def test_only_branches_can_be_chosen_from(run, capsys, flag):
     save('in/a.png', photo(9, 9))
     assert run(*flag, model='plain') == 2
-    assert one_line(capsys).endswith('--map: need a network with branches, such as CDNSR')
+    assert one_line(capsys).endswith('--map: need a network that routes, CDNSR or PCSR')
 
 
 @pytest.mark.parametrize('key,value,message', [

@@ -1,0 +1,355 @@
+"""Upscaling a whole image by a network that routes pixels: features in tiles, then each pixel by its sampler."""
+from __future__ import annotations
+
+import copy
+import time
+import torch
+from torch import nn
+from typing import Iterator, NamedTuple, Optional, Sequence, Union
+
+from .engine import PRECISIONS, RoutedUpscaler, Rows, TensorRows, deployed, same_weights, saving_memory, weights_of
+from .tiling import fit
+
+STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together; more only if one row of tiles has more
+BAND_PIXELS = {'cpu': 2**17, 'cuda': 2**22}  # of the result, that are computed together
+MAX_TILES = {'cpu': 1, 'cuda': 16}
+
+
+def is_pixel_routed(net: nn.Module) -> bool:
+    """Whether a network has a sampler for each pixel, as PCSR does."""
+    return all(hasattr(net, name) for name in ('features', 'margin', 'sample', 'samplers'))
+
+
+class Tiles:
+    """Tiles of one size along one axis, inside the image, and which pixels each one owns.
+
+    Args:
+        length: Of the image, in pixels.
+        patch_size: Largest size of a tile.
+        step: patch_size less the overlap, half of which is each tile's halo.
+
+    Attributes:
+        size: Of a tile.
+        starts: First pixel of each.
+        bounds: First pixel that each one owns; then `length`.
+    """
+
+    def __init__(self, length: int, patch_size: int, step: int) -> None:
+        size, count, distance = fit(length, patch_size, step)
+        self.size = min(size, length)
+        self.starts = [min(number * distance, length - self.size) for number in range(count)]
+        self.bounds = [0, *(start + (patch_size - step) // 2 for start in self.starts[1:]), length]
+
+
+class PixelPlan:
+    """What is done with an image. Which sampler its pixels get is known when its strips are done.
+
+    Attributes:
+        size: Height and width of the image.
+        out_size: Those of the result.
+        rows, columns: The tiles.
+        tile_rows: Rows of tiles in a strip.
+        counts: Pixels of the result by each sampler, so far.
+        cost: MACs spent so far, relative to the heavy sampler on the whole image without tiles.
+    """
+
+    def __init__(self, size: tuple[int, int], out_size: tuple[int, int], patch_size: int, step: int,
+                 samplers: int) -> None:
+        self.size, self.out_size = size, out_size
+        # a wide image has lower tiles, as long as the halo is no large part of them
+        halo = patch_size - step
+        height = max(min(patch_size, STRIP_PIXELS // size[1]), min(patch_size, 4 * halo))
+        self.rows, self.columns = Tiles(size[0], height, height - halo), Tiles(size[1], patch_size, step)
+        self.tile_rows = max(1, STRIP_PIXELS // (self.rows.size * size[1]))
+        self.counts = [0] * samplers
+        self.cost = 0.
+        self.classes: list[torch.Tensor] = []
+
+    def class_map(self) -> torch.Tensor:
+        """Which sampler has the pixel in the middle of each LR pixel, of shape (h, w), on CPU."""
+        return torch.cat(self.classes).cpu()
+
+
+class PixelUpscaled(NamedTuple):
+    """An upscaled image and how it came about.
+
+    Attributes:
+        image: of shape (1, c, H, W), float32, on the network's device.
+        plan: What was done.
+        seconds: Wall time.
+    """
+    image: torch.Tensor
+    plan: PixelPlan
+    seconds: float
+
+    @property
+    def cost(self) -> float:
+        return self.plan.cost
+
+    @property
+    def counts(self) -> list[int]:
+        return self.plan.counts
+
+
+class PixelUpscaler:
+    """Computes the features of an image in tiles, classifies its pixels, and runs each through its sampler.
+
+    Features are cropped to what a tile owns, not blended. An image of any size goes through in strips, of which only
+    the features, the margins and a band of the result are in memory. The network is copied as RoutedUpscaler does.
+    Without a budget its k, adaptive and refinement are followed, adaptive within a strip.
+
+    Args:
+        net: A PCSR network.
+        patch_size: Largest side of a tile in LR pixels, halo included.
+        step: patch_size less twice the halo, by which neighbouring tiles overlap.
+        budget: Cost that may be spent, as a fraction of the heavy sampler's on the whole image without tiles; backbone,
+            halo and classifier count. In each strip as many pixels get the heavy sampler as it allows, those with the
+            largest margin. Default: no limit, the network's k.
+        target_ms, cost: As of RoutedUpscaler; but only a budget in MACs is supported.
+        precision: 'float32' | 'bfloat16' | 'float16': of backbone and samplers. The classifier always runs in float32.
+        max_tiles: Most tiles per forward pass of the backbone. Default: 1 on a CPU, 16 on a GPU.
+        scale: Upsampling factor, also a fractional one. Default: the network's.
+
+    Attributes:
+        channels: Channels of the images.
+        num_classes: Number of samplers, 1 in phase 0.
+        unit: What gets a class.
+    """
+    unit = 'Pixels'
+
+    def __init__(self,
+                 net: nn.Module,
+                 patch_size: int = 128,
+                 step: Optional[int] = None,
+                 budget: Optional[float] = None,
+                 target_ms: Optional[float] = None,
+                 cost: str = 'macs',
+                 precision: str = 'float32',
+                 max_tiles: Optional[int] = None,
+                 scale: Optional[float] = None) -> None:
+        if target_ms is not None or cost != 'macs':
+            raise ValueError(f'{type(net).__name__} takes a budget in MACs only, no time')
+        self.net, self.budget, self.dtype = net, budget, PRECISIONS[precision]
+        self.scale = net.upscale if scale is None else scale
+        if not self.scale >= 1:
+            raise ValueError(f'expected a scale of at least 1, but got {scale:g}')
+        self.channels = net.num_in_ch
+        self.num_classes = len(net.samplers)
+        self.routed = self.num_classes > 1
+        self.patch_size = patch_size
+        self.step = max(1, patch_size - 12) if step is None else step
+        self.device = next(net.parameters()).device
+        self.max_tiles = max_tiles or MAX_TILES['cuda' if self.device.type == 'cuda' else 'cpu']
+        self.copied: Optional[list] = None
+        parts = ([net.classifier] if self.routed else []) + list(net.samplers)
+        # of first layers per LR pixel, of the classifier per pixel of the result, and of each sampler per pixel
+        self.lq_macs = sum(mlp.macs() - mlp.macs(first=False) for mlp in parts)
+        self.pixel_macs = net.classifier.macs(first=False) if self.routed else 0
+        self.sampler_macs = [mlp.macs(first=False) for mlp in net.samplers]
+
+    def refresh(self) -> None:
+        """Takes over the network's weights at the next image, whatever their versions say."""
+        self.copied = None
+
+    def _copy(self) -> None:
+        """Takes over the network's present weights, if they have changed."""
+        state = weights_of(self.net)
+        if self.copied is None or not same_weights(self.copied, state):
+            self.fast = deployed(self.net, self.dtype)
+            if self.routed:
+                self.fast.classifier = copy.deepcopy(self.net.classifier).requires_grad_(False)
+            self.copied = state
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for an image."""
+        return max(1, round(height * self.scale)), max(1, round(width * self.scale))
+
+    def plan(self, image: Rows) -> PixelPlan:
+        """Decides how an image is cut. Nothing is computed yet."""
+        size = (image.height, image.width)
+        return PixelPlan(size, self.size_of(*size), self.patch_size, self.step, self.num_classes)
+
+    @torch.inference_mode()
+    def upscale(self, lq: torch.Tensor) -> PixelUpscaled:
+        """Upscales one image.
+
+        Args:
+            lq: of shape (1, c, h, w), in [0, 1], h and w at least 1, on the network's device.
+        """
+        begin = time.perf_counter()
+        rows = TensorRows(lq)
+        plan = self.plan(rows)
+        image, top = lq.new_empty(*plan.out_size, lq.shape[1], dtype=torch.float32), 0
+        for strip in self.strips(rows, plan):
+            image[top:top + len(strip)] = strip
+            top += len(strip)
+        if image.is_cuda:
+            torch.cuda.synchronize(image.device)
+        return PixelUpscaled(image.permute(2, 0, 1).unsqueeze(0), plan, time.perf_counter() - begin)
+
+    @torch.inference_mode()
+    def strips(self, image: Rows, plan: PixelPlan) -> Iterator[torch.Tensor]:
+        """Upscales an image as planned, strip by strip.
+
+        Yields:
+            Finished rows of the upscaled image, from top to bottom, of shape (rows, W, c), float32, on the network's
+            device.
+        """
+        self._copy()
+        grid = self.net.grid(plan.size, plan.out_size, self.device)
+        refines = self.routed and self.net.refinement
+        held, held_heavy = None, None  # the last two rows, as sampled: the first of them is context, the other waits
+        for picture, heavy in self._sampled(image, plan, grid):
+            if held is not None:
+                picture, heavy = torch.cat([held, picture]), torch.cat([held_heavy, heavy])
+            first = 0 if held is None else len(held) - 1
+            held, held_heavy = picture[-2:], heavy[-2:]
+            finished = self.net.refine(picture.unsqueeze(0), heavy.unsqueeze(0))[0] if refines else picture
+            if len(finished) - 1 > first:
+                yield finished[first:-1]
+        yield finished[-1:]
+
+    def _sampled(self, image: Rows, plan: PixelPlan, grid: NamedTuple) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Bands of the result before refinement, of shape (rows, W, c), and which of their pixels are heavy."""
+        owner = grid.rows.cpu()
+        band_rows = max(1, BAND_PIXELS['cuda' if self.device.type == 'cuda' else 'cpu'] // plan.out_size[1])
+        for row in range(0, len(plan.rows.starts), plan.tile_rows):
+            lq, lq_top, features, tiled = self._features(image, plan, row)
+            bounds = plan.rows.bounds
+            first, last = bounds[row], bounds[min(row + plan.tile_rows, len(plan.rows.starts))]
+            top, bottom = torch.searchsorted(owner, torch.tensor([first, last])).tolist()
+            bands = [(y, min(bottom, y + band_rows)) for y in range(top, bottom, band_rows)]
+            heavy = self._choose(features, grid, bands, first, plan, tiled)
+            middles = (2 * torch.arange(first, last) + 1) * plan.out_size[0] // (2 * plan.size[0]) - top
+            columns = (2 * torch.arange(plan.size[1]) + 1) * plan.out_size[1] // (2 * plan.size[1])
+            seen = heavy[middles.to(heavy.device)][:, columns.to(heavy.device)]
+            plan.classes.append((seen & self.routed).to(torch.uint8))
+            for y, end in bands:
+                band, start, stop = grid.band(y, end)
+                part = heavy[y - top:end - top]
+                picture = self.fast.sample(features[:, start - first:stop - first], band, part.unsqueeze(0))[0].float()
+                picture += self.net.bilinear(lq, plan.size, plan.out_size, y, end, lq_top)[0]
+                yield picture, part
+            del lq, features, heavy, part, picture  # not beside those of the next strip
+
+    def _features(self, image: Rows, plan: PixelPlan, row: int) -> tuple[torch.Tensor, int, torch.Tensor, int]:
+        """Runs the backbone on the tiles of a strip.
+
+        Args:
+            image: The image.
+            plan: How it is cut.
+            row: First row of tiles of the strip.
+
+        Returns:
+            Rows of the image (1, rows, w, c) with one more than needed at either side, the first one's number, features
+            of the rows that the strip owns (1, h, w, num_feat), and how many pixels the tiles have.
+        """
+        rows, columns = plan.rows, plan.columns
+        following = min(row + plan.tile_rows, len(rows.starts))
+        top = max(0, rows.starts[row] - 1)
+        lq = image.rows(top, min(plan.size[0], rows.starts[following - 1] + rows.size + 1))
+        if lq.device != self.device:
+            lq = lq.contiguous().to(self.device)
+        lq = lq.float().permute(1, 2, 0).contiguous().permute(2, 0, 1).unsqueeze(0)
+        boxes = [(y, x) for y in range(row, following) for x in range(len(columns.starts))]
+        first, features = rows.bounds[row], None
+        while boxes:
+            group = boxes[:self.max_tiles]
+            corners = [(rows.starts[y] - top, columns.starts[x]) for y, x in group]
+            try:
+                tiles = torch.cat([lq[:, :, y:y + rows.size, x:x + columns.size] for y, x in corners])
+                half = self.dtype != torch.float32
+                with torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False):
+                    outputs = self.fast.features(tiles.contiguous(memory_format=torch.channels_last))
+            except torch.OutOfMemoryError:
+                if self.max_tiles == 1:
+                    raise
+                tiles, self.max_tiles = None, self.max_tiles // 2
+                saving_memory()
+                continue
+            if features is None:
+                features = outputs.new_empty(1, rows.bounds[following] - first, plan.size[1], outputs.shape[1])
+            for (y, x), output in zip(group, outputs.permute(0, 2, 3, 1)):
+                (y0, y1), (x0, x1) = rows.bounds[y:y + 2], columns.bounds[x:x + 2]
+                features[0, y0 - first:y1 - first, x0:x1] = output[y0 - rows.starts[y]:y1 - rows.starts[y],
+                                                                   x0 - columns.starts[x]:x1 - columns.starts[x]]
+            boxes = boxes[len(group):]
+        tiled = (following - row) * len(columns.starts) * rows.size * columns.size
+        return lq.permute(0, 2, 3, 1), top, features, tiled
+
+    def _choose(self, features: torch.Tensor, grid: NamedTuple, bands: Sequence[tuple[int, int]], first: int,
+                plan: PixelPlan, tiled: int) -> torch.Tensor:
+        """Which pixels of a strip are heavy, of shape (rows, W), bool; and what they cost, into the plan."""
+        width, rows = plan.out_size[1], sum(end - y for y, end in bands)
+        pixels, lq_pixels = rows * width, features.shape[1] * features.shape[2]
+        if not self.routed:
+            heavy, count = torch.ones(rows, width, dtype=torch.bool, device=features.device), pixels
+        else:
+            margin = features.new_empty(rows, width, dtype=torch.float32)
+            for y, end in bands:
+                band, start, stop = grid.band(y, end)
+                part = features[:, start - first:stop - first]
+                margin[y - bands[0][0]:end - bands[0][0]] = self.fast.margin(part, band)[0]
+            if self.budget is None:
+                heavy = margin > self.net.threshold(margin.unsqueeze(0))[0]
+            else:
+                light, dear = self.sampler_macs
+                left = self.budget * self.whole(lq_pixels, pixels) - self.spent(tiled, lq_pixels, [pixels, 0])
+                count = pixels if dear <= light else int(max(0, min(pixels, left / (dear - light))))
+                heavy = largest(margin, count)
+            count = int(heavy.sum())
+        counts = [pixels - count, count][-self.num_classes:]
+        plan.counts = [total + more for total, more in zip(plan.counts, counts)]
+        height, length = plan.size
+        plan.cost += self.spent(tiled, lq_pixels, counts) / self.whole(height * length, plan.out_size[0] * width)
+        return heavy
+
+    def spent(self, tiled: float, lq_pixels: float, counts: Sequence[float]) -> float:
+        """MACs, given the LR pixels of the tiles, those of the image, and the pixels by each sampler."""
+        return (tiled * self.net.backbone_macs + lq_pixels * self.lq_macs + sum(counts) * self.pixel_macs +
+                sum(macs * count for macs, count in zip(self.sampler_macs, counts)))
+
+    def whole(self, lq_pixels: float, pixels: float) -> float:
+        """MACs of the heavy sampler on a whole image without tiles, given its pixels and those of the result."""
+        heavy = self.net.heavy.macs() - self.sampler_macs[-1]
+        return lq_pixels * (self.net.backbone_macs + heavy) + pixels * self.sampler_macs[-1]
+
+    @property
+    def whole_macs(self) -> float:
+        """MACs of the heavy sampler on a whole image, per pixel of the result."""
+        return self.whole(1 / self.scale**2, 1)
+
+
+def largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Marks the `count` largest values; of equal ones, the first. With a larger count none is given up.
+
+    Args:
+        values: of any shape.
+        count: From 0 to the number of values.
+    """
+    if count == 0 or count == values.numel():
+        return torch.full_like(values, count > 0, dtype=torch.bool)
+    flat = values.flatten()
+    threshold = flat.kthvalue(len(flat) - count + 1).values
+    chosen, equal = flat > threshold, flat == threshold
+    chosen |= equal & (equal.cumsum(0) <= count - chosen.sum())
+    return chosen.view_as(values)
+
+
+def make_upscaler(net: nn.Module,
+                  patch_size: Optional[int] = None,
+                  step: Optional[int] = None,
+                  **kwargs) -> Union[RoutedUpscaler, PixelUpscaler]:
+    """The engine for a network; arguments are those of its class.
+
+    Raises:
+        ValueError: The network is none for super-resolution, or the engine has no such argument.
+    """
+    if patch_size is not None:
+        kwargs['patch_size'] = patch_size
+    if is_pixel_routed(net):
+        kwargs.pop('float32_branches', None)
+        return PixelUpscaler(net, step=step, **kwargs)
+    if kwargs.pop('scale', None) not in (None, getattr(net, 'upscale', None)):
+        raise ValueError(f'{type(net).__name__} has a fixed scale; only PCSR networks have others')
+    return RoutedUpscaler(net, step=step, **kwargs)
