@@ -26,7 +26,7 @@ def _edsr_features(net, x):
     return net.conv_after_body(net.body(x)) + x
 
 
-# features of an arch, and what it has behind them
+# how the features of an arch are computed, and what it has behind them
 BACKBONES = {
     'CARN_M': (_own_features, ('upconvs', 'conv_last')),
     'FSRCNN': (_own_features, ('deconv', )),
@@ -392,8 +392,6 @@ class PCSR(nn.Module):
             margin = torch.cat([self.margin(features[:, first:last], band) for band, first, last in bands], dim=1)
             heavy = margin > self.threshold(margin)
             routing = PixelRouting(margin, heavy)
-        residual = torch.cat([
-            self.sample(features[:, first:last], band, part)
-            for (band, first, last), part in zip(bands, heavy.split(step, dim=1))
-        ], dim=1)  # yapf: disable
-        return residual, routing
+        parts = zip(bands, heavy.split(step, dim=1))
+        residual = [self.sample(features[:, first:last], band, part) for (band, first, last), part in parts]
+        return torch.cat(residual, dim=1), routing
