@@ -26,7 +26,7 @@ def _edsr_features(net, x):
     return net.conv_after_body(net.body(x)) + x
 
 
-# features of an arch, and what it has behind them
+# how the features of an arch are computed, and what it has behind them
 BACKBONES = {
     'CARN_M': (_own_features, ('upconvs', 'conv_last')),
     'FSRCNN': (_own_features, ('deconv', )),
@@ -98,18 +98,22 @@ def bilinear(x, size, out_size, top=0, bottom=None, first=0):
     Returns:
         Tensor: of shape (b, bottom - top, W, c).
     """
-    for axis, (start, stop, offset) in ((2, (0, None, 0)), (1, (top, bottom, first))):
-        length, out_length = size[axis - 1], out_size[axis - 1]
-        position = (torch.arange(out_length)[start:stop].double() + 0.5).mul(length / out_length).sub(0.5)
-        position = position.clamp(0, length - 1)
-        low = position.long()
-        weight = (position - low).to(x).view((-1, ) + (1, ) * (3 - axis))
-        if axis == 2:
-            weight = weight.expand(-1, x.shape[3]).contiguous()  # a weight for each value is faster than one for three
-        low = low - offset
-        high = (low + 1).clamp(max=x.shape[axis] - 1)
-        x = torch.lerp(x.index_select(axis, low.to(x.device)), x.index_select(axis, high.to(x.device)), weight)
-    return x
+    bottom = out_size[0] if bottom is None else bottom
+    low, high, weight = _between(size[0], out_size[0], top, bottom)
+    begin, end = int(low[0]), int(high[-1]) + 1
+    rows = x[:, begin - first:end - first]
+    left, right, across = (part.to(x.device) for part in _between(size[1], out_size[1], 0, out_size[1]))
+    across = across.to(x.dtype).unsqueeze(1).expand(-1, x.shape[3]).contiguous()  # faster than one for three values
+    rows = torch.lerp(rows.index_select(2, left), rows.index_select(2, right), across)
+    low, high, weight = (low - begin).to(x.device), (high - begin).to(x.device), weight.to(x).view(-1, 1, 1)
+    return torch.lerp(rows.index_select(1, low), rows.index_select(1, high), weight)
+
+
+def _between(length, out_length, start, stop):
+    """Indices of the two pixels, of `length`, that some of `out_length` lie between, and the weights of the second."""
+    position = (torch.arange(start, stop).double() + 0.5).mul(length / out_length).sub(0.5).clamp(0, length - 1)
+    low = position.long()
+    return low, (low + 1).clamp(max=length - 1), position - low
 
 
 def two_means_threshold(values, max_iter=20):
@@ -388,8 +392,6 @@ class PCSR(nn.Module):
             margin = torch.cat([self.margin(features[:, first:last], band) for band, first, last in bands], dim=1)
             heavy = margin > self.threshold(margin)
             routing = PixelRouting(margin, heavy)
-        residual = torch.cat([
-            self.sample(features[:, first:last], band, part)
-            for (band, first, last), part in zip(bands, heavy.split(step, dim=1))
-        ], dim=1)  # yapf: disable
-        return residual, routing
+        parts = zip(bands, heavy.split(step, dim=1))
+        residual = [self.sample(features[:, first:last], band, part) for (band, first, last), part in parts]
+        return torch.cat(residual, dim=1), routing

@@ -8,7 +8,7 @@ from torch import nn
 from typing import Iterator, NamedTuple, Optional, Sequence, Union
 
 from .engine import PRECISIONS, RoutedUpscaler, Rows, TensorRows, deployed, same_weights, saving_memory, weights_of
-from .tiling import fit
+from .tiling import LEAST_SIZE, fit
 
 STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together; more only if one row of tiles has more
 BAND_PIXELS = {'cpu': 2**17, 'cuda': 2**22}  # of the result, that are computed together
@@ -58,7 +58,7 @@ class PixelPlan:
         self.size, self.out_size = size, out_size
         # a wide image has lower tiles, as long as the halo is no large part of them
         halo = patch_size - step
-        height = max(min(patch_size, STRIP_PIXELS // size[1]), min(patch_size, 4 * halo))
+        height = min(patch_size, max(STRIP_PIXELS // size[1], 4 * halo, LEAST_SIZE))
         self.rows, self.columns = Tiles(size[0], height, height - halo), Tiles(size[1], patch_size, step)
         self.tile_rows = max(1, STRIP_PIXELS // (self.rows.size * size[1]))
         self.counts = [0] * samplers
@@ -296,7 +296,7 @@ class PixelUpscaler:
                 light, dear = self.sampler_macs
                 left = self.budget * self.whole(lq_pixels, pixels) - self.spent(tiled, lq_pixels, [pixels, 0])
                 count = pixels if dear <= light else int(max(0, min(pixels, left / (dear - light))))
-                heavy = largest(margin, count)
+                heavy = largest(margin.nan_to_num(), count)
             count = int(heavy.sum())
         counts = [pixels - count, count][-self.num_classes:]
         plan.counts = [total + more for total, more in zip(plan.counts, counts)]
