@@ -4,10 +4,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import torch
+from collections import Counter
 from torch import nn
 from typing import Any, Optional
 
 BACKENDS = {'openvino': 'openvino', 'onnxruntime': 'onnx'}  # the faster one first; the extras that bring them
+OFTEN, MOST_SIZES = 32, 8  # OpenVINO: uses after which a size is compiled for, and how many are kept
 
 
 def installed() -> list[str]:
@@ -48,9 +50,12 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """An ONNX model in OpenVINO. It is compiled for each precision when that is first asked for, for tiles of any size.
+    """An ONNX model in OpenVINO.
 
-    Images go in and out channels last, as the engine has them; OpenVINO computes so, and nothing is copied.
+    It is compiled for each precision when that is first asked for, for tiles of any size; and for tiles of one size
+    when these have come often, which makes it faster by 4 to 12 %, but takes 0.1 s.
+
+    Images go in and out channels last, as the engine has them and OpenVINO computes: nothing is copied.
 
     Args:
         model: Content of the ONNX file.
@@ -62,30 +67,44 @@ class OpenVino:
         self.core = openvino.Core()
         read = self.core.read_model(model)
         layouts = PrePostProcessor(read)
-        layouts.input().model().set_layout(openvino.Layout('NCHW'))
-        layouts.input().tensor().set_layout(openvino.Layout('NHWC'))
-        if read.output().partial_shape.rank.get_length() == 4:
-            layouts.output().model().set_layout(openvino.Layout('NCHW'))
-            layouts.output().tensor().set_layout(openvino.Layout('NHWC'))
+        ends = [layouts.input()] + [layouts.output()] * (read.output().partial_shape.rank.get_length() == 4)
+        for end in ends:
+            end.model().set_layout(openvino.Layout('NCHW'))
+            end.tensor().set_layout(openvino.Layout('NHWC'))
         self.model = layouts.build()
-        self.requests: dict[torch.dtype, Any] = {}
+        self.requests: dict[tuple, Any] = {}  # by precision, and by precision and shape; the latest used last
+        self.uses: Counter = Counter()
+
+    def _request(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
+        """What computes inputs of this shape (b, h, w, c)."""
+        self.uses[dtype, shape] += 1
+        key = (dtype, shape) if self.uses[dtype, shape] > OFTEN else (dtype, )
+        if key not in self.requests:
+            model, precision = self.model, {torch.float32: 'f32', torch.bfloat16: 'bf16'}[dtype]
+            if len(key) == 2:
+                model = model.clone()
+                model.reshape(list(shape))
+            compiled = self.core.compile_model(
+                model, 'CPU',
+                dict(
+                    PERFORMANCE_HINT='LATENCY',
+                    INFERENCE_PRECISION_HINT=precision,
+                    INFERENCE_NUM_THREADS=torch.get_num_threads()))
+            self.requests[key] = compiled.create_infer_request()
+            sizes = [known for known in self.requests if len(known) == 2]
+            for known in sizes[:-MOST_SIZES]:  # each has weights of its own
+                del self.requests[known], self.uses[known]
+        self.requests[key] = self.requests.pop(key)
+        return self.requests[key]
 
     def __call__(self, x: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         import openvino
-        if dtype not in self.requests:
-            options = dict(
-                PERFORMANCE_HINT='LATENCY',
-                INFERENCE_PRECISION_HINT={
-                    torch.float32: 'f32',
-                    torch.bfloat16: 'bf16'
-                }[dtype],
-                INFERENCE_NUM_THREADS=torch.get_num_threads())
-            self.requests[dtype] = self.core.compile_model(self.model, 'CPU', options).create_infer_request()
-        request = self.requests[dtype]
+        x = x.permute(0, 2, 3, 1).contiguous()
+        request = self._request(dtype, tuple(x.shape))
         images = len(shape) == 4
         output = torch.empty([shape[0], *shape[2:], shape[1]] if images else shape)
         request.set_output_tensor(openvino.Tensor(output.numpy(), shared_memory=True))
-        request.infer({0: x.permute(0, 2, 3, 1).contiguous().numpy()}, share_inputs=True, share_outputs=True)
+        request.infer({0: x.numpy()}, share_inputs=True, share_outputs=True)
         made = tuple(request.get_output_tensor().shape)
         if made != tuple(output.shape):  # then it did not write there, and says nothing
             raise ValueError(f'expected an output of {tuple(output.shape)}, but got {made}')

@@ -92,6 +92,23 @@ def test_sides_of_a_multiple_and_gray(backend):
     assert actual.shape == (1, 1, 74, 102) and levels(actual, expected) < 0.1
 
 
+def test_sizes_that_come_often_are_compiled_for_and_few_are_kept(monkeypatch):
+    pytest.importorskip('openvino')
+    monkeypatch.setattr(runtime, 'OFTEN', 2)
+    monkeypatch.setattr(runtime, 'MOST_SIZES', 2)
+    net = randomized(build_network(fsrcnn(4, 2)))
+    part = in_backend(net, 'openvino', 'net.pth')
+    part.run.uses.clear()
+    for turn in range(2):
+        for size in (16, 20, 24, 16):
+            for _ in range(3):
+                x = torch.rand(1, 3, size, 18)
+                assert levels(part(x), net(x).detach()) < 0.1
+    kept = [key for key in part.run.requests if len(key) == 2]
+    assert [key[1] for key in kept] == [(1, 24, 18, 3), (1, 16, 18, 3)]
+    assert (torch.float32, ) in part.run.requests
+
+
 def test_half_precision_is_openvino_s_own():
     pytest.importorskip('openvino')
     if 'bfloat16' not in precisions('openvino'):
