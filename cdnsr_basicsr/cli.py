@@ -315,10 +315,10 @@ def check_tile(patch_size: int, step: Optional[int]) -> None:
 
 def choose_backend(args: argparse.Namespace) -> str:
     """What is to run the network; refused if it cannot."""
-    from .export import check_backend, needs
+    from .export import check_backend, is_exported, needs
     from .inference.runtime import installed
-    backend, exported = args.backend or 'torch', os.path.isdir(args.model or '')
-    if exported:
+    backend = args.backend or 'torch'
+    if is_exported(args.model):
         if args.backend == 'torch':
             raise OptionError('--backend torch', f'{args.model} is an exported network; give the checkpoint instead')
         if not args.backend and not installed():
@@ -348,11 +348,11 @@ def load_on_device(args: argparse.Namespace) -> Any:
 def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
     """The engine for the network and the settings that the arguments name."""
     from .calibration import read_calibration, speed_of
+    from .export import in_backend, is_exported, load_exported
     from .inference import make_upscaler as make_engine
     backend, calibration = choose_backend(args), None
     patch_size, step = tile_of(args)
-    if os.path.isdir(args.model or ''):
-        from .export import load_exported
+    if is_exported(args.model):
         keep_freed_memory()
         model, net = args.model, load_exported(args.model, backend)
     else:
@@ -361,8 +361,7 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
         calibration = read_calibration(model, net)
     if calibration and (calibration.precision, calibration.patch_size) == (args.precision, patch_size or 64):
         kwargs['float32_branches'] = calibration.float32_branches
-    if backend != 'torch' and not os.path.isdir(model):
-        from .export import in_backend
+    if backend != 'torch' and not is_exported(args.model):
         net = in_backend(net, backend, model)
     try:
         upscaler = make_engine(net, patch_size, step, precision=args.precision, **kwargs)

@@ -203,6 +203,11 @@ def in_backend(net: nn.Module, backend: str, model: str) -> nn.Module:
         return load_exported(Path(folder, 'exported'), backend)
 
 
+def is_exported(path: Union[str, Path, None]) -> bool:
+    """Whether a path is that of a folder that `export` has written."""
+    return path is not None and Path(path, DESCRIPTION).is_file()
+
+
 def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
     """The network in an exported folder, run by a backend.
 
@@ -211,12 +216,10 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
     """
     folder = Path(folder)
     path = folder / DESCRIPTION
-    if not path.is_file():
-        raise OptionError(str(folder), f'is no exported network: it has no {DESCRIPTION}; basicsr export makes one')
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise OptionError(str(path), f'is no readable JSON: {one_line(error)}') from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionError(str(path), f'describes no exported network: {one_line(error)}') from error
     where = str(path)
     if isinstance(content, dict) and content.get('format') != FORMAT:
         raise OptionError(where,

@@ -206,13 +206,13 @@ def test_broken_folders_are_one_line(models, picture, tmp_path, capsys):
     assert 'branch_1.onnx: cannot be read: No such file or directory' in one_line(capsys)
     (folder / 'export.json').write_text('{"format": 1')
     assert upscale(folder, picture) == 2
-    assert 'export.json: is no readable JSON' in one_line(capsys)
+    assert 'export.json: describes no exported network: ' in one_line(capsys)
     (folder / 'export.json').write_text('[]')
     assert upscale(folder, picture) == 2
     assert 'expected a block of options, but got []' in one_line(capsys)
     (folder / 'export.json').unlink()
     assert upscale(folder, picture) == 2
-    assert 'is no exported network: it has no export.json' in one_line(capsys)
+    assert 'broken: no such checkpoint file' in one_line(capsys)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

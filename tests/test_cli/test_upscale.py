@@ -707,7 +707,7 @@ MISTAKES = [
     (('-o', 'file/sub'), 'file/sub: no folder for results can be made there: Not a directory'),
     (('-o', ''), '-o: expected a path, but got nothing'),
     (('-m', 'nowhere.pth'), 'nowhere.pth: no such checkpoint file'),
-    (('-m', 'in'), 'in: is no exported network: it has no export.json'),
+    (('-m', 'in'), 'in: no such checkpoint file'),
     (('-m', 'file'), 'file: not a readable checkpoint ('),
     (('-m', ''), '-m: a checkpoint is needed: -m MODEL, or -opt FILE that names one'),
     (('-opt', 'nowhere.yml'), 'nowhere.yml: no such option file'),
