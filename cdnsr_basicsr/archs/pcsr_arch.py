@@ -9,6 +9,7 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 
 SAMPLED_TOGETHER = {'cpu': 2**13, 'cuda': 2**18}  # pixels: on a CPU the activations stay in the cache
+ROUNDED_TO = 2**10  # pixels, in half precision
 BAND_PIXELS = {'cpu': 2**17, 'cuda': 2**22}  # of the result that are computed together: bounds the memory
 COUNTED_SIZE = 16  # side of the image that the backbone's operations are counted on
 
@@ -344,6 +345,9 @@ class PCSR(nn.Module):
             if len(chosen) == 0:
                 continue
             projected, weight = mlp.project(features, grid.cell).flatten(0, 2), mlp.position_weight
+            if projected.dtype != torch.float32:
+                # oneDNN compiles and keeps code for every number of rows: let these be few
+                chosen = torch.cat([chosen, chosen[-1:].expand(-len(chosen) % ROUNDED_TO)])
             for pixels in chosen.split(SAMPLED_TOGETHER['cuda' if heavy.is_cuda else 'cpu']):
                 x = projected.index_select(0, sources.index_select(0, pixels))
                 x = mlp(torch.addmm(x, positions.index_select(0, pixels).to(x), weight.to(x)))
