@@ -34,7 +34,8 @@ def draw_difficulty_map(image: np.ndarray, class_map: np.ndarray, num_classes: i
     edges[:, 1:] |= full[:, 1:] != full[:, :-1]
     tinted[edges] = 255
 
-    shares = np.bincount(class_map.ravel(), minlength=num_classes) / class_map.size
+    # bincount would make 64-bit numbers of them all
+    shares = [np.count_nonzero(class_map == i) / class_map.size for i in range(num_classes)]
     row, box, width = 26, 16, 190
     columns = max(1, image.shape[1] // width)
     rows = -(-num_classes // columns)
