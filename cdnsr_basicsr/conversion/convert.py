@@ -96,7 +96,8 @@ def recognise(path: str, family: str = 'auto', upscale: Optional[int] = None) ->
         if family in ('auto', name):
             try:
                 found = candidate.recognise(content if candidate.whole else state, upscale or 4)
-            except (KeyError, ValueError, IndexError, RuntimeError) as error:  # weights of an incomplete network
+            # of an incomplete network or a strange description
+            except (KeyError, ValueError, IndexError, TypeError, AttributeError, RuntimeError) as error:
                 raise OptionError(path, f'looks like {name}, but {one_line(error)}') from error
             if found is not None:
                 return name, found
