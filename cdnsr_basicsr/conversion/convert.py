@@ -30,13 +30,20 @@ class Family(NamedTuple):
 
 # in this order tried; ClassSR's files look like CDNSR's, ARM-Net's like those of single branches
 FAMILIES = {
-    'pcsr': Family(lambda content, upscale: pcsr.recognise(content), 'PCSR', whole=True),
-    'cdnsr': Family(lambda state, upscale: classsr.cdnsr(state), 'CDNSR, and single branches'),
-    'classsr': Family(lambda state, upscale: classsr.classsr(state), 'ClassSR, and single branches'),
-    'arm': Family(lambda state, upscale: classsr.arm(state), 'ARM-Net'),
-    'carn': Family(carn, 'CARN-pytorch'),
-    'etds': Family(lambda state, upscale: etds.recognise(state), 'ETDS, and its ECBSR and ABPN'),
-    'fsrcnn': Family(fsrcnn, 'FSRCNN-pytorch, ETDS'),
+    'pcsr':
+    Family(lambda content, upscale: pcsr.recognise(content), 'PCSR', whole=True),
+    'cdnsr':
+    Family(lambda state, upscale: classsr.cdnsr(state), 'CDNSR, and single branches'),
+    'classsr':
+    Family(lambda state, upscale: classsr.classsr(state), 'ClassSR, and single branches'),
+    'arm':
+    Family(lambda state, upscale: classsr.arm(state), 'ARM-Net'),
+    'carn':
+    Family(carn, 'CARN-pytorch'),
+    **dict.fromkeys(('etds', 'ecbsr', 'abpn'),
+                    Family(lambda state, upscale: etds.recognise(state), 'ETDS, and its ECBSR and ABPN')),
+    'fsrcnn':
+    Family(fsrcnn, 'FSRCNN-pytorch, ETDS'),
 }
 
 
@@ -98,11 +105,13 @@ def recognise(path: str, family: str = 'auto', upscale: Optional[int] = None) ->
                 found = candidate.recognise(content if candidate.whole else state, upscale or 4)
             # of an incomplete network or a strange description
             except (KeyError, ValueError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-                raise OptionError(path, f'looks like {name}, but {one_line(error)}') from error
+                reason = f'has no {error}' if isinstance(error, KeyError) else one_line(error)
+                raise OptionError(path, f'looks like {name}, but {reason}') from error
             if found is not None:
                 return name, found
-    known = f'is not of family {family}' if family != 'auto' else 'is of no known family; known are ' + '; '.join(
-        f'{name} ({known.projects})' for name, known in FAMILIES.items())
+    projects = dict.fromkeys(known.projects for known in FAMILIES.values())
+    known = f'is not of family {family}' if family != 'auto' else (
+        f'is of no known family; known are {", ".join(FAMILIES)}: files of {"; ".join(projects)}')
     raise OptionError(path, f'{known}. First keys: {", ".join(list(state)[:5])}')
 
 

@@ -185,7 +185,7 @@ def test_an_own_checkpoint_changes_its_format_only(write, tmp_path):
 @pytest.mark.parametrize('content, kwargs, message', [
     ({'a': torch.zeros(1), 'b': torch.zeros(1)}, {}, r'of no known family; known are .*cdnsr.*First keys: a, b'),
     ({'a.weight': torch.zeros(1)}, {'family': 'carn'}, 'is not of family carn. First keys: a.weight'),
-    ({'a.weight': torch.zeros(1)}, {'family': 'vgg'}, '--from vgg: accepted: auto, arm, carn'),
+    ({'a.weight': torch.zeros(1)}, {'family': 'vgg'}, '--from vgg: accepted: auto, abpn, arm, carn'),
     ({}, {}, 'holds no dict of weights, but nothing'),
     ({'epoch': 3, 'arch': 'x'}, {}, 'holds no dict of weights, but epoch, arch'),
     ([1, 2], {}, 'expected a dict of weights, but got list'),
