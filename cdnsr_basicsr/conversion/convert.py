@@ -33,9 +33,9 @@ FAMILIES = {
     'pcsr':
     Family(lambda content, upscale: pcsr.recognise(content), 'PCSR', whole=True),
     'cdnsr':
-    Family(lambda state, upscale: classsr.cdnsr(state), 'CDNSR, and single branches'),
+    Family(lambda state, upscale: classsr.cdnsr(state), 'CDNSR, or a branch of CDNSR, ClassSR or ARM-Net'),
     'classsr':
-    Family(lambda state, upscale: classsr.classsr(state), 'ClassSR, and single branches'),
+    Family(lambda state, upscale: classsr.classsr(state), 'ClassSR, or a branch of it'),
     'arm':
     Family(lambda state, upscale: classsr.arm(state), 'ARM-Net'),
     'carn':
@@ -146,6 +146,8 @@ def convert(path: str,
     if num_feat and num_feat != block.get('num_feat'):
         if classsr.arm(state_of(path)) is None:
             raise OptionError(path, 'has one width; only the first channels of an ARM-Net are networks of their own')
+        if num_feat > block['num_feat']:
+            raise OptionError(path, f"has no branch of width {num_feat}; the widest is {block['num_feat']}")
         block = dict(block, num_feat=num_feat)
         try:
             state = slice_to(state, build_network(block))

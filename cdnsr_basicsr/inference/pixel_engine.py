@@ -10,6 +10,7 @@ from typing import Iterator, NamedTuple, Optional, Sequence, Union
 from .engine import PRECISIONS, RoutedUpscaler, Rows, TensorRows, deployed, same_weights, saving_memory, weights_of
 from .tiling import LEAST_SIZE, fit
 
+MAX_SCALE = 64
 STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together; more only if one row of tiles has more
 BAND_PIXELS = {'cpu': 2**17, 'cuda': 2**22}  # of the result, that are computed together
 MAX_TILES = {'cpu': 1, 'cuda': 16}
@@ -131,8 +132,8 @@ class PixelUpscaler:
             raise ValueError(f'{type(net).__name__} takes a budget in MACs only, no time')
         self.net, self.budget, self.dtype = net, budget, PRECISIONS[precision]
         self.scale = net.upscale if scale is None else scale
-        if not self.scale >= 1:
-            raise ValueError(f'expected a scale of at least 1, but got {scale:g}')
+        if not 1 <= self.scale <= MAX_SCALE:
+            raise ValueError(f'expected a scale from 1 to {MAX_SCALE}, but got {scale:g}')
         self.channels = net.num_in_ch
         self.num_classes = len(net.samplers)
         self.routed = self.num_classes > 1

@@ -67,7 +67,8 @@ def test_upscale_with_budget_map_and_scale(model, tmp_path, capsys, scale, shape
     assert float(text.split('cost ')[1].split()[0]) == pytest.approx(0.9, abs=0.001)
 
 
-@pytest.mark.parametrize('arguments,words', [(['--scale', '0.5'], 'scale of at least 1'),
+@pytest.mark.parametrize('arguments,words', [(['--scale', '0.5'], 'scale from 1 to 64, but got 0.5'),
+                                             (['--scale', '1e9'], 'scale from 1 to 64, but got 1e+09'),
                                              (['--target-ms', '9'], 'budget in MACs only'),
                                              (['--scale', '-1'], 'above 0')])
 def test_what_is_refused(model, tmp_path, capsys, arguments, words):

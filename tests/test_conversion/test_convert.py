@@ -111,6 +111,13 @@ def test_a_branch_of_arm_net(shared, num_feat):
         torch.testing.assert_close(converted.net(golden['input']), golden['outputs'][num_feat], atol=1e-5, rtol=0)
 
 
+def test_an_arm_net_has_branches_up_to_its_width(shared):
+    with pytest.raises(OptionError, match='no branch of width 90; the widest is 64'):
+        convert(shared('weights/arm-carn.pth'), num_feat=90)
+    with pytest.raises(OptionError, match='no branch of width 37'):
+        convert(shared('weights/arm-carn.pth'), num_feat=37)
+
+
 @pytest.mark.parametrize('family, mixture', [('auto', 'gumbel'), ('cdnsr', 'gumbel'), ('classsr', 'softmax')])
 @pytest.mark.parametrize('backbone', ['carn', 'fsrcnn', 'srresnet'])
 def test_a_whole_network(shared, write, backbone, family, mixture):
