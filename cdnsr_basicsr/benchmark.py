@@ -383,6 +383,8 @@ def benchmark(models: Sequence[str],
     if len(set(scales.values())) != 1:
         raise OptionError('-m', f'all models must have one scale, but have {sorted(set(scales.values()))}')
     scale = next(iter(scales.values()))
+    if scale != int(scale):
+        raise OptionError('-m', f'only networks of whole scales can be compared, but x{scale} was given')
     rows = [
         row for model in routed for row in rows_of(model, routed[model], precisions, budgets, backends, pixels[model])
     ]
@@ -397,7 +399,7 @@ def benchmark(models: Sequence[str],
         # each would hold its share
         apart = (False, True) if device == 'cpu' else (True, )
         keys = [(model, tuned, 'torch') for model in routed for tuned in apart]
-        keys += [(model, True, backend) for model in routed for backend in backends]
+        keys += [(row.model, True, row.backend) for row in rows if row.tuned]
         asks = {key: stack.enter_context(worker(settings, *key)) for key in dict.fromkeys(keys)}
         described = {key: ask() for key, ask in asks.items()}
         bar = stack.enter_context(

@@ -40,7 +40,7 @@ def read_safetensors(path: str) -> dict:
             metadata = file.metadata() or {}
             content: dict = {key: json.loads(metadata[key]) for key in ABOUT if key in metadata}
             content['params'] = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise OptionError(path, f'not a readable .safetensors file: {one_line(error)}') from error
     return content
 
@@ -105,7 +105,7 @@ def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Modu
         raise OptionError(path, f"expected 'params' or 'params_ema', but found {', '.join(list(content)[:5])}")
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise OptionError(path, 'holds no weights: expected a dict of tensors')
-    weights = {key[7:] if key.startswith('module.') else key: value for key, value in weights.items()}
+    weights = {str(key)[7:] if str(key).startswith('module.') else str(key): value for key, value in weights.items()}
     return build(block, weights, opt_path or path, path)
 
 

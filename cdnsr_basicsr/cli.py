@@ -350,6 +350,7 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
     """The engine for the network and the settings that the arguments name."""
     from .calibration import read_calibration, speed_of
     from .export import in_backend, is_exported, load_exported
+    from .inference import default_patch_size
     from .inference import make_upscaler as make_engine
     backend, calibration = choose_backend(args), None
     patch_size, step = tile_of(args)
@@ -362,6 +363,8 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
         calibration = read_calibration(model, net)
     if calibration and (calibration.precision, calibration.patch_size) == (args.precision, patch_size or 64):
         kwargs['float32_branches'] = calibration.float32_branches
+    check_tile(patch_size or default_patch_size(net), step)
+    route_by(args, net, kwargs)
     if backend != 'torch' and not is_exported(args.model):
         net = in_backend(net, backend, model)
     try:
@@ -373,6 +376,22 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
     return upscaler
 
 
+def route_by(args: argparse.Namespace, net: Any, kwargs: dict) -> None:
+    """Routes pixels as the option file says, if there is one; a budget of the arguments comes first."""
+    from .inference.pixel_engine import is_pixel_routed
+    routing = read_options(args.opt).get('routing') if args.opt and is_pixel_routed(net) else None
+    if not routing:
+        return
+    check_keys(routing, ('k', 'adaptive', 'refinement', 'budget'), f'{args.opt}: routing')
+    for key in ('k', 'budget'):
+        if routing.get(key) is not None:
+            check_number(routing[key], f'{args.opt}: routing.{key}', float('-inf') if key == 'k' else 0)
+    net.k, net.adaptive = routing.get('k', 0), bool(routing.get('adaptive'))
+    net.refinement = routing.get('refinement', True)
+    if kwargs.get('budget') is None and kwargs.get('target_ms') is None:
+        kwargs['budget'] = routing.get('budget')
+
+
 def tile_of(args: argparse.Namespace) -> tuple[Optional[int], Optional[int]]:
     """Patch size and step: the arguments', else the option file's, else None, the engine's."""
     tile = (read_options(args.opt).get('tile') or {}) if args.opt else {}
@@ -381,7 +400,6 @@ def tile_of(args: argparse.Namespace) -> tuple[Optional[int], Optional[int]]:
         check_number(value, f'{args.opt}: tile.{key}', 1, integer=True)
     patch_size = args.patch_size or tile.get('patch_size')
     step = args.step or (tile.get('step') if args.patch_size is None else None)
-    check_tile(patch_size or 64, step)
     return patch_size, step
 
 
@@ -472,6 +490,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
     net = load_on_device(args)
     from .calibration import BUDGETS, calibrate, calibration_path, markdown
     patch_size, step = tile_of(args)
+    check_tile(patch_size or 64, step)
     table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size or 64, step,
                       args.limit)
     print(f'{markdown(table)}\nWrote {calibration_path(args.model)}.')
@@ -490,7 +509,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     load_plugins()
     from .benchmark import benchmark, markdown, write_report
     patch_size, step = args.patch_size, args.step
-    check_tile(patch_size or 64, step)
+    check_tile(patch_size or 128, step)
     if set(args.backends) - {'torch'}:
         if args.device not in (None, 'cpu'):
             raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')

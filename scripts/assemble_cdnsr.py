@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def branch_of(name):
     """Option block and network of a branch such as arm-carn.pth:36."""
     path, _, width = name.partition(':')
-    converted = convert(path, num_feat=int(width) if width else None)
+    converted = convert(path, 'arm', num_feat=int(width)) if width else convert(path)
     if converted.block.get('clip'):
         converted = made_plain(converted, path)  # branches are clipped after they have been blended
     return converted.block, converted.net
@@ -74,7 +74,11 @@ def main():
 
     blocks, branches = zip(*(branch_of(name) for name in args.branches))
     torch.manual_seed(0)
-    block = dict(type='CDNSR', upscale=4, branches=list(blocks), classifier=dict(type='PatchClassifier'))
+    scales = {branch.get('upscale') for branch in blocks}
+    if len(scales) != 1:
+        raise SystemExit(f'the branches differ in scale: {scales}')
+    scale = scales.pop()
+    block = dict(type='CDNSR', upscale=scale, branches=list(blocks), classifier=dict(type='PatchClassifier'))
     net = build_network(block).eval()
     net.branches = torch.nn.ModuleList(branches)
     if args.classifier:
@@ -87,10 +91,10 @@ def main():
         with torch.no_grad():
             net.classifier.fc.bias += bias
         print('shares: ' + ' / '.join(f'{100 * share:.1f}' for share in now.tolist()) + ' %')
-    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=4), args.output)
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=scale), args.output)
 
     opt = copy.deepcopy(read_options(str(ROOT / 'options' / 'train_cdnsr_carn.yml')))
-    opt.update(name=Path(args.output).stem, network_g=block)
+    opt.update(name=Path(args.output).stem, network_g=block, scale=scale)
     for block_, key in ((opt['path'], 'pretrain_network_branches'), (opt['datasets'], 'val'), (opt, 'val')):
         del block_[key]
     opt['path']['pretrain_network_g'] = args.output

@@ -87,8 +87,9 @@ class CARN_M(nn.Module):
         if num_feat % group != 0:
             raise ValueError(f'CARN_M: expected num_feat to be a multiple of group {group}, but got {num_feat}.')
         self.upscale = upscale
-        # a constant: the published code optimises it by mistake
-        self.register_buffer('mean', torch.tensor(rgb_mean).view(1, -1, 1, 1), persistent=False)
+        # a constant: the published code optimises it by mistake. Of three dimensions, because DistributedDataParallel
+        # cannot broadcast a single buffer that is channels last
+        self.register_buffer('mean', torch.tensor(rgb_mean).view(-1, 1, 1), persistent=False)
 
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         blocks = []

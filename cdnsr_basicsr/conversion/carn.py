@@ -24,4 +24,5 @@ def carn(state: State, upscale: int = 4) -> Optional[Found]:
     found = carn_m(rename(state, NAMES))
     return found and found._replace(
         notes=(*found.notes,
-               *([f'the upsampling part of x{upscale} of x{scales} was taken'] if len(scales) > 1 else [])))
+               *([f'of the upsampling parts x{", x".join(map(str, scales))} that of x{upscale} was taken']
+                 if len(scales) > 1 else [])))

@@ -112,6 +112,10 @@ def whole(state: State) -> Optional[Found]:
         branches.append(found)
     if len(branches) < 2:
         return None
+    parts = ('classifier.', *(f'net{i + 1}.' for i in range(len(branches))))
+    others = [key for key in state if not key.startswith(parts)]
+    if others:
+        raise ValueError(f'{others[0]} belongs neither to the classifier nor to one of the branches')
     classifier = rename(part_of(state, 'classifier.'), CLASSIFIER)
     renamed = {f'classifier.{key}': value for key, value in classifier.items()}
     for i, found in enumerate(branches):

@@ -84,7 +84,7 @@ def unwrapped(content: dict) -> dict:
     for key in ('params_ema', 'params', 'state_dict', 'model', 'sd'):
         if isinstance(content.get(key), dict):
             return unwrapped(content[key])
-    return {key[7:] if str(key).startswith('module.') else key: value for key, value in content.items()}
+    return {str(key)[7:] if str(key).startswith('module.') else str(key): value for key, value in content.items()}
 
 
 def recognise(path: str, family: str = 'auto', upscale: Optional[int] = None) -> tuple[str, Found]:
@@ -135,8 +135,8 @@ def convert(path: str,
     if family not in ('auto', *FAMILIES):
         raise OptionError(f'--from {family}', f'accepted: auto, {", ".join(sorted(FAMILIES))}')
     if opt_path or family == 'auto' and 'network_g' in load_checkpoint(path):
-        if num_feat or upscale:
-            raise OptionError(path, 'says itself what network it is; a width or scale is for files that do not')
+        if num_feat or upscale or family != 'auto':
+            raise OptionError(path, 'is described already; a family, width or scale is for files that are not')
         net = load_network(path, opt_path)
         block = read_options(opt_path)['network_g'] if opt_path else load_checkpoint(path)['network_g']
         return Converted(net, plain(block), 'own', ())
@@ -144,8 +144,10 @@ def convert(path: str,
     if upscale and block['upscale'] != upscale:
         raise OptionError(path, f"is of scale x{block['upscale']}, not x{upscale}")
     if num_feat and num_feat != block.get('num_feat'):
-        if classsr.arm(state_of(path)) is None:
-            raise OptionError(path, 'has one width; only the first channels of an ARM-Net are networks of their own')
+        if name != 'arm':
+            raise OptionError(
+                path, 'has one width; only the first channels of an ARM-Net are networks of their own '
+                '(--from arm, if it is one)')
         if num_feat > block['num_feat']:
             raise OptionError(path, f"has no branch of width {num_feat}; the widest is {block['num_feat']}")
         block = dict(block, num_feat=num_feat)
@@ -195,6 +197,9 @@ def save(converted: Converted, path: str) -> None:
         OptionError: It does not load with the same weights.
     """
     state = converted.net.state_dict()
+    strange = [key for key, value in state.items() if value.isnan().any()]
+    if strange:
+        raise OptionError(path, f'is not written: {strange[0]} holds values that are no numbers')
     with replace_when_done(path) as temporary:
         save_checkpoint(dict(params=state, network_g=converted.block, scale=converted.scale), str(temporary))
         loaded = load_network(str(temporary)).state_dict()

@@ -1,5 +1,7 @@
 from .engine import RoutedUpscaler, Upscaled
-from .pixel_engine import PixelUpscaled, PixelUpscaler, make_upscaler
+from .pixel_engine import PixelUpscaled, PixelUpscaler, default_patch_size, make_upscaler
 from .tiling import Tiling
 
-__all__ = ['PixelUpscaled', 'PixelUpscaler', 'RoutedUpscaler', 'Tiling', 'Upscaled', 'make_upscaler']
+__all__ = [
+    'PixelUpscaled', 'PixelUpscaler', 'RoutedUpscaler', 'Tiling', 'Upscaled', 'default_patch_size', 'make_upscaler'
+]

@@ -6,7 +6,7 @@ import logging
 import time
 import torch
 from torch import nn
-from typing import Callable, Iterator, NamedTuple, Optional, Protocol, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Protocol, Sequence
 
 from ..complexity import count_macs
 from .budget import RoutingPath, predicted_quality
@@ -120,6 +120,13 @@ def same_weights(state: list, other: list) -> bool:
     """Whether two results of `weights_of` are of the same weights, unchanged."""
     return len(state) == len(other) and all(tensor is copied and version == then
                                             for (tensor, version), (copied, then) in zip(state, other))
+
+
+def fixed_algorithms() -> Any:
+    """Context without cuDNN's search for the fastest algorithm, which would begin anew for every size of tiles."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=False, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32)
 
 
 def probe(net: nn.Module, channels: int, size: int) -> Optional[torch.Tensor]:
@@ -295,10 +302,8 @@ class RoutedUpscaler:
     @torch.inference_mode()
     def _run(self, branch: int, tiles: torch.Tensor) -> torch.Tensor:
         """Runs a batch of tiles or blocks, of shape (b, c, h, w), through a branch."""
-        dtype, cudnn = self.dtypes[branch], torch.backends.cudnn
-        # without cuDNN's search for the fastest algorithm, which would begin anew for every size of tiles
-        flags = dict(benchmark=False, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32)
-        with cudnn.flags(enabled=cudnn.enabled, **flags):
+        dtype = self.dtypes[branch]
+        with fixed_algorithms():
             with torch.autocast(tiles.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
                 return self.branches[branch](tiles)
 

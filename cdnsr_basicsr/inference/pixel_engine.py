@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from typing import Iterator, NamedTuple, Optional, Sequence, Union
 
-from .engine import PRECISIONS, RoutedUpscaler, Rows, TensorRows, deployed, same_weights, saving_memory, weights_of
+from .engine import (PRECISIONS, RoutedUpscaler, Rows, TensorRows, deployed, fixed_algorithms, same_weights,
+                     saving_memory, weights_of)
 from .tiling import LEAST_SIZE, fit
 
 MAX_SCALE = 64
@@ -142,6 +143,7 @@ class PixelUpscaler:
         self.device = next(net.parameters()).device
         self.max_tiles = max_tiles or MAX_TILES['cuda' if self.device.type == 'cuda' else 'cpu']
         self.copied: Optional[list] = None
+        self.short_of_memory = False
         parts = ([net.classifier] if self.routed else []) + list(net.samplers)
         # of first layers per LR pixel, of the classifier per pixel of the result, and of each sampler per pixel
         self.lq_macs = sum(mlp.macs() - mlp.macs(first=False) for mlp in parts)
@@ -260,13 +262,15 @@ class PixelUpscaler:
             try:
                 tiles = torch.cat([lq[:, :, y:y + rows.size, x:x + columns.size] for y, x in corners])
                 half = self.dtype != torch.float32
-                with torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False):
+                with fixed_algorithms(), torch.autocast(
+                        self.device.type, self.dtype, enabled=half, cache_enabled=False):
                     outputs = self.fast.features(tiles.contiguous(memory_format=torch.channels_last))
             except torch.OutOfMemoryError:
                 if self.max_tiles == 1:
                     raise
                 tiles, self.max_tiles = None, self.max_tiles // 2
-                saving_memory()
+                saving_memory(say=not self.short_of_memory)
+                self.short_of_memory = True
                 continue
             if features is None:
                 features = outputs.new_empty(1, rows.bounds[following] - first, plan.size[1], outputs.shape[1])
@@ -295,7 +299,7 @@ class PixelUpscaler:
                 heavy = margin > self.net.threshold(margin.unsqueeze(0))[0]
             else:
                 light, dear = self.sampler_macs
-                left = self.budget * self.whole(lq_pixels, pixels) - self.spent(tiled, lq_pixels, [pixels, 0])
+                left = self._left(plan) * pixels / (plan.out_size[0] * width)
                 count = pixels if dear <= light else int(max(0, min(pixels, left / (dear - light))))
                 heavy = largest(margin.nan_to_num(), count)
             count = int(heavy.sum())
@@ -304,6 +308,12 @@ class PixelUpscaler:
         height, length = plan.size
         plan.cost += self.spent(tiled, lq_pixels, counts) / self.whole(height * length, plan.out_size[0] * width)
         return heavy
+
+    def _left(self, plan: PixelPlan) -> float:
+        """MACs that a budget leaves for heavy pixels, beyond what the whole image costs with light ones."""
+        lq_pixels, pixels = (height * width for height, width in (plan.size, plan.out_size))
+        tiled = len(plan.rows.starts) * len(plan.columns.starts) * plan.rows.size * plan.columns.size
+        return self.budget * self.whole(lq_pixels, pixels) - self.spent(tiled, lq_pixels, [pixels, 0])
 
     def spent(self, tiled: float, lq_pixels: float, counts: Sequence[float]) -> float:
         """MACs, given the LR pixels of the tiles, those of the image, and the pixels by each sampler."""
@@ -337,6 +347,11 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
     return chosen.view_as(values)
 
 
+def default_patch_size(net: nn.Module) -> int:
+    """Largest side of a tile, in LR pixels, that a network's engine takes if none is given."""
+    return 128 if is_pixel_routed(net) else 64
+
+
 def make_upscaler(net: nn.Module,
                   patch_size: Optional[int] = None,
                   step: Optional[int] = None,
@@ -351,6 +366,8 @@ def make_upscaler(net: nn.Module,
     if is_pixel_routed(net):
         kwargs.pop('float32_branches', None)
         return PixelUpscaler(net, step=step, **kwargs)
-    if kwargs.pop('scale', None) not in (None, getattr(net, 'upscale', None)):
-        raise ValueError(f'{type(net).__name__} has a fixed scale; only PCSR networks have others')
-    return RoutedUpscaler(net, step=step, **kwargs)
+    scale = kwargs.pop('scale', None)
+    upscaler = RoutedUpscaler(net, step=step, **kwargs)
+    if scale not in (None, upscaler.scale):
+        raise ValueError(f'{type(net).__name__} has a fixed scale, {upscaler.scale}; only PCSR networks have others')
+    return upscaler

@@ -87,7 +87,9 @@ class PCSRModel(SelfDescribing, SRModel):
         net, routing, tile = self._tested_net(), self.opt.get('routing') or {}, self.opt.get('tile') or {}
         net.k, net.adaptive = routing.get('k', 0), routing.get('adaptive', False)
         net.refinement = routing.get('refinement', True)
-        upscaled = PixelUpscaler(net, **tile, budget=routing.get('budget')).upscale(self.lq)
+        if getattr(self, 'upscaler', None) is None or self.upscaler.net is not net:
+            self.upscaler = PixelUpscaler(net, **tile, budget=routing.get('budget'))
+        upscaled = self.upscaler.upscale(self.lq)
         self.output = upscaled.image
         if hasattr(self, 'routing_stats'):
             self._record(upscaled)
@@ -95,6 +97,8 @@ class PCSRModel(SelfDescribing, SRModel):
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
         dataset_name = dataloader.dataset.opt['name']
         self.validated = (dataset_name, current_iter)
+        if getattr(self, 'upscaler', None) is not None:
+            self.upscaler.refresh()  # fused optimizers leave the versions of the weights alone
         self.routing_stats = dict(counts=[0] * len(self._tested_net().samplers), cost=0., pixels=0)
         super(PCSRModel, self).nondist_validation(dataloader, current_iter, tb_logger, save_img)
         self._log_routing(tb_logger)

@@ -107,7 +107,7 @@ def test_mistakes(folder, capsys):
         (['etds.pth', '-o', 'fsrcnn.pth'], 'fsrcnn.pth: is there already; --overwrite replaces it'),
         (['etds.pth', '-o', 'x.pth', '--clip'], '--clip: goes with --plain'),
         (['etds.pth', '-o', 'x.pth', '--from', 'esrgan'], '--from esrgan: accepted: auto, abpn, arm, carn'),
-        (['etds.pth', '-o', 'x.pth', '--scale', '3'], 'says itself what network it is'),
+        (['etds.pth', '-o', 'x.pth', '--scale', '3'], 'is described already'),
         (['fsrcnn.pth', '-o', 'x.pth', '--plain'], 'FSRCNN cannot be made plain; accepted: ETDS, ECBSR, PlainConvSR'),
         (['routed.pth', '-o', 'x.pth', '--plain', '--clip'], 'branches are clipped after they have been blended'),
         (['bare.pth', '-o', 'x.pth'], 'of no known family'),

@@ -2,12 +2,15 @@
 import copy
 import csv
 import cv2
+import importlib.util
 import pytest
 import torch
+import yaml
+from pathlib import Path
 
 from basicsr.archs import build_network
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
+from cdnsr_basicsr.checkpoint import load_checkpoint, load_network, save_checkpoint
 from cdnsr_basicsr.evaluation import quality, read_pairs, to_image, to_tensor
 from tests.conftest import fsrcnn
 from tests.test_archs.test_pcsr import pcsr, routed
@@ -96,6 +99,8 @@ def test_benchmark_measures_pixels_beside_other_networks(model, tmp_path):
     block, path = fsrcnn(4), str(tmp_path / 'other.pth')
     save_checkpoint(dict(params=build_network(block).state_dict(), network_g=block, scale=4), path)
     arguments = ['-m', model, path, '--data', str(tmp_path / 'hr'), '--repeat', '1', '--budgets', '0.8']
+    backends = [name for name in ('torch', 'onnxruntime') if importlib.util.find_spec(name)]  # pixels are torch's
+    arguments += ['--backends', *(backends if importlib.util.find_spec('onnx') else ['torch'])]
     assert cli.main(['benchmark', *arguments, '-o', str(tmp_path / 'out')]) == 0
     with open(tmp_path / 'out/benchmark.csv') as file:
         rows = {(row['model'], row['method']): row for row in csv.DictReader(file)}
@@ -113,3 +118,21 @@ def test_benchmark_measures_pixels_beside_other_networks(model, tmp_path):
     assert int(shares[1]) == pytest.approx(100 * float(routing.heavy.float().mean()), abs=1)
     whole = net.backbone_macs / 16 + 12 * 6 / 16 + 2 * 6 * 6 + 6 * 3
     assert float(rows['net', 'routed, budget 0.8']['kMACs/pixel']) == pytest.approx(0.8 * whole / 1000, abs=0.006)
+
+
+def test_an_option_file_says_how_pixels_are_routed(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('a.png', photograph(40, 50, 0))
+    block = load_checkpoint(model)['network_g']
+
+    def shares(routing, *arguments):
+        Path('opt.yml').write_text(yaml.safe_dump(dict(network_g=block, routing=routing)))
+        assert cli.main(['upscale', '-m', model, '-opt', 'opt.yml', '-i', 'a.png', '-o', 'out', '--overwrite',
+                         *arguments]) == 0  # yapf: disable
+        return capsys.readouterr().out.split('class 0 to 1: ')[1].split(' %')[0]
+
+    assert shares(dict(k=-1000)) == '0 / 100' and shares(dict(k=1000)) == '100 / 0'
+    assert shares(dict(budget=9)) == '0 / 100' and shares(dict(budget=9), '--budget', '0.01') == '100 / 0'
+    assert cli.main(['upscale', '-m', model, '-opt', 'opt.yml', '-i', 'a.png', '-o', 'x', '--step', '200']) == 2
+    assert '--patch-size 128 --step 200' in one_line(capsys)
+    assert shares(None, '--step', '100')  # of PCSR's tiles of 128

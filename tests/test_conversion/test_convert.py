@@ -116,6 +116,27 @@ def test_an_arm_net_has_branches_up_to_its_width(shared):
         convert(shared('weights/arm-carn.pth'), num_feat=90)
     with pytest.raises(OptionError, match='no branch of width 37'):
         convert(shared('weights/arm-carn.pth'), num_feat=37)
+    with pytest.raises(OptionError, match='--from arm, if it is one'):  # names alone do not tell ARM-Net's FSRCNN
+        convert(shared('weights/arm-fsrcnn.pth'), num_feat=36)
+    assert convert(shared('weights/arm-fsrcnn.pth'), 'arm', num_feat=36).block['num_feat'] == 36
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('mask.weight', torch.zeros(2), 'mask.weight belongs neither to the classifier nor to one of the branches'),
+    ('net5.entry.weight', torch.zeros(2), 'net5.entry.weight belongs neither'),
+])
+def test_no_weight_is_left_out_silently(shared, write, key, value, message):
+    state = torch.load(shared('golden/cdnsr_fsrcnn.pth'), weights_only=True)['state_dict']
+    with pytest.raises(OptionError, match=message):
+        convert(write(dict(state, **{key: value})))
+
+
+def test_weights_that_are_no_numbers_are_not_written(write, tmp_path):
+    _, state = carn_of_classsr()
+    state['entry.bias'][0] = float('nan')
+    with pytest.raises(OptionError, match='is not written: conv_first.bias holds values that are no numbers'):
+        save(convert(write(state)), str(tmp_path / 'x.pth'))
+    assert not (tmp_path / 'x.pth').exists()
 
 
 @pytest.mark.parametrize('family, mixture', [('auto', 'gumbel'), ('cdnsr', 'gumbel'), ('classsr', 'softmax')])

@@ -163,7 +163,7 @@ def test_one_function_knows_which_engine_a_network_gets(net):
     assert isinstance(make_upscaler(other, None, None, scale=4), RoutedUpscaler)
     with pytest.raises(ValueError, match='fixed scale'):
         make_upscaler(other, scale=2.5)
-    with pytest.raises(ValueError, match='at least 1'):
+    with pytest.raises(ValueError, match='scale from 1 to 64'):
         make_upscaler(net, scale=0.9)
     for wrong in (dict(target_ms=3), dict(cost='latency', budget=1)):
         with pytest.raises(ValueError, match='budget in MACs only'):
@@ -204,3 +204,18 @@ def test_files_of_any_channels_at_a_fractional_scale(net, tmp_path, channels, mo
     image = tifffile.imread(tmp_path / 'out' / 'a.tif')
     assert image.shape == (82, 52, channels)[:3 if channels > 1 else 2]
     assert cv2.imread(str(tmp_path / 'out' / 'a_map.png')) is not None
+
+
+@pytest.mark.parametrize('size', [(61, 47), (33, 150), (90, 20)])
+def test_a_budget_is_kept_over_strips_of_different_cost(net, monkeypatch, size):
+    """The last strip has more halo for its pixels than the others: what it lacks must not be spent by them."""
+    monkeypatch.setattr(pixel_engine, 'STRIP_PIXELS', 700)
+    lq = photograph(*size)
+    floor, most = (PixelUpscaler(net, 30, 18, budget=budget).upscale(lq).cost for budget in (0, 99))
+    assert len(PixelUpscaler(net, 30, 18).plan(TensorRows(lq)).rows.starts) > 1
+    costs = []
+    for share in (0, 0.01, 0.05, 0.3, 0.8, 1):
+        budget = floor + share * (most - floor)
+        costs.append(PixelUpscaler(net, 30, 18, budget=budget).upscale(lq).cost)
+        assert budget - 0.01 * (most - floor) <= costs[-1] <= budget + 1e-9
+    assert costs == sorted(costs)

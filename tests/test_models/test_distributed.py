@@ -11,6 +11,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from basicsr.models import build_model
+from tests.conftest import carn
 from tests.test_archs.test_cdnsr import spread
 from tests.test_models.test_cdnsr_model import Images, batch
 
@@ -106,6 +107,27 @@ def train(model):
             for name, net in nets.items()
         },
         'weight': model.losses['average'].loss_weight,
+        'drawn': lq.sum().item()
+    }
+
+
+def test_two_processes_train_mixed_branches(opt, tmp_path):
+    """A single CARN_M: DistributedDataParallel broadcasts its mean, alone."""
+    etds = {'type': 'ETDS', 'num_feat': 6, 'num_block': 1}
+    opt['network_g']['branches'] = [etds, dict(etds, num_feat=8), carn()]
+    first, second = two_processes(opt, tmp_path, sums)
+    assert first['sums'] == second['sums'] and first['drawn'] != second['drawn']
+
+
+def sums(model):
+    """Sums of the weights after some steps on other data in each process."""
+    for i in range(1, 4):
+        data = batch(2)
+        lq = torch.rand_like(data['lq'])
+        model.feed_data(dict(data, lq=lq))
+        model.optimize_parameters(i)
+    return {
+        'sums': [param.double().sum().item() for param in model.get_bare_model(model.net_g).parameters()],
         'drawn': lq.sum().item()
     }
 

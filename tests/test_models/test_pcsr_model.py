@@ -12,8 +12,8 @@ from cdnsr_basicsr.models import PCSRModel
 from cdnsr_basicsr.options import OptionError
 from tests.conftest import fsrcnn
 from tests.test_archs.test_pcsr import pcsr
-from tests.test_models.test_cdnsr_model import Images, batch, make, step
-from tests.test_models.test_distributed import two_processes
+from tests.test_models.test_cdnsr_model import Images, make, step
+from tests.test_models.test_distributed import sums, two_processes
 
 
 @pytest.fixture
@@ -182,21 +182,11 @@ def test_mistakes_are_refused_in_one_line(opt, change, words):
     assert '\n' not in str(error.value)
 
 
-def test_two_processes_train_one_network(opt, tmp_path):
-    for phase in (0, 1):
+@pytest.mark.parametrize('backbone', ['FSRCNN', 'CARN_M'])
+def test_two_processes_train_one_network(opt, tmp_path, backbone):
+    # CARN_M has a buffer, the mean, and DistributedDataParallel broadcasts buffers
+    opt['network_g']['backbone'] = {'type': backbone, 'num_feat': 4}
+    for phase in (0, 1) if backbone == 'FSRCNN' else (0, ):
         opt['train'].update(phase=phase, average_opt=dict(type='AverageLoss') if phase else None)
         first, second = two_processes(opt, tmp_path, sums)
         assert first['sums'] == second['sums'] and first['drawn'] != second['drawn']
-
-
-def sums(model):
-    """Sums of the weights after some steps on other data in each process."""
-    for i in range(1, 4):
-        data = batch(2)
-        lq = torch.rand_like(data['lq'])
-        model.feed_data(dict(data, lq=lq))
-        model.optimize_parameters(i)
-    return {
-        'sums': [param.double().sum().item() for param in model.get_bare_model(model.net_g).parameters()],
-        'drawn': lq.sum().item()
-    }
