@@ -40,6 +40,29 @@ KEYS = {
 }
 
 
+def check_blocks(opt, arch, keys):
+    """Refuses another network than the model's, another scale than the network's, and unknown keys.
+
+    Args:
+        opt (dict): Content of the option file.
+        arch (str): Type of the network; its model is called <arch>Model.
+        keys (dict[str, tuple[str]]): Accepted keys of each block, and of the 'option file' itself.
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
+    net_opt = opt.get('network_g', {})
+    if net_opt.get('type') != arch:
+        raise OptionError('network_g.type', f"{arch}Model needs type {arch}, but got {net_opt.get('type')!r}")
+    upscale = net_opt.get('upscale', 4)
+    if opt.get('scale') != upscale:
+        raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
+    check_keys(opt, keys['option file'], 'option file')
+    for name, accepted in keys.items():
+        if opt.get(name):
+            check_keys(opt[name], accepted, name)
+
+
 def check_options(opt, is_train):
     """Refuses what CDNSRModel cannot use, by name.
 
@@ -50,9 +73,8 @@ def check_options(opt, is_train):
     Raises:
         OptionError: For the first mistake found.
     """
-    net_opt = opt.get('network_g', {})
-    if net_opt.get('type') != 'CDNSR':
-        raise OptionError('network_g.type', f"CDNSRModel needs type CDNSR, but got {net_opt.get('type')!r}")
+    check_blocks(opt, 'CDNSR', KEYS)
+    net_opt = opt['network_g']
     branches, upscale = net_opt['branches'], net_opt.get('upscale', 4)
     if not isinstance(branches, list) or not 2 <= len(branches) <= 5:
         raise OptionError('network_g.branches', f'expected a list of 2 to 5 branches, but got {branches!r}')
@@ -62,13 +84,6 @@ def check_options(opt, is_train):
         if branch.get('upscale', upscale) != upscale:
             raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
     check_choice(net_opt.get('mixture', 'gumbel'), 'network_g.mixture', ['gumbel', 'softmax'])
-    if opt.get('scale') != upscale:
-        raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
-
-    check_keys(opt, KEYS['option file'], 'option file')
-    for name in ('tile', 'path', 'train', 'val'):
-        if opt.get(name):
-            check_keys(opt[name], KEYS[name], name)
     tile = opt.get('tile') or {}
     patch_size = tile.get('patch_size', 64)
     check_number(patch_size, 'tile.patch_size', 1, integer=True)

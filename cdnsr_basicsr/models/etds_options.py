@@ -1,6 +1,6 @@
 """What an option file for ETDSModel may hold."""
-from ..options import OptionError, check_keys, check_number
-from .cdnsr_options import check_loss_block
+from ..options import OptionError, check_number
+from .cdnsr_options import check_blocks, check_loss_block
 
 # what ETDSModel and BasicSR's pipelines read, block by block
 KEYS = {
@@ -24,15 +24,7 @@ def check_options(opt, is_train):
     Raises:
         OptionError: For the first mistake found.
     """
-    net_opt = opt.get('network_g', {})
-    if net_opt.get('type') != 'ETDS':
-        raise OptionError('network_g.type', f"ETDSModel needs type ETDS, but got {net_opt.get('type')!r}")
-    if opt.get('scale') != net_opt.get('upscale', 4):
-        raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {net_opt.get('upscale', 4)!r}")
-    check_keys(opt, KEYS['option file'], 'option file')
-    for name in ('path', 'train', 'val'):
-        if opt.get(name):
-            check_keys(opt[name], KEYS[name], name)
+    check_blocks(opt, 'ETDS', KEYS)
     if is_train:
         train_opt = opt['train']
         if not train_opt.get('pixel_opt'):

@@ -1,5 +1,6 @@
 """What an option file for PCSRModel may hold."""
-from ..options import OptionError, check_choice, check_keys, check_number
+from ..options import OptionError, check_choice, check_number
+from .cdnsr_options import check_blocks
 
 # what PCSRModel and BasicSR's pipelines read, block by block
 KEYS = {
@@ -25,12 +26,9 @@ def check_options(opt, is_train):
     Raises:
         OptionError: For the first mistake found.
     """
-    net_opt = opt.get('network_g', {})
-    if net_opt.get('type') != 'PCSR':
-        raise OptionError('network_g.type', f"PCSRModel needs type PCSR, but got {net_opt.get('type')!r}")
+    check_blocks(opt, 'PCSR', KEYS)
+    net_opt = opt['network_g']
     check_number(net_opt.get('upscale', 4), 'network_g.upscale', 1)
-    if opt.get('scale') != net_opt.get('upscale', 4):
-        raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {net_opt.get('upscale', 4)!r}")
     check_choice(net_opt.get('phase', 1), 'network_g.phase', [0, 1])
     for name in ('light', 'heavy', 'classifier'):
         widths = net_opt.get(name, [])
@@ -39,10 +37,6 @@ def check_options(opt, is_train):
         for width in widths:
             check_number(width, f'network_g.{name}', 1, integer=True)
 
-    check_keys(opt, KEYS['option file'], 'option file')
-    for name in ('routing', 'tile', 'path', 'train', 'val'):
-        if opt.get(name):
-            check_keys(opt[name], KEYS[name], name)
     tile, routing = opt.get('tile') or {}, opt.get('routing') or {}
     patch_size = tile.get('patch_size', 128)
     check_number(patch_size, 'tile.patch_size', 8, integer=True)
