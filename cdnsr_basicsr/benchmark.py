@@ -376,7 +376,7 @@ def benchmark(models: Sequence[str],
     for model in dict.fromkeys(models):
         net = load(model)
         try:
-            scales[model] = make_upscaler(net, 16).scale
+            scales[model] = make_upscaler(net, patch_size, step).scale
             routed[model], pixels[model] = is_routed(net), is_pixel_routed(net)
         except ValueError as error:
             raise OptionError(model, str(error)) from error

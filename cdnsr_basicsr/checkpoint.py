@@ -77,12 +77,20 @@ def load_checkpoint(path: str) -> dict:
 
 
 def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Module:
+    """The network of a checkpoint alone; see `load_described`."""
+    return load_described(path, opt_path)[0]
+
+
+def load_described(path: Optional[str], opt_path: Optional[str] = None) -> tuple[nn.Module, dict]:
     """Builds a network in evaluation mode from a checkpoint, with its EMA weights if there are any.
 
     Args:
-        path: Checkpoint (.pth). Default: path.pretrain_network_g of the option file.
+        path: Checkpoint. Default: path.pretrain_network_g of the option file.
         opt_path: Option file whose network_g describes it; needed for files without a description of their own,
             such as those of BasicSR's SRModel.
+
+    Returns:
+        The network and its option block.
 
     Raises:
         OptionError: The file cannot be read, says nothing about its network, or holds weights of another one.
@@ -106,7 +114,7 @@ def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Modu
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise OptionError(path, 'holds no weights: expected a dict of tensors')
     weights = {str(key)[7:] if str(key).startswith('module.') else str(key): value for key, value in weights.items()}
-    return build(block, weights, opt_path or path, path)
+    return build(block, weights, opt_path or path, path), plain(block)
 
 
 def build(block: Any, weights: dict[str, torch.Tensor], described_by: str, path: str) -> nn.Module:

@@ -9,7 +9,8 @@ from typing import Any, NoReturn, Optional, Sequence
 
 from . import __version__, load_plugins
 from .memory import keep_freed_memory
-from .options import OptionError, apply_force_yml, check_keys, check_number, check_options, one_line, read_options
+from .options import (OptionError, apply_force_yml, check_keys, check_number, check_options, check_routing, one_line,
+                      read_options)
 
 
 class Parser(argparse.ArgumentParser):
@@ -378,16 +379,12 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
 
 def route_by(args: argparse.Namespace, net: Any, kwargs: dict) -> None:
     """Routes pixels as the option file says, if there is one; a budget of the arguments comes first."""
-    from .inference.pixel_engine import is_pixel_routed
+    from .inference.pixel_engine import is_pixel_routed, route
     routing = read_options(args.opt).get('routing') if args.opt and is_pixel_routed(net) else None
     if not routing:
         return
-    check_keys(routing, ('k', 'adaptive', 'refinement', 'budget'), f'{args.opt}: routing')
-    for key in ('k', 'budget'):
-        if routing.get(key) is not None:
-            check_number(routing[key], f'{args.opt}: routing.{key}', float('-inf') if key == 'k' else 0)
-    net.k, net.adaptive = routing.get('k', 0), bool(routing.get('adaptive'))
-    net.refinement = routing.get('refinement', True)
+    check_routing(routing, f'{args.opt}: routing')
+    route(net, routing)
     if kwargs.get('budget') is None and kwargs.get('target_ms') is None:
         kwargs['budget'] = routing.get('budget')
 
@@ -420,11 +417,10 @@ def parse_shard(text: Optional[str]) -> tuple[int, int]:
 
 def run_export(args: argparse.Namespace) -> int:
     load_plugins()
-    from .checkpoint import load_checkpoint, load_network, plain
+    from .checkpoint import load_described
     from .export import export_to_folder
-    net = load_network(args.model, args.opt)
-    block = (read_options(args.opt) if args.opt else load_checkpoint(args.model))['network_g']
-    about = dict(source=os.path.basename(args.model), network_g=plain(block), written_by=f'cdnsr_basicsr {__version__}')
+    net, block = load_described(args.model, args.opt)
+    about = dict(source=os.path.basename(args.model), network_g=block, written_by=f'cdnsr_basicsr {__version__}')
     off = export_to_folder(net, args.model, args.output, about, args.overwrite)
     said = ', '.join(f'{backend} {levels:.1g}' for backend, levels in off.items())
     print(f'Wrote {args.output}. Largest difference from torch, in grey levels of 255: {said}.')

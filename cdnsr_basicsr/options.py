@@ -142,6 +142,18 @@ def check_choice(value: Any, where: str, accepted: Iterable[Any]) -> None:
         raise OptionError(where, f'accepted: {", ".join(str(item) for item in accepted)}; got {value!r}')
 
 
+def check_routing(block: Any, where: str) -> None:
+    """Refuses what does not say how PCSR routes pixels."""
+    check_keys(block, ('k', 'adaptive', 'refinement', 'budget'), where)
+    check_number(block.get('k', 0), f'{where}.k', float('-inf'))
+    for key in ('adaptive', 'refinement'):
+        check_choice(block.get(key, False), f'{where}.{key}', [True, False])
+    if block.get('budget') is not None:
+        check_number(block['budget'], f'{where}.budget', 0)
+        if block.get('k') or block.get('adaptive'):
+            raise OptionError(f'{where}.budget', 'replaces k and adaptive; give one of them')
+
+
 def find_registered(registry: Any, name: Any, where: str) -> Any:
     """The class or function of this name in one of BasicSR's registries."""
     for candidate in (name, f'{name}_basicsr'):

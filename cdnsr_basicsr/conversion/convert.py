@@ -6,9 +6,9 @@ from torch import nn
 from typing import Callable, NamedTuple, Optional
 
 from basicsr.archs import build_network
-from ..checkpoint import build, load_checkpoint, load_network, plain, save_checkpoint
+from ..checkpoint import build, load_checkpoint, load_described, load_network, plain, save_checkpoint
 from ..files import replace_when_done
-from ..options import OptionError, one_line, read_options
+from ..options import OptionError, one_line
 from . import Found, State, classsr, etds, pcsr, slice_to
 from .carn import carn
 from .fsrcnn import fsrcnn
@@ -67,13 +67,13 @@ class Converted(NamedTuple):
         return self.block.get('upscale', self.block.get('scale', 4))
 
 
-def state_of(path: str) -> State:
-    """The weights in a file.
+def state_of(content: dict, path: str) -> State:
+    """The weights in the content of a file.
 
     Raises:
-        OptionError: The file cannot be read, or holds something else.
+        OptionError: It holds something else.
     """
-    state = unwrapped(load_checkpoint(path))
+    state = unwrapped(content)
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise OptionError(path, f'holds no dict of weights, but {", ".join(map(str, list(state)[:5])) or "nothing"}')
     return state
@@ -87,18 +87,19 @@ def unwrapped(content: dict) -> dict:
     return {str(key)[7:] if str(key).startswith('module.') else str(key): value for key, value in content.items()}
 
 
-def recognise(path: str, family: str = 'auto', upscale: Optional[int] = None) -> tuple[str, Found]:
+def recognise(content: dict, path: str, family: str = 'auto', upscale: Optional[int] = None) -> tuple[str, Found]:
     """Finds out what network a file holds.
 
     Args:
-        path: Checkpoint.
+        content: Of the checkpoint `path`.
+        path: For messages.
         family: Key of FAMILIES, or 'auto' to try them all.
         upscale: Upsampling factor, of files that do not tell it. Default: 4.
 
     Raises:
-        OptionError: The file cannot be read, or is of no known family.
+        OptionError: It is of no known family.
     """
-    content, state = load_checkpoint(path), state_of(path)
+    state = state_of(content, path)
     for name, candidate in FAMILIES.items():
         if family in ('auto', name):
             try:
@@ -134,13 +135,12 @@ def convert(path: str,
     """
     if family not in ('auto', *FAMILIES):
         raise OptionError(f'--from {family}', f'accepted: auto, {", ".join(sorted(FAMILIES))}')
-    if opt_path or family == 'auto' and 'network_g' in load_checkpoint(path):
+    content = load_checkpoint(path)
+    if opt_path or family == 'auto' and 'network_g' in content:
         if num_feat or upscale or family != 'auto':
             raise OptionError(path, 'is described already; a family, width or scale is for files that are not')
-        net = load_network(path, opt_path)
-        block = read_options(opt_path)['network_g'] if opt_path else load_checkpoint(path)['network_g']
-        return Converted(net, plain(block), 'own', ())
-    name, (block, state, notes) = recognise(path, family, upscale)
+        return Converted(*load_described(path, opt_path), 'own', ())
+    name, (block, state, notes) = recognise(content, path, family, upscale)
     if upscale and block['upscale'] != upscale:
         raise OptionError(path, f"is of scale x{block['upscale']}, not x{upscale}")
     if num_feat and num_feat != block.get('num_feat'):

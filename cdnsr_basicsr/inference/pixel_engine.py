@@ -5,7 +5,7 @@ import copy
 import time
 import torch
 from torch import nn
-from typing import Iterator, NamedTuple, Optional, Sequence, Union
+from typing import Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 
 from .engine import (PRECISIONS, RoutedUpscaler, Rows, TensorRows, deployed, fixed_algorithms, same_weights,
                      saving_memory, weights_of)
@@ -20,6 +20,12 @@ MAX_TILES = {'cpu': 1, 'cuda': 16}
 def is_pixel_routed(net: nn.Module) -> bool:
     """Whether a network has a sampler for each pixel, as PCSR does."""
     return all(hasattr(net, name) for name in ('features', 'margin', 'sample', 'samplers'))
+
+
+def route(net: nn.Module, routing: Mapping) -> None:
+    """Sets how a network routes pixels, by the keys k, adaptive and refinement of an option file's block."""
+    net.k, net.adaptive = routing.get('k', 0), routing.get('adaptive', False)
+    net.refinement = routing.get('refinement', True)
 
 
 class Tiles:
@@ -134,14 +140,15 @@ class PixelUpscaler:
         self.net, self.budget, self.dtype = net, budget, PRECISIONS[precision]
         self.scale = net.upscale if scale is None else scale
         if not 1 <= self.scale <= MAX_SCALE:
-            raise ValueError(f'expected a scale from 1 to {MAX_SCALE}, but got {scale:g}')
+            raise ValueError(f'expected a scale from 1 to {MAX_SCALE}, but got {self.scale:g}')
         self.channels = net.num_in_ch
         self.num_classes = len(net.samplers)
         self.routed = self.num_classes > 1
         self.patch_size = patch_size
         self.step = max(1, patch_size - 12) if step is None else step
         self.device = next(net.parameters()).device
-        self.max_tiles = max_tiles or MAX_TILES['cuda' if self.device.type == 'cuda' else 'cpu']
+        self.kind = 'cuda' if self.device.type == 'cuda' else 'cpu'  # of device, for what is measured in pixels
+        self.max_tiles = max_tiles or MAX_TILES[self.kind]
         self.copied: Optional[list] = None
         self.short_of_memory = False
         parts = ([net.classifier] if self.routed else []) + list(net.samplers)
@@ -215,7 +222,7 @@ class PixelUpscaler:
     def _sampled(self, image: Rows, plan: PixelPlan, grid: NamedTuple) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Bands of the result before refinement, of shape (rows, W, c), and which of their pixels are heavy."""
         owner = grid.rows.cpu()
-        band_rows = max(1, BAND_PIXELS['cuda' if self.device.type == 'cuda' else 'cpu'] // plan.out_size[1])
+        band_rows = max(1, BAND_PIXELS[self.kind] // plan.out_size[1])
         for row in range(0, len(plan.rows.starts), plan.tile_rows):
             lq, lq_top, features, tiled = self._features(image, plan, row)
             bounds = plan.rows.bounds
@@ -363,6 +370,9 @@ def make_upscaler(net: nn.Module,
     """
     if patch_size is not None:
         kwargs['patch_size'] = patch_size
+    largest_step = patch_size or default_patch_size(net)
+    if step is not None and not 1 <= step <= largest_step:
+        raise ValueError(f'expected a step from 1 to the patch size, {largest_step}, but got {step}')
     if is_pixel_routed(net):
         kwargs.pop('float32_branches', None)
         return PixelUpscaler(net, step=step, **kwargs)

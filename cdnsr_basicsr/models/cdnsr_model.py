@@ -27,6 +27,14 @@ TB_IMAGES = 4  # of each validation set
 TB_SIDE = 512  # largest side of an image in TensorBoard, in pixels
 
 
+def map_path(opt, lq_path, dataset_name, current_iter):
+    """Where the difficulty map of a validated image goes: beside the image that SRModel saves."""
+    name, folder = osp.splitext(osp.basename(lq_path))[0], opt['path']['visualization']
+    if opt['is_train']:
+        return osp.join(folder, name, f'{name}_{current_iter}_map.png')
+    return osp.join(folder, dataset_name, f"{name}_{opt['val'].get('suffix') or opt['name']}_map.png")
+
+
 @MODEL_REGISTRY.register()
 class CDNSRModel(SelfDescribing, SRModel):
     """CDNSR: trains a soft mixture of branches, validates with hard routing over tiles.
@@ -337,18 +345,10 @@ class CDNSRModel(SelfDescribing, SRModel):
             image = tensor2img([self.output])
             difficulty_map = draw_difficulty_map(image, class_map.numpy(), num_classes)
             if self.opt['val'].get('save_map'):
-                imwrite(difficulty_map, self._map_path())
+                imwrite(difficulty_map, map_path(self.opt, self.lq_path[0], *self.validated[:2]))
             if tb_logger is not None and self.tb_images < TB_IMAGES:
                 self.tb_images += 1
                 self._show(image, difficulty_map)
-
-    def _map_path(self):
-        dataset_name, current_iter, _ = self.validated
-        name = osp.splitext(osp.basename(self.lq_path[0]))[0]
-        if self.opt['is_train']:  # where SRModel puts the image
-            return osp.join(self.opt['path']['visualization'], name, f'{name}_{current_iter}_map.png')
-        suffix = self.opt['val'].get('suffix') or self.opt['name']
-        return osp.join(self.opt['path']['visualization'], dataset_name, f'{name}_{suffix}_map.png')
 
     def _show(self, image, difficulty_map):
         """Puts the middle of an image, and its difficulty map, into TensorBoard."""

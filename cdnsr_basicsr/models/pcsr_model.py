@@ -1,14 +1,14 @@
 import sys
 import torch
 from collections import OrderedDict
-from os import path as osp
 
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..inference.difficulty_map import draw_difficulty_map
-from ..inference.pixel_engine import PixelUpscaler
+from ..inference.pixel_engine import PixelUpscaler, route
+from .cdnsr_model import map_path
 from .pcsr_options import check_options
 from .self_describing import SelfDescribing
 
@@ -85,8 +85,7 @@ class PCSRModel(SelfDescribing, SRModel):
 
     def test(self):
         net, routing, tile = self._tested_net(), self.opt.get('routing') or {}, self.opt.get('tile') or {}
-        net.k, net.adaptive = routing.get('k', 0), routing.get('adaptive', False)
-        net.refinement = routing.get('refinement', True)
+        route(net, routing)
         if getattr(self, 'upscaler', None) is None or self.upscaler.net is not net:
             self.upscaler = PixelUpscaler(net, **tile, budget=routing.get('budget'))
         upscaled = self.upscaler.upscale(self.lq)
@@ -113,15 +112,7 @@ class PCSRModel(SelfDescribing, SRModel):
         if self.opt['val'].get('save_map'):
             class_map = upscaled.plan.class_map().numpy()
             picture = draw_difficulty_map(tensor2img([self.output]), class_map, len(upscaled.counts))
-            imwrite(picture, self._map_path())
-
-    def _map_path(self):
-        """Beside the image that SRModel saves."""
-        dataset_name, current_iter = self.validated
-        name, folder = osp.splitext(osp.basename(self.lq_path[0]))[0], self.opt['path']['visualization']
-        if self.opt['is_train']:
-            return osp.join(folder, name, f'{name}_{current_iter}_map.png')
-        return osp.join(folder, dataset_name, f"{name}_{self.opt['val'].get('suffix') or self.opt['name']}_map.png")
+            imwrite(picture, map_path(self.opt, self.lq_path[0], *self.validated))
 
     def feed_data(self, data):
         super(PCSRModel, self).feed_data(data)

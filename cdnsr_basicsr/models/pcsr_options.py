@@ -1,12 +1,11 @@
 """What an option file for PCSRModel may hold."""
-from ..options import OptionError, check_choice, check_number
+from ..options import OptionError, check_choice, check_number, check_routing
 from .cdnsr_options import check_blocks
 
 # what PCSRModel and BasicSR's pipelines read, block by block
 KEYS = {
     'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'routing', 'tile',
                     'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
-    'routing': ('k', 'adaptive', 'refinement', 'budget'),
     'tile': ('patch_size', 'step'),
     'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks',
              'experiments_root', 'results_root'),
@@ -37,17 +36,11 @@ def check_options(opt, is_train):
         for width in widths:
             check_number(width, f'network_g.{name}', 1, integer=True)
 
-    tile, routing = opt.get('tile') or {}, opt.get('routing') or {}
+    tile = opt.get('tile') or {}
     patch_size = tile.get('patch_size', 128)
     check_number(patch_size, 'tile.patch_size', 8, integer=True)
     check_number(tile.get('step', patch_size), 'tile.step', 1, patch_size, integer=True)
-    check_number(routing.get('k', 0), 'routing.k', float('-inf'))
-    for key in ('adaptive', 'refinement'):
-        check_choice(routing.get(key, False), f'routing.{key}', [True, False])
-    if routing.get('budget') is not None:
-        check_number(routing['budget'], 'routing.budget', 0)
-        if routing.get('k') or routing.get('adaptive'):
-            raise OptionError('routing.budget', 'replaces k and adaptive; give one of them')
+    check_routing(opt.get('routing') or {}, 'routing')
     if is_train:
         check_training(opt)
 

@@ -9,7 +9,7 @@ from basicsr.archs import build_network
 from cdnsr_basicsr.archs import CARN_M
 from cdnsr_basicsr.checkpoint import load_checkpoint, load_network
 from cdnsr_basicsr.conversion import classsr, rename
-from cdnsr_basicsr.conversion.convert import convert, recognise, save
+from cdnsr_basicsr.conversion.convert import convert, save
 from cdnsr_basicsr.options import OptionError
 
 WEIGHTS = [
@@ -246,7 +246,7 @@ class Harmful:
 def test_a_file_runs_no_code(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OptionError, match='not a readable checkpoint'):
-        recognise(write({'entry.weight': Harmful()}))
+        convert(write({'entry.weight': Harmful()}))
     assert not (tmp_path / 'harmed').exists()
 
 
