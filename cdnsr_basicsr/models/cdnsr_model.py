@@ -17,9 +17,10 @@ from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
 from ..losses import VGG19Features
 from ..options import OptionError
-from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, PRECISIONS, check_options
+from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, check_options
 from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from .distillation import Distillation
+from .fast_training import FastTraining
 from .random_state import random_state, set_random_state
 from .self_describing import SelfDescribing
 
@@ -36,7 +37,7 @@ def map_path(opt, lq_path, dataset_name, current_iter):
 
 
 @MODEL_REGISTRY.register()
-class CDNSRModel(SelfDescribing, SRModel):
+class CDNSRModel(FastTraining, SelfDescribing, SRModel):
     """CDNSR: trains a soft mixture of branches, validates with hard routing over tiles.
 
     Paper: Classification-Based Dynamic Network for Efficient Super-Resolution (ICASSP 2023).
@@ -84,16 +85,8 @@ class CDNSRModel(SelfDescribing, SRModel):
             self._check_scale(branch, f'network_g.branches[{i}]')
         net.train(self.is_train)
         if self.is_train:
-            train_opt = self.opt['train']
-            if self.opt['num_gpu'] > 1 and not self.opt['dist']:
-                for key, plain_value in (('precision', 'float32'), ('compile', False)):
-                    if train_opt.get(key, plain_value) != plain_value:  # DataParallel's threads do not know them
-                        raise OptionError(
-                            f'train.{key}', f'{train_opt[key]} on {self.opt["num_gpu"]} GPUs needs a process '
-                            'for each: bash scripts/dist_train.sh, or num_gpu: 1')
             # freeze before DistributedDataParallel looks which parameters it has to synchronise
-            net.freeze(train_opt.get('freeze') or [])
-            net = net.to(memory_format=self._memory_format())
+            net.freeze(self.opt['train'].get('freeze') or [])
         return super(CDNSRModel, self).model_to_device(net)
 
     def init_training_settings(self):
@@ -106,7 +99,7 @@ class CDNSRModel(SelfDescribing, SRModel):
         self._build_losses()
         super(CDNSRModel, self).init_training_settings()
         if hasattr(self, 'net_g_ema'):
-            self.net_g_ema.to(memory_format=self._memory_format())
+            self.net_g_ema.to(memory_format=self.memory_format())
             if branch_paths:
                 self.model_ema(0)
 
@@ -149,7 +142,7 @@ class CDNSRModel(SelfDescribing, SRModel):
             net_t = net_t.to(self.device).requires_grad_(False).eval()
         for net in (extractor, net_t):
             if net is not None:
-                net.to(memory_format=self._memory_format())
+                net.to(memory_format=self.memory_format())
         names = [name for name in DISTILLATION_LOSSES if name in self.losses]
         self.distillation = Distillation(names, self.opt['scale'], net_t, extractor)
 
@@ -185,9 +178,6 @@ class CDNSRModel(SelfDescribing, SRModel):
                 str(data.get('gt_path')), f"GT of {tuple(self.gt.shape[-2:])} is not x{self.opt['scale']} of "
                 f'LQ of {tuple(self.lq.shape[-2:])}')
 
-    def _memory_format(self):
-        return torch.channels_last if self.opt['train'].get('channels_last', True) else torch.contiguous_format
-
     def _checked_labels(self):
         labels, num_classes = self.label, len(self.costs)
         if not 0 <= labels.min() <= labels.max() < num_classes:
@@ -200,11 +190,10 @@ class CDNSRModel(SelfDescribing, SRModel):
         train_opt = self.opt['train']
         tau = max(1 - current_iter / train_opt['total_iter'], train_opt.get('tau_min', 0.4))
         self.get_bare_model(self.net_g).tau = tau
-        precision = PRECISIONS[train_opt.get('precision', 'float32')]
 
         self.optimizer_g.zero_grad()
-        lq, gt = (images.contiguous(memory_format=self._memory_format()) for images in (self.lq, self.gt))
-        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+        lq, gt = self.patches()
+        with self.autocast():
             self.output, routing = self.net_g(lq, return_routing=True)
             # losses are computed in float32, which logits, weights and mixture are already
             routing = routing._replace(branch_outputs=tuple(output.float() for output in routing.branch_outputs))

@@ -45,16 +45,16 @@ def check_blocks(opt, arch, keys):
 
     Args:
         opt (dict): Content of the option file.
-        arch (str): Type of the network; its model is called <arch>Model.
+        arch (str | None): Type of the network, whose model is called <arch>Model; None accepts any.
         keys (dict[str, tuple[str]]): Accepted keys of each block, and of the 'option file' itself.
 
     Raises:
         OptionError: For the first mistake found.
     """
     net_opt = opt.get('network_g', {})
-    if net_opt.get('type') != arch:
+    if arch is not None and net_opt.get('type') != arch:
         raise OptionError('network_g.type', f"{arch}Model needs type {arch}, but got {net_opt.get('type')!r}")
-    upscale = net_opt.get('upscale', 4)
+    upscale = net_opt.get('upscale', 4 if arch else opt.get('scale'))
     if opt.get('scale') != upscale:
         raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
     check_keys(opt, keys['option file'], 'option file')

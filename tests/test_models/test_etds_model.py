@@ -173,7 +173,7 @@ def change(opt, key, value):
     }, "network_g.type: ETDSModel needs type ETDS, but got 'FSRCNN'"),
     ('scale', 3, 'scale: is 3, but network_g.upscale is 4'),
     ('tile', {}, 'option file.tile: unknown key; accepted: datasets, '),
-    ('train.perceptual_opt', {}, 'train.perceptual_opt: unknown key; accepted: ema_decay, '),
+    ('train.perceptual_opt', {}, 'train.perceptual_opt: unknown key; accepted: channels_last, '),
     ('train.freeze', [], 'train.freeze: unknown key'),
     ('path.pretrain_network_branches', [], 'path.pretrain_network_branches: unknown key'),
     ('val.save_map', True, 'val.save_map: unknown key'),

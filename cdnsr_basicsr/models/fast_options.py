@@ -1,0 +1,45 @@
+"""What an option file for FastSRModel may hold."""
+from ..options import OptionError, check_choice
+from .cdnsr_options import check_blocks, check_loss_block
+
+# what FastSRModel and BasicSR's pipelines read, block by block
+KEYS = {
+    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'path', 'train',
+                    'val', 'logger', 'dist_params', 'find_unused_parameters'),
+    'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks',
+             'experiments_root', 'results_root'),
+    'train': ('ema_decay', 'optim_g', 'scheduler', 'total_iter', 'warmup_iter', 'precision', 'channels_last',
+              'pixel_opt'),
+    'val': ('metrics', 'pbar', 'save_img', 'suffix', 'val_freq'),
+}
+
+
+def check_training(train_opt):
+    """Refuses what a single network cannot be trained with.
+
+    Args:
+        train_opt (dict): The option file's `train` block, its keys otherwise checked.
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
+    if not train_opt.get('pixel_opt'):
+        raise OptionError('train.pixel_opt', 'a pixel loss is needed')
+    check_loss_block(train_opt['pixel_opt'], 'pixel')
+    check_choice(train_opt.get('precision', 'float32'), 'train.precision', ['float32', 'bfloat16'])
+    check_choice(train_opt.get('channels_last', True), 'train.channels_last', [True, False])
+
+
+def check_options(opt, is_train):
+    """Refuses what FastSRModel cannot use, by name.
+
+    Args:
+        opt (dict): Content of the option file.
+        is_train (bool): Whether it is about to be trained.
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
+    check_blocks(opt, None, KEYS)
+    if is_train:
+        check_training(opt['train'])
