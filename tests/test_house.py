@@ -31,7 +31,7 @@ ALLOWED = {
     'benchmark':
     {'__init__', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference', 'memory', 'options'},
     'calibration': {'evaluation', 'files', 'inference', 'options'},
-    'data': {'archs', 'checkpoint', 'files', 'options'},
+    'data': {'archs', 'checkpoint', 'files', 'losses', 'options'},
     'export': {'files', 'inference', 'options'},
     'memory': set(),
     'models': {'checkpoint', 'inference', 'losses', 'options'},

@@ -14,8 +14,8 @@ class Routing(NamedTuple):
     Attributes:
         logits (Tensor): of shape (b, M). Output of the classifier.
         weights (Tensor): of shape (b, M), rows sum to 1. Mixture weights in training, one-hot in evaluation.
-        branch_outputs (tuple[Tensor] | None): M of shape (b, c, h*upscale, w*upscale). None in evaluation, where each
-            patch goes through one branch only.
+        branch_outputs (tuple[Tensor] | None): M of shape (b, c, h*upscale, w*upscale). None where the branches were
+            not asked for, and in evaluation, where each patch goes through one branch only.
     """
     logits: torch.Tensor
     weights: torch.Tensor
@@ -66,6 +66,19 @@ def gumbel_softmax(logits, tau, uniform=None):
     return F.softmax((logits + gumbel) / tau, dim=1)
 
 
+@torch.no_grad()
+def start_with_texture(conv):
+    """Makes the filters of a classifier's first layer see texture instead of brightness.
+
+    Difficulty is in the small differences between neighbouring pixels. With filters of mean zero, large enough for the
+    activation to bend, it reaches the later layers at once; otherwise the patch's colour covers it for long.
+
+    Args:
+        conv (nn.Conv2d): First layer, as it was initialised.
+    """
+    conv.weight.sub_(conv.weight.mean(dim=(2, 3), keepdim=True)).mul_(4)
+
+
 @ARCH_REGISTRY.register()
 class PatchClassifier(nn.Module):
     """Says how hard a patch is: one logit per class, class 0 being the easiest.
@@ -86,17 +99,7 @@ class PatchClassifier(nn.Module):
         self.convs = nn.ModuleList(layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(32, num_classes)
-        self.init_weights()
-
-    @torch.no_grad()
-    def init_weights(self):
-        """Starts with filters that see texture instead of brightness.
-
-        Difficulty is in the small differences between neighbouring pixels. With filters of mean zero, large enough for
-        the activation to bend, it reaches the later layers at once; otherwise the patch's colour covers it for long.
-        """
-        weight = self.convs[0].weight
-        weight.sub_(weight.mean(dim=(2, 3), keepdim=True)).mul_(4)
+        start_with_texture(self.convs[0])
 
     def forward(self, x):
         """
@@ -112,6 +115,67 @@ class PatchClassifier(nn.Module):
         for conv in self.convs[:-1]:
             x = F.leaky_relu(conv(x), negative_slope=0.1, inplace=True)
         return self.fc(self.pool(self.convs[-1](x)).flatten(1))
+
+
+@ARCH_REGISTRY.register()
+class ErrorPredictor(nn.Module):
+    """Predicts the squared error that each branch would leave in a patch; in the place of PatchClassifier.
+
+    Its logits are -(error_i / price + cost_i), so that the most probable class is the branch with the least
+    error + price * cost, and any budget a Lagrangian choice between predicted errors. Errors are predicted for every
+    8x8 pixels and averaged: what is learnt on small patches holds for larger tiles.
+
+    Args:
+        num_in_ch (int): Channel number of inputs. Default: 3.
+        num_feat (int): Channel number of the first intermediate features, which grow to three times that. Default: 16.
+        num_classes (int): Number of branches M. CDNSR sets it. Default: 3.
+        price (float): Squared error, in grey levels (0 to 255), that the dearest branch has to save to be worth what it
+            costs, where no budget says otherwise. Default: 2.
+
+    Attributes:
+        costs (Tensor): Buffer of shape (M, ), cost of each branch relative to the dearest; the model sets it.
+    """
+
+    def __init__(self, num_in_ch=3, num_feat=16, num_classes=3, price=2.):
+        super(ErrorPredictor, self).__init__()
+        if not price > 0:
+            raise ValueError(f'ErrorPredictor: expected a price above 0, but got {price}.')
+        self.price = price
+        widths = (num_in_ch, num_feat, 2 * num_feat, 3 * num_feat, 3 * num_feat)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(widths[i], widths[i + 1], 3, stride=2 if i < 3 else 1, padding=1) for i in range(4))
+        self.hidden = nn.Conv2d(widths[-1], widths[-1], 1)
+        self.head = nn.Conv2d(widths[-1], num_classes, 1)
+        self.register_buffer('costs', torch.zeros(num_classes))
+        start_with_texture(self.convs[0])
+
+    def forward(self, x):
+        """
+        Args:
+            x (Tensor): of shape (b, c, h, w), in [0, 1].
+
+        Returns:
+            Tensor: of shape (b, M), logits.
+        """
+        for conv in (*self.convs, self.hidden):
+            x = F.leaky_relu(conv(x), negative_slope=0.1, inplace=True)
+        x = self.head(x)
+        # the first branch's error by its logarithm, for it spans four orders of magnitude; what the others save by
+        # its fraction of that, which is small and may be negative
+        first = torch.exp(x[:, :1].clamp(-8, 10))
+        errors = torch.cat([first, first * (1 - x[:, 1:])], dim=1).mean(dim=(2, 3))
+        return -(errors / self.price + self.costs)
+
+    def errors(self, logits):
+        """The predicted squared errors, in grey levels, that logits stand for.
+
+        Args:
+            logits (Tensor): of shape (b, M).
+
+        Returns:
+            Tensor: of shape (b, M).
+        """
+        return -self.price * (logits + self.costs)
 
 
 @ARCH_REGISTRY.register()
@@ -174,24 +238,28 @@ class CDNSR(nn.Module):
     def _graph_of(self, part):
         return torch.no_grad() if part in self.frozen else contextlib.nullcontext()
 
-    def forward(self, x, return_routing=False):
+    def forward(self, x, return_routing=False, run_branches=True):
         """
         Args:
             x (Tensor): of shape (b, c, h, w), in [0, 1]. Patches of one size.
             return_routing (bool): Whether to return the routing too. Default: False.
+            run_branches (bool): Whether to run the branches in training; without, there is no output but the routing.
+                Default: True.
 
         Returns:
             Tensor: of shape (b, c, h*upscale, w*upscale), about [0, 1]; or a tuple of it and a Routing.
         """
         with self._graph_of('classifier'):
             logits = self.classifier(x)
-        output, routing = self._mix(x, logits) if self.training else self._route(x, logits)
+        output, routing = self._mix(x, logits, run_branches) if self.training else self._route(x, logits)
         return (output, routing) if return_routing else output
 
-    def _mix(self, x, logits):
+    def _mix(self, x, logits, run_branches):
         # noise and softmax need the precision, also under autocast
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weights = gumbel_softmax(logits, self.tau) if self.mixture == 'gumbel' else F.softmax(logits, dim=1)
+        if not run_branches:
+            return None, Routing(logits, weights, None)
         with self._graph_of('branches'):
             branch_outputs = tuple(branch(x) for branch in self.branches)
         output = _Mixture.apply(weights, *branch_outputs)

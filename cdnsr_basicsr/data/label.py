@@ -12,6 +12,7 @@ from tqdm import tqdm
 from typing import Iterator, Optional, Sequence
 
 from ..checkpoint import load_network
+from ..losses import squared_error
 from ..options import OptionError
 from .labels import Label, write_labels
 from .prepare import parallel_map
@@ -112,7 +113,8 @@ def label(folder: str,
     Args:
         folder: Folder written by `prepare`.
         by: 'psnr': equal parts, or parts by `thresholds`, of a network's PSNR on each patch (ClassSR).
-            'branches': the cheapest branch of a CDNSR network whose L1 error is within `margin` of its best (CDNSR).
+            'branches': the cheapest branch of a CDNSR network whose L1 error is within `margin` of its best (CDNSR);
+                the squared errors of all branches are written too.
             'bicubic': as 'psnr', of bicubic upsampling; needs no network.
         model: Checkpoint of the network.
         opt_path: Option file that describes it, if it does not do so itself.
@@ -156,6 +158,7 @@ def label(folder: str,
 
     keys: list[str] = []
     rows: list[np.ndarray] = []
+    squares: list[np.ndarray] = []
     cv2.setNumThreads(1)  # the readers are threads already
     for batch_keys, lq, gt in read_batches(root, workers or os.cpu_count() or 1):
         scale = gt.shape[-1] // lq.shape[-1]
@@ -170,6 +173,7 @@ def label(folder: str,
                 f'the patches of {folder} are x{scale}')
         if by == 'branches':
             scores = torch.stack([255 * (output - gt).abs().mean(dim=(1, 2, 3)) for output in outputs], dim=1)
+            squares.append(torch.stack([squared_error(output, gt) for output in outputs], dim=1).cpu().numpy())
         else:
             scores = patch_psnr(outputs[0], gt, border=scale).unsqueeze(1)
         keys += batch_keys
@@ -184,5 +188,9 @@ def label(folder: str,
         scores = table[:, 0].tolist()
         classes = by_thresholds(scores, thresholds) if thresholds else equal_parts(scores, num_classes)
         num_classes = len(thresholds) + 1 if thresholds else num_classes
-    write_labels(path, {key: Label(k, score) for key, k, score in zip(keys, classes, scores)})
+    errors = np.concatenate(squares).tolist() if squares else [()] * len(keys)
+    write_labels(path, {
+        key: Label(k, score, tuple(error))
+        for key, k, score, error in zip(keys, classes, scores, errors)
+    })
     return path, np.bincount(classes, minlength=num_classes).tolist()

@@ -1,4 +1,5 @@
 import math
+import torch
 from collections import Counter
 from os import path as osp
 
@@ -22,7 +23,8 @@ class LabeledPatchDataset(PairedImageDataset):
 
     Args:
         opt (dict): Config for datasets. Beyond PairedImageDataset's it contains the following keys:
-            label_file (str): Labels written by `basicsr label`. Without it every label is -1.
+            label_file (str): Labels written by `basicsr label`. Without it every label is -1. Where it has the errors
+                of the branches (`--by branches`) and gt_size is the patches' own size, these come with the patch.
             classes (list[int]): Keep only the patches of these classes. That is how a branch is pre-trained on its
                 class with the stock SRModel. Default: all.
             balance (bool): Repeat patches of the rarer classes until all classes are equally frequent.
@@ -33,6 +35,7 @@ class LabeledPatchDataset(PairedImageDataset):
         self.check_options(opt, f"datasets.{opt.get('name', '')}")
         super(LabeledPatchDataset, self).__init__(opt)
         self.labels = [-1] * len(self.paths)
+        self.errors = [()] * len(self.paths)
         if opt.get('label_file') is not None:
             self._read_labels(opt)
         batch_size, ratio = opt.get('batch_size_per_gpu', 1), opt.get('dataset_enlarge_ratio', 1)
@@ -87,6 +90,20 @@ class LabeledPatchDataset(PairedImageDataset):
             kept = self._balance(kept, [known[keys[i]].label for i in kept])
         self.paths = [self.paths[i] for i in kept]
         self.labels = [known[keys[i]].label for i in kept]
+        if self._whole_patches(opt):
+            self.errors = [known[keys[i]].errors for i in kept]
+        else:
+            self.errors = [()] * len(kept)
+
+    @staticmethod
+    def _whole_patches(opt):
+        """Whether patches are as large as gt_size, so that nothing is cropped from them."""
+        meta_info = osp.join(opt['dataroot_gt'], 'meta_info.txt')
+        if opt['io_backend'].get('type') != 'lmdb' or not osp.isfile(meta_info):
+            return False
+        with open(meta_info, encoding='utf-8') as file:
+            sizes = {line.rsplit('(', 1)[-1].split(')')[0].rsplit(',', 1)[0] for line in file if line.strip()}
+        return sizes == {f"{opt.get('gt_size')},{opt.get('gt_size')}"}
 
     @staticmethod
     def _balance(indices, labels):
@@ -102,8 +119,10 @@ class LabeledPatchDataset(PairedImageDataset):
         """
         Returns:
             dict: lq (Tensor) of shape (c, h, w) and gt (Tensor) of shape (c, h*scale, w*scale), RGB in [0, 1]; label
-                (int); lq_path and gt_path (str).
+                (int); lq_path and gt_path (str); where they are known, errors (Tensor) of shape (M, ).
         """
         data = super(LabeledPatchDataset, self).__getitem__(index)
         data['label'] = self.labels[index]
+        if self.errors[index]:
+            data['errors'] = torch.tensor(self.errors[index])
         return data

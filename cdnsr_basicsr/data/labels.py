@@ -1,4 +1,4 @@
-"""The file of difficulty labels that lies beside a patch LMDB: one line `key label score` per patch."""
+"""The file of difficulty labels that lies beside a patch LMDB: one line `key label score [error ...]` per patch."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,9 +9,13 @@ from ..options import OptionError
 
 
 class Label(NamedTuple):
-    """Class of a patch (0 = easiest) and the score that decided it."""
+    """Class of a patch (0 = easiest), the score that decided it, and what is known of each branch's error.
+
+    `errors` are mean squared errors in grey levels (0 to 255).
+    """
     label: int
     score: float
+    errors: tuple[float, ...] = ()
 
 
 def read_labels(path: Union[str, Path]) -> dict[str, Label]:
@@ -21,7 +25,7 @@ def read_labels(path: Union[str, Path]) -> dict[str, Label]:
         Label per patch key.
 
     Raises:
-        OptionError: The file is missing or a line is not `key label score`.
+        OptionError: The file is missing or a line is not `key label score`, with as many errors behind as the others.
     """
     labels = {}
     try:
@@ -30,10 +34,14 @@ def read_labels(path: Union[str, Path]) -> dict[str, Label]:
         raise OptionError(str(path), f'label file cannot be read: {error}') from None
     for number, line in enumerate(lines, 1):
         try:
-            key, label, score = line.split()
-            labels[key] = Label(int(label), float(score))
+            key, label, score, *errors = line.split()
+            labels[key] = Label(int(label), float(score), tuple(float(error) for error in errors))
         except ValueError:
             raise OptionError(f'{path}, line {number}', f"expected 'key label score', but got {line!r}") from None
+        if number == 1:
+            num_errors = len(errors)
+        if len(errors) != num_errors:
+            raise OptionError(f'{path}, line {number}', f'has {len(errors)} errors, but the lines before {num_errors}')
         if labels[key].label < 0:
             raise OptionError(f'{path}, line {number}', f'expected a label of at least 0, but got {label}')
     return labels
@@ -43,4 +51,7 @@ def write_labels(path: Union[str, Path], labels: dict[str, Label]) -> None:
     """Writes a label file, sorted by key, complete or not at all."""
     with replace_when_done(path) as temporary:
         temporary.write_text(
-            ''.join(f'{key} {label} {score:.6f}\n' for key, (label, score) in sorted(labels.items())), encoding='ascii')
+            ''.join(' '.join([key, str(entry.label)] + [f'{value:.6f}'
+                                                        for value in (entry.score, *entry.errors)]) + '\n'
+                    for key, entry in sorted(labels.items())),
+            encoding='ascii')

@@ -1,9 +1,9 @@
 from .contrastive_loss import ContrastLoss, CSDLoss
 from .distill_loss import FeatureDistillLoss, KDL1Loss
 from .feature_extractor import VGG19Features
-from .routing_loss import AverageLoss, ClassLoss, FLOPsLoss, LabelLoss
+from .routing_loss import AverageLoss, ClassLoss, ErrorLoss, FLOPsLoss, LabelLoss, squared_error
 
 __all__ = [
-    'AverageLoss', 'ClassLoss', 'ContrastLoss', 'CSDLoss', 'FeatureDistillLoss', 'FLOPsLoss', 'KDL1Loss', 'LabelLoss',
-    'VGG19Features'
+    'AverageLoss', 'ClassLoss', 'ContrastLoss', 'CSDLoss', 'ErrorLoss', 'FeatureDistillLoss', 'FLOPsLoss', 'KDL1Loss',
+    'LabelLoss', 'squared_error', 'VGG19Features'
 ]

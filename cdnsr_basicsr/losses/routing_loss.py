@@ -159,3 +159,50 @@ class LabelLoss(nn.Module):
             current_iter (int): Current iteration. Default: 1.
         """
         return self.weight_at(current_iter) * F.cross_entropy(logits, labels)
+
+
+def squared_error(output, gt):
+    """Mean squared error of each patch in grey levels, 0 to 255, without gradient.
+
+    Args:
+        output (Tensor): of shape (b, c, h, w), about [0, 1].
+        gt (Tensor): of the same shape.
+
+    Returns:
+        Tensor: of shape (b, ).
+    """
+    return (output.detach().float().clamp(0, 1) - gt).mul(255).square().mean(dim=(1, 2, 3))
+
+
+@LOSS_REGISTRY.register()
+class ErrorLoss(nn.Module):
+    """Teaches a classifier that predicts errors (ErrorPredictor) what errors the branches make.
+
+    The first branch's error is learnt by its gamma deviance, e / e' + log e', what the others save by the square of the
+    difference in units of the first error (beyond `beta`, linear). Either is least where the prediction is the mean of
+    what is to be expected, and weighs smooth and busy patches alike.
+
+    Args:
+        loss_weight (float): Loss weight. Default: 1.0.
+        gain_weight (float): Weight of what the other branches save. Default: 10.
+        beta (float): Difference from which on it counts linearly. Default: 0.5.
+    """
+
+    def __init__(self, loss_weight=1.0, gain_weight=10., beta=0.5):
+        super(ErrorLoss, self).__init__()
+        if not beta > 0:
+            raise ValueError(f'ErrorLoss: expected beta above 0, but got {beta}.')
+        self.loss_weight = loss_weight
+        self.gain_weight = gain_weight
+        self.beta = beta
+
+    def forward(self, predicted, errors):
+        """
+        Args:
+            predicted (Tensor): of shape (b, M), above 0 in the first column.
+            errors (Tensor): of shape (b, M), mean squared error of each branch on each patch, in the same unit.
+        """
+        first, unit = predicted[:, 0], predicted[:, :1].detach()
+        deviance = errors[:, 0] / first + first.log()
+        saved = [(values[:, :1] - values[:, 1:]) / unit for values in (predicted, errors)]
+        return self.loss_weight * (deviance.mean() + self.gain_weight * F.smooth_l1_loss(*saved, beta=self.beta))

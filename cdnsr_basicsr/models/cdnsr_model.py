@@ -15,7 +15,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
-from ..losses import VGG19Features
+from ..losses import VGG19Features, squared_error
 from ..options import OptionError
 from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, check_options
 from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
@@ -24,6 +24,7 @@ from .fast_training import FastTraining
 from .random_state import random_state, set_random_state
 from .self_describing import SelfDescribing
 
+NEED_NO_IMAGES = ('class', 'average', 'flops', 'label')  # losses of what the classifier says alone
 TB_IMAGES = 4  # of each validation set
 TB_SIDE = 512  # largest side of an image in TensorBoard, in pixels
 
@@ -44,8 +45,9 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
 
     Beyond SRModel's options it knows:
         train.<name>_opt: Losses; those that are given are summed and logged as l_<name>. pixel (of the mixture),
-            branch (of every branch alone, weighted by the mixture weights), class, average, flops, label; kd, feature,
-            csd, cs: distillation.
+            branch (of every branch alone, weighted by the mixture weights), class, average, flops, label, error (for an
+            ErrorPredictor); kd, feature, csd, cs: distillation. If the branches are frozen and no loss needs their
+            images, they are not run.
         train.freeze (list[str]): 'branches', 'classifier'. Default: [].
         train.tau_min (float): Least temperature of the Gumbel mixture, which is max(1 - iter/total_iter, tau_min).
             Default: 0.4.
@@ -97,6 +99,8 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
             self._load_pretrained(branch, path, 'g')
 
         self._build_losses()
+        if not self.opt['train'].get('pixel_opt'):  # SRModel insists on one; what is minimised is in self.losses
+            self.opt['train']['pixel_opt'] = {'type': 'L1Loss'}
         super(CDNSRModel, self).init_training_settings()
         if hasattr(self, 'net_g_ema'):
             self.net_g_ema.to(memory_format=self.memory_format())
@@ -105,6 +109,9 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
 
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.opt['train'].get('precision') == 'float16')
         self.costs = self.upscaler(self.get_bare_model(self.net_g)).costs.to(self.device)
+        for net in (self.get_bare_model(self.net_g), getattr(self, 'net_g_ema', None)):
+            if hasattr(getattr(net, 'classifier', None), 'costs'):
+                net.classifier.costs.copy_(self.costs)
         costs = [round(cost, 3) for cost in self.costs.tolist()]
         if 'flops' in self.losses and len(set(costs)) == 1:
             raise OptionError('train.flops_opt', 'all branches cost the same, so there is nothing to trade')
@@ -146,8 +153,13 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
         names = [name for name in DISTILLATION_LOSSES if name in self.losses]
         self.distillation = Distillation(names, self.opt['scale'], net_t, extractor)
 
+        if 'error' in self.losses and not hasattr(self.get_bare_model(self.net_g).classifier, 'errors'):
+            raise OptionError(
+                'train.error_opt', 'needs a classifier that predicts errors, such as ErrorPredictor, but '
+                f"network_g.classifier.type is {self.opt['network_g']['classifier']['type']}")
         self.guard = None
-        if 'classifier' not in (train_opt.get('freeze') or []):
+        # an ErrorPredictor's shares follow from errors and costs: nothing pushes them
+        if 'classifier' not in (train_opt.get('freeze') or []) and 'error' not in self.losses:
             self.guard = CollapseGuard(
                 len(self.opt['network_g']['branches']), train_opt.get('collapse_share', 0.95),
                 train_opt.get('collapse_iter', 500),
@@ -171,6 +183,7 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
         super(CDNSRModel, self).feed_data(data)
         self.lq_path = data.get('lq_path')
         self.label = data.get('label')
+        self.errors = data.get('errors')
         if 'gt' not in data:
             self.__dict__.pop('gt', None)  # that of the training batch
         elif self.gt.shape[-2:] != tuple(self.opt['scale'] * length for length in self.lq.shape[-2:]):
@@ -186,6 +199,16 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
                 f'holds labels such as {labels.max()}; accepted: 0 to {num_classes - 1}, one class per branch')
         return labels.to(self.device)
 
+    def _checked_errors(self):
+        if self.errors is None:
+            return None
+        errors, num_classes = self.errors.to(self.device), len(self.costs)
+        if errors.shape[1] != num_classes:
+            raise OptionError(
+                'datasets.train.label_file', f'holds {errors.shape[1]} errors for each patch, but there '
+                f'are {num_classes} branches; it was made for another network')
+        return errors
+
     def optimize_parameters(self, current_iter):
         train_opt = self.opt['train']
         tau = max(1 - current_iter / train_opt['total_iter'], train_opt.get('tau_min', 0.4))
@@ -193,10 +216,16 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
 
         self.optimizer_g.zero_grad()
         lq, gt = self.patches()
+        known_errors = None
+        if 'error' in self.losses and train_opt.get('freeze') == ['branches']:
+            known_errors = self._checked_errors()
+        need_none = NEED_NO_IMAGES if known_errors is None else (*NEED_NO_IMAGES, 'error')
         with self.autocast():
-            self.output, routing = self.net_g(lq, return_routing=True)
+            run_branches = any(name not in need_none for name in self.losses)
+            self.output, routing = self.net_g(lq, return_routing=True, run_branches=run_branches)
             # losses are computed in float32, which logits, weights and mixture are already
-            routing = routing._replace(branch_outputs=tuple(output.float() for output in routing.branch_outputs))
+            if run_branches:
+                routing = routing._replace(branch_outputs=tuple(output.float() for output in routing.branch_outputs))
             arguments = self.distillation.arguments(lq, routing)
         arguments.update({
             'pixel': (self.output, gt),
@@ -204,6 +233,10 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
             'average': (softened(routing.logits) if train_opt.get('balance') == 'auto' else routing.weights, ),
             'flops': (routing.weights, self.costs),
         })
+        if 'error' in self.losses:
+            if known_errors is None:
+                known_errors = torch.stack([squared_error(output, gt) for output in routing.branch_outputs], dim=1)
+            arguments['error'] = (self.get_bare_model(self.net_g).classifier.errors(routing.logits), known_errors)
         if 'branch' in self.losses:
             outputs = torch.stack(routing.branch_outputs, dim=1)
             weights = routing.weights[..., None, None, None].expand_as(outputs)

@@ -11,6 +11,7 @@ LOSSES = {
     'average': 'classifier',
     'flops': 'classifier',
     'label': 'classifier',
+    'error': 'classifier',
     **dict.fromkeys(DISTILLATION_LOSSES, 'branches')
 }
 # accepted types of the losses that are called with more than an image and its GT
@@ -20,6 +21,7 @@ TYPES = {
     'average': ('AverageLoss', ),
     'flops': ('FLOPsLoss', ),
     'label': ('LabelLoss', ),
+    'error': ('ErrorLoss', ),
     'kd': ('KDL1Loss', ),
     'feature': ('FeatureDistillLoss', ),
     'csd': ('CSDLoss', 'ContrastLoss'),
@@ -133,7 +135,6 @@ def check_training(opt):
         OptionError: For the first mistake found.
     """
     train_opt, data_opt = opt['train'], opt['datasets'].get('train') or {}
-    check_keys(train_opt, train_opt, 'train', ('pixel_opt', ))
     check_number(train_opt.get('tau_min', 0.4), 'train.tau_min', 0.01, 1)
     check_number(train_opt.get('collapse_share', 0.95), 'train.collapse_share', 0.01, 1)
     check_number(train_opt.get('collapse_iter', 500), 'train.collapse_iter', 1, integer=True)
@@ -153,8 +154,10 @@ def check_training(opt):
         raise OptionError('train.freeze', f'{freeze[0]} without weights would stay random; name them at path')
 
     losses = [name for name in LOSSES if train_opt.get(f'{name}_opt')]
-    if 'pixel' not in losses:
-        raise OptionError('train.pixel_opt', 'a pixel loss is needed')
+    if 'pixel' not in losses and not (freeze == ['branches'] and {'label', 'error'}.intersection(losses)):
+        raise OptionError(
+            'train.pixel_opt', 'a pixel loss is needed, unless freeze is [branches] and the classifier '
+            'learns by label_opt or error_opt')
     for name in losses:
         check_loss_block(train_opt[f'{name}_opt'], name)
         trained = LOSSES[name]

@@ -8,8 +8,8 @@ KEYS = {
                     'val', 'logger', 'dist_params', 'find_unused_parameters'),
     'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks',
              'experiments_root', 'results_root'),
-    'train': ('ema_decay', 'optim_g', 'scheduler', 'total_iter', 'warmup_iter', 'precision', 'channels_last',
-              'pixel_opt'),
+    'train':
+    ('ema_decay', 'optim_g', 'scheduler', 'total_iter', 'warmup_iter', 'precision', 'channels_last', 'pixel_opt'),
     'val': ('metrics', 'pbar', 'save_img', 'suffix', 'val_freq'),
 }
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from basicsr.archs import build_network
-from cdnsr_basicsr.archs import PatchClassifier
+from cdnsr_basicsr.archs import ErrorPredictor, PatchClassifier
 from cdnsr_basicsr.archs.cdnsr_arch import gumbel_softmax
 from tests.conftest import carn, fsrcnn
 
@@ -145,3 +145,54 @@ def test_gradients_of_the_mixture(tiny_net, channels_last):
     torch.testing.assert_close(output, expected)
     for ours_, theirs in zip(ours, torch.autograd.grad(expected, params, grad)):
         torch.testing.assert_close(ours_, theirs)
+
+
+def predicted_errors(net, x):
+    """What ErrorPredictor predicts, written down without its forward."""
+    for conv in (*net.convs, net.hidden):
+        x = torch.nn.functional.leaky_relu(conv(x), 0.1)
+    x = net.head(x)
+    first = torch.exp(x[:, 0])
+    maps = [first] + [first - first * x[:, i] for i in range(1, x.shape[1])]
+    return torch.stack([values.mean(dim=(1, 2)) for values in maps], dim=1)
+
+
+@pytest.mark.parametrize('num_classes', [2, 3, 5])
+@pytest.mark.parametrize('size', [(1, 1), (3, 5), (32, 32), (37, 64)])
+def test_the_class_of_an_error_predictor_is_the_cheapest_error(num_classes, size):
+    net = ErrorPredictor(num_feat=4, num_classes=num_classes, price=3.).eval()
+    net.costs.copy_(torch.arange(1, num_classes + 1) / num_classes)
+    torch.nn.init.normal_(net.head.weight)
+    x = torch.rand(6, 3, *size)
+    with torch.no_grad():
+        logits, errors = net(x), predicted_errors(net, x)
+    torch.testing.assert_close(net.errors(logits), errors, rtol=1e-4, atol=1e-4)
+    assert logits.argmax(1).tolist() == (errors + 3 * net.costs).argmin(1).tolist()
+
+
+def test_errors_predicted_for_a_tile_are_the_mean_of_those_of_its_parts():
+    net = ErrorPredictor(num_feat=4).eval()
+    for conv in net.convs:  # a 3x3 layer would look across the border
+        conv.weight.data[:, :, 0] = conv.weight.data[:, :, 2] = 0
+        conv.weight.data[:, :, :, 0] = conv.weight.data[:, :, :, 2] = 0
+    x = torch.rand(1, 3, 64, 64)
+    parts = torch.cat([x[..., top:top + 32, left:left + 32] for top in (0, 32) for left in (0, 32)])
+    with torch.no_grad():
+        torch.testing.assert_close(net(x)[0], net(parts).mean(0))
+
+
+def test_price_of_an_error_predictor_is_above_zero():
+    with pytest.raises(ValueError, match='price above 0, but got 0'):
+        ErrorPredictor(price=0)
+
+
+def test_cdnsr_with_an_error_predictor_routes_and_mixes(tiny_net):
+    net = build_network({**tiny_net(), 'classifier': {'type': 'ErrorPredictor', 'num_feat': 4}})
+    x = torch.rand(3, 3, 8, 8)
+    with torch.no_grad():
+        output, routing = net.eval()(x, return_routing=True)
+        k = int(routing.logits[0].argmax())
+        torch.testing.assert_close(output[:1], net.branches[k](x[:1]), atol=1e-5, rtol=0)
+    output, routing = net.train()(x, return_routing=True, run_branches=False)
+    assert output is None and routing.branch_outputs is None
+    torch.testing.assert_close(routing.weights.sum(1), torch.ones(3))

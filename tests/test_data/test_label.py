@@ -96,6 +96,9 @@ def test_branches_labels_are_the_cheapest_good_branch(dataset, checkpoint):
         assert errors[entry.label] <= 1.1 * min(errors) + 1e-3
         assert all(error > 1.1 * min(errors) - 1e-3 for error in errors[:entry.label])
         assert entry.score == pytest.approx(errors[entry.label], abs=1e-3)
+        with torch.no_grad():
+            squares = [(255 * (branch(tensors[0]).clamp(0, 1) - tensors[1])).square().mean() for branch in net.branches]
+        assert entry.errors == pytest.approx([square.item() for square in squares], rel=1e-3)
 
 
 @pytest.mark.parametrize('by', ['psnr', 'branches', 'bicubic'])
@@ -113,10 +116,15 @@ def test_label_file_round_trip(tmp_path):
     write_labels(tmp_path / 'labels_x.txt', labels)
     assert (tmp_path / 'labels_x.txt').read_text() == 'a 0 inf\nb 2 31.500000\n'
     assert read_labels(tmp_path / 'labels_x.txt') == labels
+    labels = {'a': Label(0, 1.5, (2.25, 1.)), 'b': Label(1, 2., (0.5, 0.25))}
+    write_labels(tmp_path / 'labels_x.txt', labels)
+    assert (tmp_path / 'labels_x.txt').read_text().splitlines()[0] == 'a 0 1.500000 2.250000 1.000000'
+    assert read_labels(tmp_path / 'labels_x.txt') == labels
 
 
 @pytest.mark.parametrize('text,message', [('a 0 1.0\nb zero 1.0\n', 'line 2'), ('a 0\n', 'line 1'),
-                                          ('a -1 2.0\n', 'line 1')])
+                                          ('a -1 2.0\n', 'line 1'), ('a 0 1.0 2.0 x\n', 'line 1'),
+                                          ('a 0 1.0 2.0\nb 0 1.0\n', 'line 2: has 0 errors')])
 def test_broken_label_file_names_the_line(tmp_path, text, message):
     (tmp_path / 'labels.txt').write_text(text)
     with pytest.raises(OptionError, match=message):

@@ -2,7 +2,9 @@ import pytest
 import torch
 from collections import Counter
 
+from basicsr.archs import build_network
 from basicsr.data import build_dataset
+from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.data.label import label
 from cdnsr_basicsr.data.labels import Label, read_labels, write_labels
 from cdnsr_basicsr.options import OptionError
@@ -113,3 +115,15 @@ def test_labels_of_other_data_are_refused(block):
     write_labels(block['label_file'], {'other': Label(0, 1.)})
     with pytest.raises(OptionError, match='has no label for .* patches, such as .*; it was made for other data'):
         build_dataset(block)
+
+
+def test_errors_come_with_whole_patches_only(block, dataset, tmp_path, tiny_net):  # noqa: F811
+    net = build_network(tiny_net())
+    save_checkpoint({'params': net.state_dict(), 'network_g': tiny_net(), 'scale': 4}, str(tmp_path / 'net.pth'))
+    path, _ = label(str(dataset), 'branches', str(tmp_path / 'net.pth'))
+    labels = read_labels(path)
+    for item in build_dataset({**block, 'label_file': str(path)}):
+        assert item['errors'].tolist() == pytest.approx(labels[item['gt_path']].errors, rel=1e-6)
+    # what is cut out of a patch has other errors
+    assert 'errors' not in build_dataset({**block, 'label_file': str(path), 'gt_size': 16})[0]
+    assert 'errors' not in build_dataset(block)[0]

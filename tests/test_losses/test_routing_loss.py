@@ -1,9 +1,10 @@
+import math
 import pytest
 import torch
 
 from basicsr.losses import build_loss
 from basicsr.losses.basic_loss import charbonnier_loss
-from cdnsr_basicsr.losses import AverageLoss, ClassLoss, FLOPsLoss, LabelLoss
+from cdnsr_basicsr.losses import AverageLoss, ClassLoss, ErrorLoss, FLOPsLoss, LabelLoss, squared_error
 from cdnsr_basicsr.losses.routing_loss import average_loss, class_loss, flops_loss
 
 
@@ -89,3 +90,40 @@ def test_label_loss_is_cross_entropy_that_fades_out():
     assert LabelLoss()(sure, labels).item() == pytest.approx(0)
     with pytest.raises(ValueError, match='num_iter of at least 1, but got 0'):
         LabelLoss(num_iter=0)
+
+
+def test_squared_error_equals_numpy():
+    output, gt = torch.rand(3, 3, 5, 7) * 2 - 0.5, torch.rand(3, 3, 5, 7)
+    for i, error in enumerate(squared_error(output.requires_grad_(), gt)):
+        expected = ((output[i].detach().numpy().clip(0, 1) - gt[i].numpy()) * 255)**2
+        assert error.item() == pytest.approx(expected.mean(), rel=1e-5) and not error.requires_grad
+
+
+def test_error_loss_equals_slow_loop():
+    predicted, errors = torch.rand(6, 4) + 0.5, torch.rand(6, 4) * 3
+    total = 0
+    for guess, truth in zip(predicted.tolist(), errors.tolist()):
+        total += truth[0] / guess[0] + math.log(guess[0])
+        for i in range(1, 4):
+            gap = abs((truth[0] - truth[i]) - (guess[0] - guess[i])) / guess[0]
+            total += 7 * (gap**2 / (2 * 0.5) if gap < 0.5 else gap - 0.25) / 3
+    assert ErrorLoss(2., gain_weight=7)(predicted, errors).item() == pytest.approx(2 * total / 6, rel=1e-5)
+
+
+def test_error_loss_is_least_at_the_mean():
+    # of patches that look alike: the mean is what a budget has to reckon with, not the median
+    errors = torch.tensor([[10., 9.], [20., 19.], [90., 80.]])
+    predicted = torch.tensor([50., 49.], requires_grad=True)
+    loss = ErrorLoss(beta=10.)
+    optimizer = torch.optim.Adam([predicted], lr=0.5)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        loss(predicted.expand(3, 2), errors).backward()
+        optimizer.step()
+        optimizer.param_groups[0]['lr'] *= 0.997
+    torch.testing.assert_close(predicted.detach(), errors.mean(0), rtol=1e-3, atol=0)
+
+
+def test_error_loss_refuses_beta_zero():
+    with pytest.raises(ValueError, match='beta above 0'):
+        ErrorLoss(beta=0)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from basicsr.models import build_model
 from basicsr.train import load_resume_state
-from cdnsr_basicsr.losses import AverageLoss
+from cdnsr_basicsr.losses import AverageLoss, squared_error
 from cdnsr_basicsr.losses.routing_loss import average_loss
 from cdnsr_basicsr.models.collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from cdnsr_basicsr.options import OptionError
@@ -87,6 +87,64 @@ def test_branch_loss_is_that_of_each_branch_alone(opt):
     assert model.get_current_log()['l_branch'] == pytest.approx(expected.item(), rel=1e-5)
     for part in (model.net_g.classifier, *model.net_g.branches):
         assert any(param.grad.abs().sum() > 0 for param in part.parameters())
+
+
+@pytest.fixture
+def error_opt(opt):
+    opt['network_g']['classifier'] = {'type': 'ErrorPredictor', 'num_feat': 4}
+    opt['path']['pretrain_network_branches'] = None
+    opt['train'].update({f'{name}_opt': None for name in ('pixel', 'class', 'average', 'flops')})
+    opt['train'].update(error_opt=dict(type='ErrorLoss'), freeze=['branches'])
+    return opt
+
+
+def test_known_errors_train_without_running_branches(error_opt, monkeypatch):
+    logs = []
+    for known in (True, False):
+        model = make(error_opt)
+        assert model.net_g.classifier.costs.tolist() == pytest.approx(model.costs.tolist())
+        data = batch()
+        with torch.no_grad():
+            outputs = [branch(data['lq']) for branch in model.net_g.branches]
+        if known:
+            data['errors'] = torch.stack([squared_error(output, data['gt']) for output in outputs], dim=1)
+            for branch in model.net_g.branches:
+                monkeypatch.setattr(branch, 'forward', None)
+        model.feed_data(data)
+        model.optimize_parameters(1)
+        assert all(param.grad.abs().sum() > 0 for param in model.net_g.classifier.head.parameters())
+        logs.append(model.get_current_log())
+    for key, value in logs[0].items():
+        assert value == pytest.approx(logs[1][key], rel=1e-4), key
+
+
+def test_an_error_predictor_learns_which_branch_errs_less(error_opt):
+    error_opt['train']['optim_g']['lr'] = 0.01
+    model = make(error_opt)
+    smooth, busy = torch.full((4, 3, 16, 16), 0.5), torch.rand(4, 3, 16, 16)
+    errors = torch.tensor([[1., 0.99, 0.98]] * 4 + [[400., 300., 50.]] * 4)
+    data = {**batch(8), 'lq': torch.cat([smooth, busy]), 'gt': torch.zeros(8, 3, 64, 64), 'errors': errors}
+    for i in range(1, 301):
+        model.feed_data(data)
+        model.optimize_parameters(i)
+    classifier = model.net_g.classifier.eval()
+    with torch.no_grad():
+        logits = classifier(data['lq'])
+    assert classifier.errors(logits).mean(0).tolist() == pytest.approx(errors.mean(0).tolist(), rel=0.2)
+    assert logits.argmax(1).tolist() == [0] * 4 + [2] * 4
+
+
+def test_errors_of_another_network_are_refused(error_opt):
+    model = make(error_opt)
+    model.feed_data({**batch(2), 'errors': torch.ones(2, 4)})
+    with pytest.raises(OptionError, match='holds 4 errors for each patch, but there are 3 branches'):
+        model.optimize_parameters(1)
+
+
+def test_error_loss_needs_a_classifier_that_predicts_errors(error_opt):
+    error_opt['network_g']['classifier'] = {'type': 'PatchClassifier', 'num_feat': 4}
+    with pytest.raises(OptionError, match='error_opt: needs a classifier that predicts errors.*PatchClassifier'):
+        make(error_opt)
 
 
 def labelled(labels):

@@ -1,0 +1,88 @@
+"""FastSRModel: SRModel in another precision and memory layout."""
+import copy
+import pytest
+import torch
+
+from basicsr.models import build_model
+from cdnsr_basicsr.checkpoint import load_network
+from cdnsr_basicsr.models import FastSRModel
+from cdnsr_basicsr.options import OptionError
+from tests.conftest import carn
+from tests.test_models.test_cdnsr_model import batch
+
+
+@pytest.fixture
+def fast_opt(opt):
+    opt.update(model_type='FastSRModel', network_g=carn())
+    del opt['tile']
+    opt['train'] = {
+        key: value
+        for key, value in opt['train'].items() if key in ('total_iter', 'optim_g', 'scheduler', 'pixel_opt')
+    }
+    opt['train']['ema_decay'] = 0.5
+    return opt
+
+
+def trained(opt, steps=3):
+    torch.manual_seed(1)
+    model = build_model(copy.deepcopy(opt))
+    data = batch()
+    for i in range(1, steps + 1):
+        model.feed_data(data)
+        model.optimize_parameters(i)
+    return model
+
+
+def difference(model, other):
+    pairs = zip(model.net_g_ema.state_dict().values(), other.net_g_ema.state_dict().values())
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+@pytest.mark.parametrize('channels_last', [True, False])
+def test_in_float32_it_trains_what_basicsr_trains(fast_opt, channels_last):
+    fast_opt['train']['channels_last'] = channels_last
+    fast, stock = (trained({**fast_opt, 'model_type': kind}) for kind in ('FastSRModel', 'SRModel'))
+    assert difference(fast, stock) < 1e-5
+    assert fast.get_current_log()['l_pix'] == pytest.approx(stock.get_current_log()['l_pix'], rel=1e-4)
+
+
+def test_bfloat16_is_used_and_changes_little(fast_opt):
+    stock = trained(fast_opt, 1)
+    fast_opt['train']['precision'] = 'bfloat16'
+    model = trained(fast_opt, 1)
+    assert not torch.equal(model.output, stock.output), 'the precision was not used'
+    assert all(param.dtype == torch.float32 for param in model.net_g.parameters())
+    assert model.get_current_log()['l_pix'] == pytest.approx(stock.get_current_log()['l_pix'], rel=0.02)
+
+
+def test_its_checkpoint_describes_itself(fast_opt):
+    model = trained(fast_opt)
+    model.save(0, -1)
+    net = load_network(f"{fast_opt['path']['models']}/net_g_latest.pth")
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), model.net_g_ema(x))
+
+
+@pytest.mark.parametrize('change,message', [
+    (dict(precision='float16'), 'train.precision: .*float32, bfloat16'),
+    (dict(channels_last=1), 'train.channels_last'),
+    (dict(pixel_opt=None), 'train.pixel_opt: a pixel loss is needed'),
+    (dict(class_opt=dict(type='ClassLoss')), 'train.class_opt: unknown key'),
+])
+def test_wrong_options_are_refused_by_name(fast_opt, change, message):
+    keys = ('name', 'model_type', 'scale', 'network_g', 'path', 'train')
+    opt = {key: fast_opt[key] for key in keys}
+    opt['path'] = {}
+    FastSRModel.check_options(opt, True)
+    opt['train'].update(change)
+    with pytest.raises(OptionError, match=message):
+        FastSRModel.check_options(opt, True)
+
+
+def test_threads_of_several_gpus_do_not_know_a_precision(fast_opt):
+    fast_opt['train']['precision'] = 'bfloat16'
+    model = build_model(copy.deepcopy(fast_opt))
+    model.opt['num_gpu'] = 2
+    with pytest.raises(OptionError, match='bfloat16 on 2 GPUs needs a process for each'):
+        model.model_to_device(model.net_g)
