@@ -100,7 +100,7 @@ def is_shipped(path: str) -> bool:
     return Path(path).resolve().parent == SHIPPED.resolve()
 
 
-def known(name: str, names: Iterable[str]) -> str:
+def known(name: str, names: set[str]) -> str:
     """The names there are, and which of them may be meant."""
     if not names:
         return 'this build ships none'
