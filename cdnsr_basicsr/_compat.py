@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
 from .options import OptionError, OptionLoader, force_yml_value, parse_force_yml
+from .zoo import find_checkpoint
 
 
 def _fill_functional_tensor(module: types.ModuleType) -> None:
@@ -195,6 +196,15 @@ def _model_to_any_device(original: Callable) -> Callable:
     return model_to_device
 
 
+def _loads_by_name(original: Callable) -> Callable:
+    """Lets `pretrain_network_*` name a model where BasicSR knows paths only."""
+
+    def load_network(self, net, load_path, *args: Any, **kwargs: Any) -> None:
+        original(self, net, find_checkpoint(load_path), *args, **kwargs)
+
+    return load_network
+
+
 def _saved_when_complete(original: Callable, key: str) -> Callable:
     """A kill while BasicSR saves leaves half a file under the final name: let it save elsewhere, and move that here."""
 
@@ -250,5 +260,6 @@ def patch_basicsr() -> None:
     basicsr.train.load_resume_state = _load_resume_state
     for name, key in (('save_network', 'models'), ('save_training_state', 'training_states')):
         setattr(base_model.BaseModel, name, _saved_when_complete(getattr(base_model.BaseModel, name), key))
+    base_model.BaseModel.load_network = _loads_by_name(base_model.BaseModel.load_network)
     base_model.BaseModel.resume_training = _resumes_progress(base_model.BaseModel.resume_training)
     base_model.BaseModel.model_to_device = _model_to_any_device(base_model.BaseModel.model_to_device)

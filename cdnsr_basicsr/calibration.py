@@ -11,8 +11,9 @@ from typing import NamedTuple, Optional, Sequence
 from .evaluation import PairStore, quality, to_image, to_tensor
 from .files import replace_when_done
 from .inference.engine import RoutedUpscaler, is_routed
-from .inference.speed import Speed, machine
+from .inference.speed import Speed, cache_folder, machine
 from .options import OptionError
+from .zoo import find_checkpoint, is_shipped
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 MOST_LOSS = 0.02  # dB that half precision may cost a branch
@@ -61,7 +62,9 @@ class Calibration(NamedTuple):
 
 
 def calibration_path(model: str) -> Path:
-    return Path(model).with_suffix('.calibration.json')
+    """Beside the checkpoint; in the user's cache folder if the checkpoint is one of this package."""
+    path = Path(find_checkpoint(model)).with_suffix('.calibration.json')
+    return cache_folder() / path.name if is_shipped(str(path)) else path
 
 
 def read_calibration(model: str, net: nn.Module) -> Optional[Calibration]:
@@ -105,7 +108,7 @@ def calibrate(net: nn.Module,
 
     Args:
         net: The network, on its device, in evaluation mode.
-        model: Its checkpoint.
+        model: Its checkpoint, or its name.
         data: Folder of photographs; see read_pairs.
         precision: Of the branches; those that it costs more than 0.02 dB keep float32.
         budgets: Budgets to try, besides the published rule.
@@ -154,7 +157,9 @@ def calibrate(net: nn.Module,
     table = Calibration(
         describe(net), machine(upscaler.device), precision, patch_size, step, photographs,
         *upscaler.measure_speed(fresh=True), branch_psnr, kept, points)
-    with replace_when_done(calibration_path(model)) as temporary:
+    path = calibration_path(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_when_done(path) as temporary:
         content = dict(table._asdict(), points=[point._asdict() for point in points])
         temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     return table

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 import torch
 from collections.abc import Mapping
 from os import path as osp
@@ -13,6 +12,7 @@ from typing import Any, Optional, Union
 
 from .files import replace_when_done
 from .options import OptionError, check_network, one_line, read_options
+from .zoo import find_checkpoint
 
 ABOUT = ('network_g', 'scale')  # what a checkpoint says of itself
 
@@ -57,11 +57,13 @@ def plain(value: Any) -> Any:
 def load_checkpoint(path: str) -> dict:
     """Loads a checkpoint onto the CPU without running code from it.
 
+    Args:
+        path: A file, or a model's name; see find_checkpoint.
+
     Raises:
         OptionError: The file is missing or no checkpoint.
     """
-    if not osp.isfile(path):
-        raise OptionError(path, 'no such checkpoint file')
+    path = find_checkpoint(path)
     if osp.splitext(path)[1] == '.safetensors':
         return read_safetensors(path)
     try:
@@ -85,7 +87,7 @@ def load_described(path: Optional[str], opt_path: Optional[str] = None) -> tuple
     """Builds a network in evaluation mode from a checkpoint, with its EMA weights if there are any.
 
     Args:
-        path: Checkpoint. Default: path.pretrain_network_g of the option file.
+        path: Checkpoint, or a model's name. Default: path.pretrain_network_g of the option file.
         opt_path: Option file whose network_g describes it; needed for files without a description of their own,
             such as those of BasicSR's SRModel.
 
@@ -102,7 +104,7 @@ def load_described(path: Optional[str], opt_path: Optional[str] = None) -> tuple
     path = path or paths.get('pretrain_network_g')
     if not isinstance(path, str):
         raise OptionError(opt_path or '-m', 'names no checkpoint at path.pretrain_network_g; give one by -m')
-    content = load_checkpoint(os.path.expanduser(path))
+    content = load_checkpoint(path)
     block: Union[dict, None] = opt.get('network_g') if opt_path else content.get('network_g')
     if block is None:
         raise OptionError(

@@ -11,6 +11,9 @@ from . import __version__, load_plugins
 from .memory import keep_freed_memory
 from .options import (OptionError, apply_force_yml, check_keys, check_number, check_options, check_routing, one_line,
                       read_options)
+from .zoo import check_pretrained, describe, shipped_models
+
+CHECKPOINT = 'checkpoint of the network, or name of a model (basicsr models)'
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         choices=['psnr', 'branches', 'bicubic'],
         help='PSNR of a network; cheapest good branch of a CDNSR; PSNR of bicubic upsampling')
-    command.add_argument('-m', dest='model', metavar='MODEL', help='checkpoint of the network')
+    command.add_argument('-m', dest='model', metavar='MODEL', help=CHECKPOINT)
     command.add_argument('-opt', metavar='FILE', help='option file that describes MODEL, if it does not do so itself')
     command.add_argument('--classes', type=int, default=3, metavar='M', help='number of equal parts (default: 3)')
     command.add_argument(
@@ -98,14 +101,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = 'write a network as ONNX files, for onnxruntime and OpenVINO, and compare them with torch'
     command = commands.add_parser('export', help=text, description=text)
-    command.add_argument('model', metavar='MODEL', help='checkpoint of the network')
+    command.add_argument('model', metavar='MODEL', help=CHECKPOINT)
     command.add_argument('-o', dest='output', required=True, metavar='DIR', help='folder to write')
     command.add_argument('-opt', metavar='FILE', help='option file that describes MODEL, if it does not do so itself')
     command.add_argument('--overwrite', action='store_true', help='replace a finished DIR')
 
     text = 'upscale pictures with a trained network'
     command = commands.add_parser('upscale', help=text, description=text)
-    add_model(command, 'checkpoint of the network, or a folder that export has written')
+    add_model(command, f'{CHECKPOINT}, or a folder that export has written')
     command.add_argument(
         '--backend',
         choices=['torch', 'onnxruntime', 'openvino'],
@@ -138,9 +141,12 @@ def build_parser() -> argparse.ArgumentParser:
         '--shard', metavar='I/N', help='do the I-th of N parts of a folder (torchrun: one part per process)')
     command.add_argument('--overwrite', action='store_true', help='replace existing results')
 
+    text = 'list the models that this package ships, with what they bring and cost'
+    commands.add_parser('models', help=text, description=text)
+
     text = 'make a checkpoint that describes itself of a published one, or of your own'
     command = commands.add_parser('convert', help=text, description=text)
-    command.add_argument('input', metavar='IN', help='checkpoint (.pth or .safetensors)')
+    command.add_argument('input', metavar='IN', help='checkpoint (.pth or .safetensors), or name of a model')
     command.add_argument('-o', dest='output', required=True, metavar='OUT', help='file to write: .pth or .safetensors')
     command.add_argument(
         '--from',
@@ -164,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = 'measure what budgets of a routed network bring and cost, and keep the table beside its checkpoint'
     command = commands.add_parser('calibrate', help=text, description=text)
-    command.add_argument('-m', dest='model', required=True, metavar='MODEL', help='checkpoint of the network')
+    command.add_argument('-m', dest='model', required=True, metavar='MODEL', help=CHECKPOINT)
     command.add_argument('-opt', metavar='FILE', help='option file that describes MODEL, if it does not do so itself')
     command.add_argument(
         '-i', dest='input', required=True, metavar='FOLDER', help='photographs, or a folder with gt/ and lq/')
@@ -181,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs='+',
         required=True,
         metavar='MODEL',
-        help='checkpoints, or option files that name one at path.pretrain_network_g')
+        help='checkpoints, names of models (basicsr models), or option files that name one at path.pretrain_network_g')
     command.add_argument(
         '--data', required=True, metavar='FOLDER', help='photographs, or a folder with gt/ and lq/ (prepare --whole)')
     command.add_argument('-o', dest='output', metavar='FOLDER', help='write benchmark.md, .csv and .png there')
@@ -250,7 +256,9 @@ def run_pipeline(args: argparse.Namespace) -> int:
     try:
         apply_force_yml(opt, args.force_yml)
         load_plugins()
-        check_options(opt, is_train, args.auto_resume)
+        check_options(opt, is_train)
+        if not args.auto_resume:  # what goes on from a training state needs no networks to start from
+            check_pretrained(opt['path'])
         import torch
 
         from basicsr import test, train
@@ -427,6 +435,11 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_models(args: argparse.Namespace) -> int:
+    print(describe(shipped_models().values()), end='')
+    return 0
+
+
 def run_upscale(args: argparse.Namespace) -> int:
     from .inference.image_io import MAX_SIDES
     extension = args.ext and f'.{args.ext.lower().lstrip(".")}'
@@ -530,6 +543,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = build_parser().parse_args(argv)
     commands = dict(train=run_pipeline, test=run_pipeline, prepare=run_prepare, label=run_label, upscale=run_upscale)
     commands.update(convert=run_convert, export=run_export, calibrate=run_calibrate, benchmark=run_benchmark)
+    commands.update(models=run_models)
     try:
         return commands[args.command](args)
     except OptionError as error:

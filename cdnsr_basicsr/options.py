@@ -232,16 +232,16 @@ def check_dataset(block: Any, where: str) -> None:
         dataset.check_options(block, where)
 
 
-def check_options(opt: dict, is_train: bool, resumes: bool = False) -> None:
+def check_options(opt: dict, is_train: bool) -> None:
     """Checks an option file before BasicSR reads it: types, network and loss arguments, files, our own blocks.
 
     A model or dataset class may bring its own check as a static method ``check_options``; that is where this
-    plugin's blocks refuse unknown keys. Blocks of other BasicSR models are left to them.
+    plugin's blocks refuse unknown keys. Blocks of other BasicSR models are left to them. Whether networks to start from
+    can be found is not asked here.
 
     Args:
         opt: Content of the option file.
         is_train: Whether it is about to be trained (otherwise tested).
-        resumes: Whether it goes on from a training state; networks to start from are not needed then.
 
     Raises:
         OptionError: For the first mistake found.
@@ -283,9 +283,7 @@ def check_options(opt: dict, is_train: bool, resumes: bool = False) -> None:
 
     for name, block in opt['datasets'].items():
         check_dataset(block, f'datasets.{name}')
-    for key, value in opt['path'].items():
-        if (('pretrain_network' in key and not resumes) or key == 'resume_state') and value is not None:
-            for path in value if isinstance(value, list) else [value]:
-                check_path(path, f'path.{key}')
+    if opt['path'].get('resume_state') is not None:
+        check_path(opt['path']['resume_state'], 'path.resume_state')
     if hasattr(model, 'check_options'):
         model.check_options(opt, is_train)

@@ -1,9 +1,15 @@
+import copy
+import hashlib
+import json
 import os
 import pytest
 import torch
 from pathlib import Path
 
 import cdnsr_basicsr
+from basicsr.archs import build_network
+from cdnsr_basicsr import zoo
+from cdnsr_basicsr.checkpoint import save_checkpoint
 
 cdnsr_basicsr.register()
 
@@ -34,6 +40,23 @@ def shared():
         return path
 
     return find
+
+
+@pytest.fixture
+def shipped(tmp_path_factory, monkeypatch, tiny_net):
+    """A package that ships the models tiny_cdnsr and tiny_fsrcnn; the entry of each by its name."""
+    folder = tmp_path_factory.mktemp('pretrained_models')
+    monkeypatch.setattr(zoo, 'SHIPPED', folder)
+    index = {}
+    for name, block in (('tiny_cdnsr', tiny_net()), ('tiny_fsrcnn', fsrcnn(2))):
+        net = build_network(copy.deepcopy(block))
+        save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=4), str(folder / f'{name}.pth'))
+        sha256 = hashlib.sha256((folder / f'{name}.pth').read_bytes()).hexdigest()
+        index[name] = dict(file=f'{name}.pth', sha256=sha256, scale=4, licence='Apache-2.0', trained_on='nothing')
+        index[name].update(psnr=dict(Set5=30.126, Set14=27.5), ms_per_megapixel=12.34, measured_on='an abacus')
+    index['tiny_cdnsr']['budget'] = 0.6
+    (folder / 'models.json').write_text(json.dumps(index))
+    return zoo.shipped_models()
 
 
 def carn(num_feat=4, upscale=4):

@@ -18,26 +18,27 @@ OPTIONS = sorted((ROOT / 'options').glob('*.yml'))
 ALLOWED = {
     '__init__': {'_compat', 'archs', 'data', 'losses', 'models', 'options'},
     '__main__': {'cli'},
-    '_compat': {'options'},
+    '_compat': {'options', 'zoo'},
     'archs': set(),
     'losses': set(),
     'complexity': set(),
     'conversion': {'archs', 'checkpoint', 'files', 'options'},
     'files': set(),
     'options': set(),
-    'checkpoint': {'files', 'options'},
+    'zoo': {'options'},
+    'checkpoint': {'files', 'options', 'zoo'},
     'evaluation': {'data', 'options'},
     'inference': {'complexity', 'files'},
     'benchmark':
     {'__init__', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference', 'memory', 'options'},
-    'calibration': {'evaluation', 'files', 'inference', 'options'},
+    'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
     'data': {'archs', 'checkpoint', 'files', 'losses', 'options'},
     'export': {'files', 'inference', 'options'},
     'memory': set(),
     'models': {'checkpoint', 'inference', 'losses', 'options'},
     'cli': {
         '__init__', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'inference', 'memory',
-        'options'
+        'options', 'zoo'
     },
 }
 
@@ -145,7 +146,7 @@ def test_usage_in_the_readme_equals_help(capsys):
         usage[block[0]] = block[1]
     assert set(usage) == {
         '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'convert --help', 'export --help',
-        'upscale --help', 'calibrate --help', 'benchmark --help'
+        'models --help', 'upscale --help', 'calibrate --help', 'benchmark --help'
     }
     for command, text in usage.items():
         with pytest.raises(SystemExit):

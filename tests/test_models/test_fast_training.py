@@ -66,7 +66,7 @@ def test_its_checkpoint_describes_itself(fast_opt):
 
 @pytest.mark.parametrize('change,message', [
     (dict(precision='float16'), 'train.precision: .*float32, bfloat16'),
-    (dict(channels_last=1), 'train.channels_last'),
+    (dict(channels_last='yes'), 'train.channels_last'),
     (dict(pixel_opt=None), 'train.pixel_opt: a pixel loss is needed'),
     (dict(class_opt=dict(type='ClassLoss')), 'train.class_opt: unknown key'),
 ])
