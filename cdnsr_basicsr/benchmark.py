@@ -18,6 +18,7 @@ from tqdm import tqdm
 from typing import Callable, Iterator, NamedTuple, Optional, Sequence
 
 from . import load_plugins
+from .archs import Interpolation
 from .checkpoint import load_network
 from .complexity import count_macs
 from .evaluation import PairStore, quality, to_image, to_tensor
@@ -40,13 +41,15 @@ class Row(NamedTuple):
 
     Attributes:
         model: Checkpoint, or option file that names one.
-        kind: 'whole': the hardest branch, or a network without branches, on the whole image. 'loop', 'published loop':
-            one tile at a time. 'tiled': as 'whole', in tiles. 'routed': each tile by its branch, each pixel by its
-            sampler.
+        kind: 'whole': one branch, or a network without branches, on the whole image. 'bicubic': bicubic upsampling.
+            'loop', 'published loop': one tile at a time. 'tiled': as 'whole', in tiles. 'routed': each tile by its
+            branch, each pixel by its sampler. 'oracle': as 'routed', by the branches' true errors instead of the
+            classifier's word.
         tuned: Whether it gets what the engine has: channels last, freed memory kept, fast forms of layers, precision.
         precision: Of the branches.
         budget: Of the routing.
         backend: What runs the network: 'torch', 'onnxruntime' or 'openvino'.
+        branch: Which branch is 'whole' or 'tiled'. Default: the hardest.
     """
     model: str
     kind: str
@@ -54,14 +57,16 @@ class Row(NamedTuple):
     precision: str = 'float32'
     budget: Optional[float] = None
     backend: str = 'torch'
+    branch: Optional[int] = None
 
     @property
     def name(self) -> str:
+        alone = '' if self.branch is None else f'branch {self.branch + 1}, '
         if self.kind == 'whole':
-            return 'whole image, tuned' if self.tuned else 'whole image (BasicSR)'
+            return alone + ('whole image, tuned' if self.tuned else 'whole image (BasicSR)')
         if self.kind in LOOPS:
             return 'one tile at a time' + (', 32/28' if LOOPS[self.kind] else '')
-        name = self.kind if self.budget is None else f'{self.kind}, budget {self.budget:g}'
+        name = alone + (self.kind if self.budget is None else f'{self.kind}, budget {self.budget:g}')
         return name if self.backend == 'torch' else f'{name} ({self.backend})'
 
 
@@ -136,6 +141,24 @@ class Bench:
         if backend != 'torch':
             self.net = in_backend(self.net, backend, model)
         self.runners: dict[Row, Callable] = {}
+        self.number = 0  # of the image that is being upscaled
+        self.errors: dict[int, torch.Tensor] = {}
+
+    def true_errors(self, lq: torch.Tensor) -> torch.Tensor:
+        """Squared error of each branch on each tile, of shape (n, M), as the engine cuts tiles."""
+        if self.number not in self.errors:
+            upscaler = RoutedUpscaler(self.net, *self.settings[:2])
+            tiling = upscaler.tiling_of(*lq.shape[2:])
+            owner = tiling.class_map(torch.arange(len(tiling))).flatten()
+            gt = to_tensor(self.settings.pairs.gt(self.number)).to(self.device)
+            columns = []
+            for branch in self.net.branches:
+                alone = RoutedUpscaler(branch, upscaler.patch_size, upscaler.step)
+                error = (alone.upscale(lq).image.clamp(0, 1) - gt).square().mean(dim=1)
+                error = nn.functional.avg_pool2d(error, upscaler.scale).flatten().cpu()
+                columns.append(torch.bincount(owner, error, len(tiling)))
+            self.errors[self.number] = torch.stack(columns, dim=1)
+        return self.errors[self.number]
 
     def runner(self, row: Row) -> Callable:
         """A function of an LQ image (1, 3, h, w) that returns the result, kMACs per pixel of it, and tiles by class."""
@@ -164,11 +187,16 @@ class Bench:
             self.runners[row] = run
             return run
         branches = list(net.branches) if is_routed(net) else [net]
-        hardest = int(np.argmax(upscaler.branch_macs))
-        alone = np.eye(len(branches), dtype=int)[hardest].tolist()
+        one = int(np.argmax(upscaler.branch_macs)) if row.branch is None else row.branch
+        alone = np.eye(len(branches), dtype=int)[one].tolist()
         multiple, scale = upscaler.multiple, upscaler.scale
-        if row.kind == 'whole':
-            branch = deployed(branches[hardest], dtype) if row.tuned else branches[hardest]
+        whole_of_one = upscaler.branch_macs[one] / max(upscaler.branch_macs) * whole
+        if row.kind == 'bicubic':
+
+            def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
+                return Interpolation(upscale=scale)(lq), 0., [0] * len(branches)
+        elif row.kind == 'whole':
+            branch = deployed(branches[one], dtype) if row.tuned else branches[one]
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
                 with torch.autocast(lq.device.type, dtype, enabled=dtype != torch.float32):
@@ -176,7 +204,7 @@ class Bench:
                     padded = pad_to(lq[0], height, width).unsqueeze(0)
                     padded = padded.contiguous(memory_format=torch.channels_last) if row.tuned else padded
                     output = branch(padded)[..., :lq.shape[2] * scale, :lq.shape[3] * scale].float()
-                    return output, whole, alone
+                    return output, whole_of_one, alone
         elif row.kind in LOOPS:
             patch_size, step = LOOPS[row.kind] or (upscaler.patch_size, upscaler.step)
             tile = RoutedUpscaler(net, patch_size, step)
@@ -188,12 +216,14 @@ class Bench:
                 return output, spent / (output.shape[2] * output.shape[3]) / 1000, counts
         else:
             if row.kind == 'tiled' and upscaler.routed:
-                upscaler = RoutedUpscaler(
-                    branches[hardest], upscaler.patch_size, upscaler.step, precision=row.precision)
+                upscaler = RoutedUpscaler(branches[one], upscaler.patch_size, upscaler.step, precision=row.precision)
+                whole = whole_of_one
             upscaler.measure_speed()  # now, not within what is measured
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
-                upscaled = upscaler.upscale(lq)
+                # as logits: what argmax(log p - lambda c) then maximises is -(error + lambda c)
+                logits = -self.true_errors(lq) if row.kind == 'oracle' else None
+                upscaled = upscaler.upscale(lq, logits)
                 counts = torch.bincount(upscaled.classes, minlength=len(branches)).tolist()
                 return upscaled.image, whole * upscaled.cost, alone if row.kind == 'tiled' else counts
 
@@ -211,6 +241,7 @@ class Bench:
         """
         lq = to_tensor(self.settings.pairs.lq(number)).to(self.device)
         run = self.runner(row)
+        self.number = number
         wait = torch.cuda.synchronize if lq.is_cuda else lambda: None
         known = look and begin_peak(lq.is_cuda)
         try:
@@ -321,7 +352,9 @@ def rows_of(model: str,
             precisions: Sequence[str],
             budgets: Sequence[float],
             backends: Sequence[str] = ('torch', ),
-            pixels: bool = False) -> list[Row]:
+            pixels: bool = False,
+            oracle: bool = False,
+            num_branches: int = 0) -> list[Row]:
     """The rows of a model, which routes tiles, pixels or neither; the first is what the others are compared with.
 
     Whole images, and what routes pixels, are torch's.
@@ -336,6 +369,15 @@ def rows_of(model: str,
             Row(model, kind, True, precision, budget, backend) for precision in precisions for budget in limits
             for backend in backends if precision in precisions_of(backend)
         ]
+    if num_branches:
+        rows.append(Row(model, 'bicubic', True))
+        for i in range(num_branches):
+            rows.append(Row(model, 'whole', tuned=False, branch=i))
+            rows += [
+                Row(model, kind, True, precision, branch=i) for kind in ('whole', 'tiled') for precision in precisions
+            ]
+    if routed and oracle:
+        rows += [Row(model, 'oracle', True, precisions[0], budget) for budget in budgets]
     return rows
 
 
@@ -348,7 +390,9 @@ def benchmark(models: Sequence[str],
               patch_size: Optional[int] = None,
               step: Optional[int] = None,
               device: str = 'cpu',
-              backends: Sequence[str] = ('torch', )) -> tuple[list[Measured], str]:
+              backends: Sequence[str] = ('torch', ),
+              oracle: bool = False,
+              branches: bool = False) -> tuple[list[Measured], str]:
     """Measures models on photographs. All rows take turns, photograph by photograph, in processes of their own.
 
     Args:
@@ -372,12 +416,13 @@ def benchmark(models: Sequence[str],
     """
     for backend in backends:
         check_backend(backend)
-    routed, pixels, scales = {}, {}, {}
+    routed, pixels, scales, num_branches = {}, {}, {}, {}
     for model in dict.fromkeys(models):
         net = load(model)
         try:
             scales[model] = make_upscaler(net, patch_size, step).scale
             routed[model], pixels[model] = is_routed(net), is_pixel_routed(net)
+            num_branches[model] = len(net.branches) if branches and is_routed(net) else 0
         except ValueError as error:
             raise OptionError(model, str(error)) from error
     if len(set(scales.values())) != 1:
@@ -386,7 +431,8 @@ def benchmark(models: Sequence[str],
     if scale != int(scale):
         raise OptionError('-m', f'only networks of whole scales can be compared, but x{scale} was given')
     rows = [
-        row for model in routed for row in rows_of(model, routed[model], precisions, budgets, backends, pixels[model])
+        row for model in routed for row in rows_of(model, routed[model], precisions, budgets, backends, pixels[model],
+                                                   oracle, num_branches[model])
     ]
     rows = list(dict.fromkeys(rows))
     results: dict[Row, list[dict]] = {row: [] for row in rows}
@@ -437,7 +483,9 @@ def _summary(row: Row, about: dict, results: list[dict], ms: float, first: float
     counts = np.sum([result.get('counts', [0] * len(about['branches'])) for result in results], axis=0)
     shares = (100 * counts / max(counts.sum(), 1)).tolist()
     mflops = float(np.dot(shares, about['mflops'])) / 100 if counts.sum() else float('nan')
-    network = about['network'] if row.kind in ('routed', *LOOPS) else about['branches'][int(np.argmax(about['mflops']))]
+    one = int(np.argmax(about['mflops'])) if row.branch is None else row.branch
+    network = about['network'] if row.kind in ('routed', 'oracle', *LOOPS) else about['branches'][one]
+    network = 'Interpolation' if row.kind == 'bicubic' else network
     peak = max(result.get('peak', float('nan')) for result in results)
     return Measured(row, network, mean('psnr'), mean('ssim'), mean('kmacs'), mflops, ms, first / ms, peak, shares)
 
@@ -468,7 +516,7 @@ def cells(measured: Measured, label: str) -> list[str]:
         number(m.ms, 1),
         number(m.speed, 2),
         number(m.peak_mib, 0),
-        ' / '.join(f'{share:.0f}' for share in m.shares) if row.kind in ('routed', *LOOPS) else ''
+        ' / '.join(f'{share:.0f}' for share in m.shares) if row.kind in ('routed', 'oracle', *LOOPS) else ''
     ]
 
 

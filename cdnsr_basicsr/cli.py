@@ -195,6 +195,9 @@ def build_parser() -> argparse.ArgumentParser:
         '--budgets', type=float, nargs='+', default=[], metavar='FRACTION', help='budgets of networks with branches')
     command.add_argument('--repeat', type=count, default=3, metavar='N', help='timed runs of each (default: 3)')
     command.add_argument('--limit', type=count, metavar='N', help='only the first N photographs')
+    command.add_argument('--branches', action='store_true', help='each branch alone too, and bicubic upsampling')
+    command.add_argument(
+        '--oracle', action='store_true', help="the budgets also routed by the branches' true errors, as a bound")
     add_engine(command, '+')
     command.add_argument(
         '--backends',
@@ -519,12 +522,15 @@ def run_benchmark(args: argparse.Namespace) -> int:
     from .benchmark import benchmark, markdown, write_report
     patch_size, step = args.patch_size, args.step
     check_tile(patch_size or 128, step)
+    if args.oracle and not args.budgets:
+        raise OptionError('--oracle', 'goes with --budgets')
     if set(args.backends) - {'torch'}:
         if args.device not in (None, 'cpu'):
             raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')
         args.device = 'cpu'
-    measured, text = benchmark(args.models, args.data, args.budgets, args.precision, args.repeat, args.limit,
-                               patch_size, step, str(choose_device(args.device)), args.backends)
+    measured, text = benchmark(args.models, args.data,
+                               args.budgets, args.precision, args.repeat, args.limit, patch_size, step,
+                               str(choose_device(args.device)), args.backends, args.oracle, args.branches)
     print(f'{text}\n\n{markdown(measured)}', end='')
     if args.output:
         write_report(measured, text, args.output)

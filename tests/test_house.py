@@ -29,8 +29,10 @@ ALLOWED = {
     'checkpoint': {'files', 'options', 'zoo'},
     'evaluation': {'data', 'options'},
     'inference': {'complexity', 'files'},
-    'benchmark':
-    {'__init__', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference', 'memory', 'options'},
+    'benchmark': {
+        '__init__', 'archs', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference', 'memory',
+        'options'
+    },
     'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
     'data': {'archs', 'checkpoint', 'files', 'losses', 'options'},
     'export': {'files', 'inference', 'options'},

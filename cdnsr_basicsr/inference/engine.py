@@ -257,6 +257,10 @@ class RoutedUpscaler:
         """Height and width of the result for an image."""
         return height * self.scale, width * self.scale
 
+    def tiling_of(self, height: int, width: int) -> Tiling:
+        """The tiles of an image."""
+        return Tiling(height, width, self.patch_size, self.step, self.multiple)
+
     def refresh(self) -> None:
         """Takes over the network's weights at the next image, whatever their versions say."""
         self.copied = []
@@ -308,15 +312,16 @@ class RoutedUpscaler:
                 return self.branches[branch](tiles)
 
     @torch.inference_mode()
-    def upscale(self, lq: torch.Tensor) -> Upscaled:
+    def upscale(self, lq: torch.Tensor, logits: Optional[torch.Tensor] = None) -> Upscaled:
         """Upscales one image.
 
         Args:
             lq: of shape (1, c, h, w), in [0, 1], h and w at least 1, on the network's device.
+            logits: of shape (n, M), instead of the classifier's; for each tile, as `tiling_of` cuts them.
         """
         begin = time.perf_counter()
         rows = TensorRows(lq)
-        plan = self.plan(rows)
+        plan = self.plan(rows, logits)
         image, top = None, 0
         for strip in self.strips(rows, plan):
             if len(plan.strips) == 1:
@@ -332,20 +337,21 @@ class RoutedUpscaler:
         return Upscaled(image, plan.classes, plan.tiling, plan.cost, time.perf_counter() - begin)
 
     @torch.inference_mode()
-    def plan(self, image: Rows) -> Plan:
-        """Decides the class of every tile of an image, and which tiles run together."""
+    def plan(self, image: Rows, logits: Optional[torch.Tensor] = None) -> Plan:
+        """Decides the class of every tile of an image, by given logits or the classifier's, and which run together."""
         self._copy()
-        tiling = Tiling(image.height, image.width, self.patch_size, self.step, self.multiple)
+        tiling = self.tiling_of(image.height, image.width)
         row_bytes = 4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2
         tile_rows = max(1, min(len(tiling.tops), CANVAS_BYTES // row_bytes))
         max_tiles = self._max_tiles(len(tiling))
         merged = MERGED_TILES if self.given_max_tiles is None else min(self.given_max_tiles, MERGED_TILES)
         classes, quality = torch.zeros(len(tiling), dtype=torch.int64), 1.
         if self.routed:
-            logits = torch.cat([
-                self.classifier(tiles) for row in range(len(tiling.tops))
-                for tiles in self._tile_row(image, tiling, row).split(CLASSIFIED_TOGETHER)
-            ]).cpu()
+            if logits is None:
+                logits = torch.cat([
+                    self.classifier(tiles) for row in range(len(tiling.tops))
+                    for tiles in self._tile_row(image, tiling, row).split(CLASSIFIED_TOGETHER)
+                ]).cpu()
             classes = self._classes(logits, tiling, lambda classes: tiling.merge(classes, merged, tile_rows))
             quality = predicted_quality(logits, self.costs, classes)
         strips = tiling.merge(classes, merged, tile_rows)

@@ -8,6 +8,7 @@ import torch
 
 from basicsr.archs import build_network
 from cdnsr_basicsr import calibration, cli
+from cdnsr_basicsr.archs import Interpolation
 from cdnsr_basicsr.benchmark import Measured, Row, cells, labels, one_tile_at_a_time, rows_of, write_report
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.complexity import count_macs
@@ -69,6 +70,33 @@ def test_benchmark_measures_every_row_and_writes_table_and_plot(model, photograp
     assert (all_easy['classes %'], all_hard['classes %']) == ('100 / 0 / 0', '0 / 0 / 100')
     assert all_hard['PSNR'] == rows['tiled', 'float32']['PSNR']
     assert whole['times BasicSR'] == '1.00' and whole['network'] == 'CARN_M' and all_hard['network'] == 'CDNSR'
+
+
+def test_branches_alone_and_the_oracle_bound_the_router(model, photographs, capsys):
+    arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '16']
+    assert cli.main(['benchmark', *arguments, '--budgets', '0.01', '0.4', '0.7', '9', '--oracle', '--branches']) == 0
+    table = [line.strip('| ').split(' | ') for line in capsys.readouterr().out.splitlines() if line.startswith('| ')]
+    rows = {row[2]: dict(zip(table[0], row)) for row in table[1:]}
+    psnr = {name: float(row['PSNR']) for name, row in rows.items() if name != '---'}
+    net = load_network(model)
+    pairs = list(read_pairs(photographs, 4))
+    for i, branch in enumerate([*net.branches, Interpolation()]):
+        names = [f'branch {i + 1}, {kind}' for kind in ('whole image (BasicSR)', 'whole image, tuned')]
+        with torch.no_grad():
+            expected = np.mean([quality(to_image(branch(to_tensor(pair.lq))), pair.gt, 4)[0] for pair in pairs])
+        for name in names if i < 3 else ['bicubic']:
+            assert psnr[name] == pytest.approx(expected, abs=1e-3)
+    assert rows['branch 1, tiled']['network'] == 'FSRCNN' and rows['bicubic']['kMACs/pixel'] == '0.00'
+    assert float(rows['branch 1, whole image, tuned']['kMACs/pixel']) == pytest.approx(
+        count_macs(net.branches[0], 16, 16) / 256 / 16 / 1000, abs=0.01)
+    # with nothing to choose it is the router's, else at least as good at the same cost
+    for budget in ('0.01', '9'):
+        assert psnr[f'oracle, budget {budget}'] == psnr[f'routed, budget {budget}']
+    for budget in ('0.4', '0.7'):
+        oracle, routed = rows[f'oracle, budget {budget}'], rows[f'routed, budget {budget}']
+        assert float(oracle['PSNR']) > float(routed['PSNR']) - 0.002
+        whole = float(rows['whole image (BasicSR)']['kMACs/pixel'])
+        assert float(oracle['kMACs/pixel']) <= float(budget) * whole + 0.01
 
 
 def test_networks_without_branches_are_whole_and_tiled():
