@@ -110,13 +110,37 @@ def load_described(path: Optional[str], opt_path: Optional[str] = None) -> tuple
         raise OptionError(
             opt_path or path, 'has no network_g block; give the option file it was trained with by -opt, '
             'or make it describe itself by basicsr convert')
+    return build(block, weights_of(content, path), opt_path or path, path), plain(block)
+
+
+def load_branches(opt_path: str) -> list[nn.Module]:
+    """Builds the branches of a CDNSR in evaluation mode from path.pretrain_network_branches of its option file.
+
+    Raises:
+        OptionError: The option file names none, or they cannot be built or loaded.
+    """
+    opt = read_options(opt_path)
+    blocks, paths = [(opt.get(block) or {}).get(key)
+                     for block, key in (('network_g', 'branches'), ('path', 'pretrain_network_branches'))]
+    if not isinstance(blocks, list) or not isinstance(paths, list) or len(blocks) != len(paths):
+        raise OptionError(
+            opt_path, 'names no checkpoint for each of network_g.branches at '
+            'path.pretrain_network_branches; give a CDNSR by -m')
+    return [build(block, weights_of(load_checkpoint(path), path), opt_path, path) for block, path in zip(blocks, paths)]
+
+
+def weights_of(content: dict, path: str) -> dict[str, torch.Tensor]:
+    """The weights in the content of a checkpoint, the EMA ones if there are any.
+
+    Raises:
+        OptionError: It holds none.
+    """
     weights = content.get('params_ema', content.get('params'))
     if weights is None:
         raise OptionError(path, f"expected 'params' or 'params_ema', but found {', '.join(list(content)[:5])}")
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise OptionError(path, 'holds no weights: expected a dict of tensors')
-    weights = {str(key)[7:] if str(key).startswith('module.') else str(key): value for key, value in weights.items()}
-    return build(block, weights, opt_path or path, path), plain(block)
+    return {str(key)[7:] if str(key).startswith('module.') else str(key): value for key, value in weights.items()}
 
 
 def build(block: Any, weights: dict[str, torch.Tensor], described_by: str, path: str) -> nn.Module:

@@ -86,7 +86,11 @@ def build_parser() -> argparse.ArgumentParser:
         choices=['psnr', 'branches', 'bicubic'],
         help='PSNR of a network; cheapest good branch of a CDNSR; PSNR of bicubic upsampling')
     command.add_argument('-m', dest='model', metavar='MODEL', help=CHECKPOINT)
-    command.add_argument('-opt', metavar='FILE', help='option file that describes MODEL, if it does not do so itself')
+    command.add_argument(
+        '-opt',
+        metavar='FILE',
+        help='option file that describes MODEL, if it does not do so itself; or, for branches without -m, the one that '
+        'is going to train the classifier')
     command.add_argument('--classes', type=int, default=3, metavar='M', help='number of equal parts (default: 3)')
     command.add_argument(
         '--thresholds',

@@ -36,6 +36,9 @@ for i in "${!stages[@]}"; do
         continue
     fi
     echo "== $((i + 1)) of ${#stages[@]}: $stage"
+    if [ "$i" -eq 3 ] && grep -q labels_branches "$options/$stage.yml"; then
+        basicsr label -d datasets/train --by branches -opt "$options/$stage.yml" --overwrite
+    fi
     arguments=("$options/$stage.yml" --auto_resume)
     [ ${#force[@]} -eq 0 ] || arguments+=(--force_yml "${force[@]}")
     if [ "${NPROC:-1}" -gt 1 ]; then

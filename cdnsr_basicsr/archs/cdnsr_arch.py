@@ -123,7 +123,8 @@ class ErrorPredictor(nn.Module):
 
     Its logits are -(error_i / price + cost_i), so that the most probable class is the branch with the least
     error + price * cost, and any budget a Lagrangian choice between predicted errors. Errors are predicted for every
-    8x8 pixels and averaged: what is learnt on small patches holds for larger tiles.
+    8x8 pixels and averaged: what is learnt on small patches holds for larger tiles. It learns from errors alone
+    (ErrorLoss): CDNSR's mixture has no gradient to it.
 
     Args:
         num_in_ch (int): Channel number of inputs. Default: 3.
@@ -257,7 +258,9 @@ class CDNSR(nn.Module):
     def _mix(self, x, logits, run_branches):
         # noise and softmax need the precision, also under autocast
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        weights = gumbel_softmax(logits, self.tau) if self.mixture == 'gumbel' else F.softmax(logits, dim=1)
+        # predicted errors are learnt from errors; a loss on the mixture would make them something else
+        scores = logits.detach() if hasattr(self.classifier, 'errors') else logits
+        weights = gumbel_softmax(scores, self.tau) if self.mixture == 'gumbel' else F.softmax(scores, dim=1)
         if not run_branches:
             return None, Routing(logits, weights, None)
         with self._graph_of('branches'):

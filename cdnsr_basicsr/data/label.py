@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 from typing import Iterator, Optional, Sequence
 
-from ..checkpoint import load_network
+from ..checkpoint import load_branches, load_network
 from ..losses import squared_error
 from ..options import OptionError
 from .labels import Label, write_labels
@@ -116,8 +116,10 @@ def label(folder: str,
             'branches': the cheapest branch of a CDNSR network whose L1 error is within `margin` of its best (CDNSR);
                 the squared errors of all branches are written too.
             'bicubic': as 'psnr', of bicubic upsampling; needs no network.
-        model: Checkpoint of the network.
-        opt_path: Option file that describes it, if it does not do so itself.
+        model: Checkpoint of the network, or its name.
+        opt_path: Option file that describes it, if it does not do so itself; without `model`, for 'branches', the
+            option file that is going to train the classifier: the branches are those of
+            path.pretrain_network_branches.
         num_classes: Number of classes for equal parts.
         thresholds: PSNRs in dB that separate the classes, instead of equal parts.
         margin: Relative margin of 'branches'. Default: 0.05.
@@ -139,8 +141,10 @@ def label(folder: str,
     path = root / f'labels_{by}.txt'
     if path.exists() and not overwrite:
         raise OptionError(str(path), 'exists already; --overwrite replaces it')
-    if (model is None) != (by == 'bicubic'):
-        raise OptionError(f'--by {by}', 'needs no network' if model else 'needs a network: -m MODEL')
+    if by == 'bicubic' and (model or opt_path):
+        raise OptionError(f'--by {by}', 'needs no network')
+    if by != 'bicubic' and model is None and (by == 'psnr' or opt_path is None):
+        raise OptionError(f'--by {by}', 'needs a network: -m MODEL')
     if by == 'branches' and thresholds:
         raise OptionError('--thresholds', 'goes with --by psnr or bicubic only')
     if not 2 <= num_classes <= 5:
@@ -152,9 +156,15 @@ def label(folder: str,
     margin = 0.05 if margin is None else margin
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    net: Optional[nn.Module] = None if by == 'bicubic' else load_network(model, opt_path).to(device)
-    if by == 'branches' and not isinstance(net, CDNSR):
-        raise OptionError(f'-m {model}', f'--by branches needs a CDNSR network, but this is {type(net).__name__}')
+    nets: list[nn.Module] = []
+    if by == 'branches' and model is None:
+        nets = load_branches(str(opt_path))
+    elif by != 'bicubic':
+        net = load_network(model, opt_path)
+        if by == 'branches' and not isinstance(net, CDNSR):
+            raise OptionError(f'-m {model}', f'--by branches needs a CDNSR network, but this is {type(net).__name__}')
+        nets = list(net.branches) if by == 'branches' else [net]
+    nets = [net.to(device, memory_format=torch.channels_last) for net in nets]  # several times as fast on a CPU
 
     keys: list[str] = []
     rows: list[np.ndarray] = []
@@ -162,15 +172,13 @@ def label(folder: str,
     cv2.setNumThreads(1)  # the readers are threads already
     for batch_keys, lq, gt in read_batches(root, workers or os.cpu_count() or 1):
         scale = gt.shape[-1] // lq.shape[-1]
-        if net is None:
-            net = Interpolation(upscale=scale)
-        lq, gt = lq.to(device), gt.to(device)
-        nets = net.branches if by == 'branches' else [net]
+        nets = nets or [Interpolation(upscale=scale)]
+        lq, gt = lq.to(device, memory_format=torch.channels_last), gt.to(device)
         outputs = [branch(lq) for branch in nets]
         if outputs[0].shape != gt.shape:
             raise OptionError(
-                f'-m {model}', f'makes {tuple(outputs[0].shape[-2:])} out of {tuple(lq.shape[-2:])}, but '
-                f'the patches of {folder} are x{scale}')
+                f'-m {model}' if model else str(opt_path), f'makes {tuple(outputs[0].shape[-2:])} out of '
+                f'{tuple(lq.shape[-2:])}, but the patches of {folder} are x{scale}')
         if by == 'branches':
             scores = torch.stack([255 * (output - gt).abs().mean(dim=(1, 2, 3)) for output in outputs], dim=1)
             squares.append(torch.stack([squared_error(output, gt) for output in outputs], dim=1).cpu().numpy())

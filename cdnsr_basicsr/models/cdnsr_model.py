@@ -153,13 +153,19 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
         names = [name for name in DISTILLATION_LOSSES if name in self.losses]
         self.distillation = Distillation(names, self.opt['scale'], net_t, extractor)
 
-        if 'error' in self.losses and not hasattr(self.get_bare_model(self.net_g).classifier, 'errors'):
+        predicts_errors = hasattr(self.get_bare_model(self.net_g).classifier, 'errors')
+        kind = self.opt['network_g']['classifier']['type']
+        if 'error' in self.losses and not predicts_errors:
             raise OptionError(
                 'train.error_opt', 'needs a classifier that predicts errors, such as ErrorPredictor, but '
-                f"network_g.classifier.type is {self.opt['network_g']['classifier']['type']}")
+                f'network_g.classifier.type is {kind}')
+        for name in ('class', 'average', 'flops'):
+            if name in self.losses and predicts_errors:
+                raise OptionError(f'train.{name}_opt', f'cannot train {kind}, whose classes follow from errors and '
+                                  'costs; use error_opt')
         self.guard = None
         # an ErrorPredictor's shares follow from errors and costs: nothing pushes them
-        if 'classifier' not in (train_opt.get('freeze') or []) and 'error' not in self.losses:
+        if 'classifier' not in (train_opt.get('freeze') or []) and not predicts_errors:
             self.guard = CollapseGuard(
                 len(self.opt['network_g']['branches']), train_opt.get('collapse_share', 0.95),
                 train_opt.get('collapse_iter', 500),

@@ -154,10 +154,11 @@ def check_training(opt):
         raise OptionError('train.freeze', f'{freeze[0]} without weights would stay random; name them at path')
 
     losses = [name for name in LOSSES if train_opt.get(f'{name}_opt')]
-    if 'pixel' not in losses and not (freeze == ['branches'] and {'label', 'error'}.intersection(losses)):
+    enough = {'pixel', 'branch'} | ({'label', 'error'} if freeze == ['branches'] else set())
+    if not enough.intersection(losses):
         raise OptionError(
-            'train.pixel_opt', 'a pixel loss is needed, unless freeze is [branches] and the classifier '
-            'learns by label_opt or error_opt')
+            'train.pixel_opt', 'a loss is needed: pixel_opt or branch_opt; with freeze: [branches] also '
+            'label_opt or error_opt')
     for name in losses:
         check_loss_block(train_opt[f'{name}_opt'], name)
         trained = LOSSES[name]

@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from basicsr.archs import build_network
 from cdnsr_basicsr.checkpoint import save_checkpoint
@@ -99,6 +100,24 @@ def test_branches_labels_are_the_cheapest_good_branch(dataset, checkpoint):
         with torch.no_grad():
             squares = [(255 * (branch(tensors[0]).clamp(0, 1) - tensors[1])).square().mean() for branch in net.branches]
         assert entry.errors == pytest.approx([square.item() for square in squares], rel=1e-3)
+
+
+def test_branches_can_be_those_that_an_option_file_names(dataset, checkpoint, tmp_path, tiny_net):
+    path, net = checkpoint
+    written, _ = label(str(dataset), 'branches', str(path))
+    expected = written.read_text()
+    paths = [str(tmp_path / f'{i}.pth') for i in range(3)]
+    for branch, name in zip(net.branches, paths):
+        torch.save({'params': branch.state_dict()}, name)
+    opt = {'network_g': tiny_net(), 'path': {'pretrain_network_branches': paths}}
+    (tmp_path / 'train.yml').write_text(yaml.safe_dump(opt))
+    written, _ = label(str(dataset), 'branches', opt_path=str(tmp_path / 'train.yml'), overwrite=True)
+    assert written.read_text() == expected
+    opt['path']['pretrain_network_branches'] = paths[:2]
+    (tmp_path / 'train.yml').write_text(yaml.safe_dump(opt))
+    with pytest.raises(OptionError, match='names no checkpoint for each of network_g.branches'):
+        label(str(dataset), 'branches', opt_path=str(tmp_path / 'train.yml'), overwrite=True)
+    assert written.read_text() == expected
 
 
 @pytest.mark.parametrize('by', ['psnr', 'branches', 'bicubic'])

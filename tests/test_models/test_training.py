@@ -147,6 +147,37 @@ def test_error_loss_needs_a_classifier_that_predicts_errors(error_opt):
         make(error_opt)
 
 
+@pytest.mark.parametrize('name', ['class', 'average', 'flops'])
+def test_losses_of_the_mixture_cannot_train_an_error_predictor(error_opt, name):
+    error_opt['train'][f'{name}_opt'] = dict(type={'flops': 'FLOPsLoss'}.get(name, f'{name.title()}Loss'))
+    with pytest.raises(OptionError, match=f'{name}_opt: cannot train ErrorPredictor.*use error_opt'):
+        make(error_opt)
+
+
+def test_jointly_each_branch_learns_where_it_is_used_and_errors_are_those_of_now(error_opt):
+    error_opt['train'].update(freeze=[], branch_opt=dict(type='L1Loss', loss_weight=1000))
+    model = make(error_opt)
+    data = batch()
+    with torch.no_grad():
+        model.net_g.eval()
+        predicted = model.net_g.classifier.errors(model.net_g.classifier(data['lq']))
+        errors = [squared_error(branch(data['lq']), data['gt']) for branch in model.net_g.branches]
+        expected = model.losses['error'](predicted, torch.stack(errors, dim=1))
+        model.net_g.train()
+    model.feed_data({**data, 'errors': torch.zeros(len(data['lq']), 3)})  # of branches as they were
+    model.optimize_parameters(1)
+    assert model.get_current_log()['l_error'] == pytest.approx(expected.item(), rel=1e-4)
+    gradients = [param.grad.clone() for param in model.net_g.classifier.parameters()]
+    for branch in model.net_g.branches:
+        assert any(param.grad.abs().sum() > 0 for param in branch.parameters())
+    model = make(error_opt)
+    model.losses['branch'].loss_weight = 0.
+    model.feed_data(data)
+    model.optimize_parameters(1)
+    for gradient, param in zip(gradients, model.net_g.classifier.parameters()):
+        torch.testing.assert_close(gradient, param.grad)
+
+
 def labelled(labels):
     return {**batch(len(labels)), 'label': torch.tensor(labels)}
 
