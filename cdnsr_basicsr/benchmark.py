@@ -147,7 +147,7 @@ class Bench:
     def true_errors(self, lq: torch.Tensor) -> torch.Tensor:
         """Squared error of each branch on each tile, of shape (n, M), as the engine cuts tiles."""
         if self.number not in self.errors:
-            upscaler = RoutedUpscaler(self.net, *self.settings[:2])
+            upscaler = make_upscaler(self.net, *self.settings[:2])
             tiling = upscaler.tiling_of(*lq.shape[2:])
             owner = tiling.class_map(torch.arange(len(tiling))).flatten()
             gt = to_tensor(self.settings.pairs.gt(self.number)).to(self.device)

@@ -1,4 +1,5 @@
 """The shell scripts that start trainings."""
+import cv2
 import os
 import pytest
 import socket
@@ -7,9 +8,12 @@ import sys
 import yaml
 from pathlib import Path
 
-from cdnsr_basicsr.checkpoint import load_network
+from basicsr.archs import build_network
+from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.options import read_options
+from tests.conftest import carn, fsrcnn
 from tests.test_cli.test_pipeline import ENV, iterations
+from tests.test_data.test_prepare import photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,3 +138,22 @@ def test_train_all_says_what_is_missing(tmp_path, arguments, message, commands):
     folder = commands('basicsr', 'exit 1')
     done = bash(ROOT / 'scripts/train_all.sh', *arguments, cwd=tmp_path, PATH=f'{folder}:{os.environ["PATH"]}')
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_reproduce_measures_named_models_and_draws_their_frontier(tmp_path, tiny_net):
+    (tmp_path / 'experiments/pretrained_models').mkdir(parents=True)
+    (tmp_path / 'photographs').mkdir()
+    block = tiny_net(4, [fsrcnn(4), carn(8)])
+    net = build_network(block)
+    content = dict(params=net.state_dict(), network_g=block, scale=4)
+    save_checkpoint(content, str(tmp_path / 'experiments/pretrained_models/tiny.pth'))
+    cv2.imwrite(str(tmp_path / 'photographs/a.png'), photograph(90, 100, 0))
+    done = bash(ROOT / 'scripts/reproduce.sh', 'photographs', cwd=tmp_path, MODELS='tiny')
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / 'results/reproduce/1_photographs'
+    table = (out / 'benchmark.md').read_text()
+    for name in ('bicubic', 'branch 1, tiled', 'whole image (BasicSR)', 'routed, budget 0.5', 'oracle, budget 0.5'):
+        assert f'| {name} |' in table
+    assert cv2.imread(str(out / 'frontier.png')).shape[1] > 800
+    done = bash(ROOT / 'scripts/reproduce.sh', 'nowhere', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == 'nowhere: no such folder; expected HR photographs\n'
