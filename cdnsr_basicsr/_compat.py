@@ -94,7 +94,9 @@ def _checked_parse_options(original: Callable) -> Callable:
 
 def _expanduser_each(path: Any) -> Any:
     """parse_options expands ``~`` in every ``pretrain_network*`` path and stops at a list of them."""
-    return [os.path.expanduser(item) for item in path] if isinstance(path, list) else os.path.expanduser(path)
+    if isinstance(path, list):
+        return [item if item is None else os.path.expanduser(item) for item in path]
+    return os.path.expanduser(path)
 
 
 def _remove_leftovers(opt: dict) -> None:

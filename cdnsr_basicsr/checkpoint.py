@@ -126,7 +126,10 @@ def load_branches(opt_path: str) -> list[nn.Module]:
         raise OptionError(
             opt_path, 'names no checkpoint for each of network_g.branches at '
             'path.pretrain_network_branches; give a CDNSR by -m')
-    return [build(block, weights_of(load_checkpoint(path), path), opt_path, path) for block, path in zip(blocks, paths)]
+    return [
+        build(block, {} if path is None else weights_of(load_checkpoint(path), path), opt_path, path or opt_path)
+        for block, path in zip(blocks, paths)
+    ]
 
 
 def weights_of(content: dict, path: str) -> dict[str, torch.Tensor]:

@@ -119,6 +119,8 @@ def check_pretrained(paths: Mapping[str, Any]) -> None:
         if 'pretrain_network' not in key or value is None:
             continue
         for item in value if isinstance(value, list) else [value]:
+            if item is None:  # a branch without weights
+                continue
             if not isinstance(item, str):
                 raise OptionError(f'path.{key}', f'expected a checkpoint, but got {item!r}')
             try:

@@ -15,8 +15,8 @@ basicsr models
 step 'Three photographs, four times as large'
 python scripts/quickstart_photos.py "$data/photographs"
 basicsr prepare -i "$data/photographs/held_out" -o "$data/held_out" --whole --overwrite
-basicsr upscale -m cdnsr-mixed-x4 -i "$data/held_out/lq" -o "$out" --map --overwrite
-python scripts/quickstart_report.py "$data/held_out" "cdnsr-mixed-x4=$out"
+basicsr upscale -m cdnsr-etds-x4 -i "$data/held_out/lq" -o "$out" --map --overwrite
+python scripts/quickstart_report.py "$data/held_out" "cdnsr-etds-x4=$out"
 echo "The pictures and their difficulty maps (*_map.png): $out"
 
 step 'Fine-tuning cdnsr-fsrcnn-x4 on 13 other photographs'

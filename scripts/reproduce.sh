@@ -16,7 +16,7 @@ for data in "$@"; do
     name=$(basename "$(cd "$data" && pwd)")
     out=results/reproduce/${number}_$name
     # shellcheck disable=SC2086  # MODELS is a list
-    basicsr benchmark -m ${MODELS:-cdnsr-fsrcnn-x4 cdnsr-mixed-x4} --data "$data" --branches --oracle \
+    basicsr benchmark -m ${MODELS:-cdnsr-fsrcnn-x4 cdnsr-etds-x4} --data "$data" --branches --oracle \
         --budgets 0.1 0.2 0.3 0.4 0.5 0.6 0.8 1.0 --precision float32 bfloat16 --repeat 2 -o "$out"
     python "$here/plot_frontier.py" "$out/frontier.png" "$name=$out/benchmark.csv"
 done

@@ -61,7 +61,7 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
         train.compile (bool): Whether the branches are compiled by torch.compile. Default: False.
         train.feature_extractor.weights (str): 'imagenet' | path | 'random': weights of VGG19. Default: 'imagenet'.
         network_t, path.pretrain_network_t: External teacher. Default: the dearest branch.
-        path.pretrain_network_branches (list[str]): One checkpoint per branch.
+        path.pretrain_network_branches (list[str]): One checkpoint per branch; ~ for one without weights.
         tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 64 and patch_size - 4.
         val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
     """
@@ -96,7 +96,11 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
         if self.opt['path'].get('resume_state'):
             branch_paths = None  # the resumed network has them already
         for branch, path in zip(self.get_bare_model(self.net_g).branches, branch_paths or []):
-            self._load_pretrained(branch, path, 'g')
+            if path is not None:
+                self._load_pretrained(branch, path, 'g')
+            elif any(True for _ in branch.parameters()):
+                raise OptionError('path.pretrain_network_branches', f'is ~ for a {type(branch).__name__}, which has '
+                                  'weights; only a branch without any, such as Interpolation, needs no checkpoint')
 
         self._build_losses()
         if not self.opt['train'].get('pixel_opt'):  # SRModel insists on one; what is minimised is in self.losses

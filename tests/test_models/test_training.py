@@ -8,6 +8,7 @@ import random
 import torch
 from torch.utils.data import DataLoader
 
+from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.train import load_resume_state
 from cdnsr_basicsr.losses import AverageLoss, squared_error
@@ -176,6 +177,22 @@ def test_jointly_each_branch_learns_where_it_is_used_and_errors_are_those_of_now
     model.optimize_parameters(1)
     for gradient, param in zip(gradients, model.net_g.classifier.parameters()):
         torch.testing.assert_close(gradient, param.grad)
+
+
+def test_a_branch_without_weights_needs_no_checkpoint(error_opt, tmp_path):
+    branches = error_opt['network_g']['branches']
+    paths = [None]
+    for i, block in enumerate(branches[1:]):
+        paths.append(str(tmp_path / f'{i}.pth'))
+        torch.save({'params_ema': build_network(block).state_dict()}, paths[-1])
+    error_opt['path']['pretrain_network_branches'] = paths
+    with pytest.raises(OptionError, match='is ~ for a FSRCNN, which has weights'):
+        make(error_opt)
+    branches[0] = {'type': 'Interpolation', 'upscale': 4}
+    model = make(error_opt)
+    expected = torch.load(paths[1], weights_only=True)['params_ema']
+    for key, value in model.net_g.branches[1].state_dict().items():
+        torch.testing.assert_close(value, expected[key])
 
 
 def labelled(labels):
