@@ -99,8 +99,9 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
             if path is not None:
                 self._load_pretrained(branch, path, 'g')
             elif any(True for _ in branch.parameters()):
-                raise OptionError('path.pretrain_network_branches', f'is ~ for a {type(branch).__name__}, which has '
-                                  'weights; only a branch without any, such as Interpolation, needs no checkpoint')
+                raise OptionError(
+                    'path.pretrain_network_branches', f'is ~ for a {type(branch).__name__}, which has '
+                    'weights; only a branch without any, such as Interpolation, needs no checkpoint')
 
         self._build_losses()
         if not self.opt['train'].get('pixel_opt'):  # SRModel insists on one; what is minimised is in self.losses
