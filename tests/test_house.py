@@ -131,7 +131,7 @@ def test_option_file_trains_one_step(path, tmp_path):
         for key, value in model.net_g.state_dict().items() if not torch.equal(value, before[key])
     }
     if opt['model_type'] == 'CDNSRModel':
-        assert moved == {'branches', 'classifier'} - set(opt['train']['freeze'])
+        assert moved == {'branches', 'classifier'} - set(opt['train'].get('freeze', []))
         losses = {f"l_{name[:-4]}" for name, block in opt['train'].items() if name.endswith('_opt') and block}
         assert {name for name in model.get_current_log() if name.startswith('l_')} == losses
     elif opt['model_type'] == 'PCSRModel':

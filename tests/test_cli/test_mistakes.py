@@ -35,7 +35,7 @@ MISTAKES = [
     ('tile:overlap', 4, 'tile.overlap: unknown key; accepted: patch_size, step'),
     ('train:class_opt:weight', 1, 'train.class_opt.weight: unknown key; accepted: loss_weight'),
     ('train:class_opt:type', 'ClassLos', "train.class_opt.type: unknown type 'ClassLos'; accepted: AverageLoss, "),
-    ('train:pixel_opt', None, "train: key 'pixel_opt' is missing"),
+    ('train:pixel_opt', None, "train.pixel_opt: a loss is needed: pixel_opt or branch_opt"),
     ('train:flops', {}, 'train.flops: unknown key; accepted: average_opt, '),
     ('train:freeze', ['all'], 'train.freeze: accepted: [branches], [classifier] or []'),
     ('val:save_maps', True, 'val.save_maps: unknown key; accepted: metrics, '),

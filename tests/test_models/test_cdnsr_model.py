@@ -381,7 +381,7 @@ TRAIN_MISTAKES = [
     (dict(freeze='branches'), 'train.freeze: accepted: [branches], [classifier] or []'),
     (dict(clas_opt={}), 'train.clas_opt: unknown key; accepted: average_opt, balance, '),
     (dict(freeze=['branches']), 'train.freeze: branches without weights would stay random'),
-    (dict(pixel_opt=None), 'train.pixel_opt: a pixel loss is needed'),
+    (dict(pixel_opt=None), 'train.pixel_opt: a loss is needed: pixel_opt or branch_opt'),
     (dict(precision='half'), "train.precision: accepted: float32, bfloat16, float16; got 'half'"),
     (dict(balance='on'), "train.balance: accepted: warn, auto; got 'on'"),
     (dict(balance='auto', average_opt=None), 'train.balance: auto raises the weight of average_opt, which is missing'),
