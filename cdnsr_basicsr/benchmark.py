@@ -19,18 +19,19 @@ from typing import Callable, Iterator, NamedTuple, Optional, Sequence
 
 from . import load_plugins
 from .archs import Interpolation
+from .calibration import read_calibration
 from .checkpoint import load_network
 from .complexity import count_macs
 from .evaluation import PairStore, quality, to_image, to_tensor
 from .export import check_backend, in_backend
 from .files import replace_when_done
 from .inference.engine import PRECISIONS, RoutedUpscaler, deployed, is_routed
-from .inference.pixel_engine import is_pixel_routed, make_upscaler
+from .inference.pixel_engine import default_patch_size, is_pixel_routed, make_upscaler
 from .inference.runtime import precisions as precisions_of
 from .inference.speed import machine
 from .inference.tiling import pad_to
 from .memory import keep_freed_memory
-from .options import OptionError
+from .options import OptionError, read_options
 
 # patch size and step of a loop over tiles, if they are not those of the run; ClassSR's and CDNSR's training size
 LOOPS = {'loop': None, 'published loop': (32, 28)}
@@ -102,7 +103,14 @@ class Settings(NamedTuple):
     patch_size: Optional[int]
     step: Optional[int]
     device: str
+    cost: str
+    with_ssim: bool
     pairs: PairStore
+
+
+def checkpoint_of(model: str) -> str:
+    """The checkpoint that an option file names; any other model is one."""
+    return read_options(model)['path']['pretrain_network_g'] if model.endswith(('.yml', '.yaml')) else model
 
 
 def load(model: str) -> nn.Module:
@@ -138,6 +146,7 @@ class Bench:
         self.settings = settings
         self.device = torch.device(settings.device)
         self.net = load(model).to(self.device)
+        self.model = model
         if backend != 'torch':
             self.net = in_backend(self.net, backend, model)
         self.runners: dict[Row, Callable] = {}
@@ -165,7 +174,14 @@ class Bench:
         if row in self.runners:
             return self.runners[row]
         net, dtype = self.net, PRECISIONS[row.precision]
-        upscaler = make_upscaler(net, *self.settings[:2], precision=row.precision, budget=row.budget)
+        kwargs = dict(precision=row.precision, budget=row.budget)
+        if row.kind in ('routed', 'oracle'):
+            kwargs['cost'] = self.settings.cost
+            if row.backend == 'torch' and is_routed(net):
+                patch_size = self.settings.patch_size or default_patch_size(net)
+                calibration = read_calibration(checkpoint_of(self.model), net, row.precision, patch_size)
+                kwargs['float32_branches'] = calibration.float32_branches if calibration else ()
+        upscaler = make_upscaler(net, *self.settings[:2], **kwargs)
         whole = upscaler.whole_macs / 1000
         if is_pixel_routed(net):
             if row.kind != 'whole':
@@ -256,7 +272,7 @@ class Bench:
             return {'seconds': seconds}
         peak = peak_mib(lq.is_cuda) if known else float('nan')
         gt = self.settings.pairs.gt(number)
-        psnr, ssim = quality(to_image(image), gt, image.shape[2] // lq.shape[2])
+        psnr, ssim = quality(to_image(image), gt, image.shape[2] // lq.shape[2], self.settings.with_ssim)
         return dict(psnr=psnr, ssim=ssim, kmacs=kmacs, counts=counts, peak=peak)
 
     def describe(self) -> dict:
@@ -392,7 +408,9 @@ def benchmark(models: Sequence[str],
               device: str = 'cpu',
               backends: Sequence[str] = ('torch', ),
               oracle: bool = False,
-              branches: bool = False) -> tuple[list[Measured], str]:
+              branches: bool = False,
+              cost: str = 'macs',
+              with_ssim: bool = True) -> tuple[list[Measured], str]:
     """Measures models on photographs. All rows take turns, photograph by photograph, in processes of their own.
 
     Args:
@@ -407,6 +425,10 @@ def benchmark(models: Sequence[str],
         device: Where to run.
         backends: What is to run tiled and routed rows, those other than torch on the CPU; where one has no such
             precision, the row is left out.
+        oracle: Whether to route by true errors too, at each budget.
+        branches: Whether to measure each branch alone too, and bicubic upsampling.
+        cost: 'macs' | 'latency': what a budget counts.
+        with_ssim: Whether to compute SSIM.
 
     Returns:
         The rows, and a line that says on what they were measured.
@@ -440,7 +462,7 @@ def benchmark(models: Sequence[str],
     with ExitStack() as stack:
         pairs = PairStore(stack.enter_context(tempfile.TemporaryDirectory()), data, scale, limit)
         sizes = [max(size) for size in pairs.sizes]
-        settings = Settings(patch_size, step, device, pairs)
+        settings = Settings(patch_size, step, device, cost, with_ssim, pairs)
         # two processes per model, and one per other backend: kept memory cannot be given up again. On a GPU one, as
         # each would hold its share
         apart = (False, True) if device == 'cpu' else (True, )
@@ -471,7 +493,8 @@ def benchmark(models: Sequence[str],
         measured.append(_summary(row, about, results[row], ms, first))
     where = machine(torch.device(device))
     text = (f'{len(sizes)} photograph{"s" * (len(sizes) != 1)} of {min(sizes)} to {max(sizes)} pixels, x{scale}, '
-            f'tiles of at most {patch_size or "the usual size"}; {where}; medians of {repeat} runs, all rows in turns')
+            f'tiles of at most {patch_size or "the usual size"}{", budgets of time" * (cost == "latency")}; {where}; '
+            f'medians of {repeat} runs, all rows in turns')
     return measured, text
 
 

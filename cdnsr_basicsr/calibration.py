@@ -67,8 +67,8 @@ def calibration_path(model: str) -> Path:
     return cache_folder() / path.name if is_shipped(str(path)) else path
 
 
-def read_calibration(model: str, net: nn.Module) -> Optional[Calibration]:
-    """The table beside a model, if there is one for this network.
+def read_calibration(model: str, net: nn.Module, precision: str, patch_size: int) -> Optional[Calibration]:
+    """The table beside a model, if there is one for this network, precision and size of tiles.
 
     Raises:
         OptionError: It cannot be understood.
@@ -81,7 +81,8 @@ def read_calibration(model: str, net: nn.Module) -> Optional[Calibration]:
         table = Calibration(**dict(content, points=[Point(**point) for point in content['points']]))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OptionError(str(path), f'is no calibration ({error}); remove it, or calibrate again') from error
-    return table if is_routed(net) and table.network == describe(net) else None
+    fits = (table.precision, table.patch_size) == (precision, patch_size)
+    return table if fits and is_routed(net) and table.network == describe(net) else None
 
 
 def describe(net: nn.Module) -> list[str]:

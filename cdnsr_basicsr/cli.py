@@ -199,6 +199,9 @@ def build_parser() -> argparse.ArgumentParser:
         '--budgets', type=float, nargs='+', default=[], metavar='FRACTION', help='budgets of networks with branches')
     command.add_argument('--repeat', type=count, default=3, metavar='N', help='timed runs of each (default: 3)')
     command.add_argument('--limit', type=count, metavar='N', help='only the first N photographs')
+    command.add_argument(
+        '--cost', choices=['macs', 'latency'], default='macs', help='what a budget counts (default: macs)')
+    command.add_argument('--no-ssim', action='store_true', help='without SSIM, which takes longer than all the rest')
     command.add_argument('--branches', action='store_true', help='each branch alone too, and bicubic upsampling')
     command.add_argument(
         '--oracle', action='store_true', help="the budgets also routed by the branches' true errors, as a bound")
@@ -302,6 +305,7 @@ def run_prepare(args: argparse.Namespace) -> int:
 
 def run_label(args: argparse.Namespace) -> int:
     load_plugins()
+    keep_freed_memory()
     from .data.label import label
     path, counts = label(args.data, args.by, args.model, args.opt, args.classes, args.thresholds, args.margin,
                          args.workers, args.overwrite)
@@ -376,8 +380,8 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
     else:
         net = load_on_device(args)
         model = args.model or read_options(args.opt)['path']['pretrain_network_g']
-        calibration = read_calibration(model, net)
-    if calibration and (calibration.precision, calibration.patch_size) == (args.precision, patch_size or 64):
+        calibration = read_calibration(model, net, args.precision, patch_size or default_patch_size(net))
+    if calibration:
         kwargs['float32_branches'] = calibration.float32_branches
     check_tile(patch_size or default_patch_size(net), step)
     route_by(args, net, kwargs)
@@ -387,7 +391,7 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
         upscaler = make_engine(net, patch_size, step, precision=args.precision, **kwargs)
     except (ValueError, RuntimeError) as error:
         raise OptionError(model, one_line(error)) from error
-    if 'float32_branches' in kwargs and backend == 'torch':
+    if calibration and backend == 'torch':
         upscaler.measured = speed_of(calibration, upscaler)
     return upscaler
 
@@ -534,7 +538,8 @@ def run_benchmark(args: argparse.Namespace) -> int:
         args.device = 'cpu'
     measured, text = benchmark(args.models, args.data,
                                args.budgets, args.precision, args.repeat, args.limit, patch_size, step,
-                               str(choose_device(args.device)), args.backends, args.oracle, args.branches)
+                               str(choose_device(args.device)), args.backends, args.oracle, args.branches, args.cost,
+                               not args.no_ssim)
     print(f'{text}\n\n{markdown(measured)}', end='')
     if args.output:
         write_report(measured, text, args.output)

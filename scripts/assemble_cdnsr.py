@@ -9,7 +9,8 @@ Branches are checkpoints that `basicsr convert` reads, cheapest first; :N is a w
 weights are theirs: not for shipping. The classifier starts random, or is that of another checkpoint. With --shares its
 last bias is moved until these percentages of the photographs' tiles go to the branches. Beside CHECKPOINT.pth stands
 CHECKPOINT.yml, an option file that trains the classifier on datasets/train, with the labels that
-`basicsr label --by branches -m CHECKPOINT.pth` makes; it has no validation.
+`basicsr label --by branches -m CHECKPOINT.pth` makes; it has no validation. Which classifier and which losses says the
+option file named with --like.
 """
 import argparse
 import copy
@@ -67,6 +68,8 @@ def main():
     parser.add_argument('output', help='checkpoint to write')
     parser.add_argument('branches', nargs='+', metavar='BRANCH[:WIDTH]', help='checkpoints')
     parser.add_argument('--classifier', help='checkpoint of a CDNSR with the classifier to take')
+    parser.add_argument(
+        '--like', default=str(ROOT / 'options' / 'train_cdnsr_carn.yml'), metavar='FILE', help='option file')
     parser.add_argument('--shares', type=float, nargs='+', help='percentages')
     parser.add_argument('--data', help='photographs for --shares')
     parser.add_argument('--limit', type=int, help='only the first N of them')
@@ -78,7 +81,8 @@ def main():
     if len(scales) != 1:
         raise SystemExit(f'the branches differ in scale: {scales}')
     scale = scales.pop()
-    block = dict(type='CDNSR', upscale=scale, branches=list(blocks), classifier=dict(type='PatchClassifier'))
+    opt = copy.deepcopy(read_options(args.like))
+    block = dict(type='CDNSR', upscale=scale, branches=list(blocks), classifier=opt['network_g']['classifier'])
     net = build_network(block).eval()
     net.branches = torch.nn.ModuleList(branches)
     if args.classifier:
@@ -93,7 +97,6 @@ def main():
         print('shares: ' + ' / '.join(f'{100 * share:.1f}' for share in now.tolist()) + ' %')
     save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=scale), args.output)
 
-    opt = copy.deepcopy(read_options(str(ROOT / 'options' / 'train_cdnsr_carn.yml')))
     opt.update(name=Path(args.output).stem, network_g=block, scale=scale)
     for block_, key in ((opt['path'], 'pretrain_network_branches'), (opt['datasets'], 'val'), (opt, 'val')):
         del block_[key]

@@ -90,10 +90,8 @@ class LabeledPatchDataset(PairedImageDataset):
             kept = self._balance(kept, [known[keys[i]].label for i in kept])
         self.paths = [self.paths[i] for i in kept]
         self.labels = [known[keys[i]].label for i in kept]
-        if self._whole_patches(opt):
-            self.errors = [known[keys[i]].errors for i in kept]
-        else:
-            self.errors = [()] * len(kept)
+        usable = any(entry.errors for entry in known.values()) and self._whole_patches(opt)
+        self.errors = [known[keys[i]].errors if usable else () for i in kept]
 
     @staticmethod
     def _whole_patches(opt):

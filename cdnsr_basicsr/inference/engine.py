@@ -249,6 +249,11 @@ class RoutedUpscaler:
         return len(self.sources)
 
     @property
+    def limited(self) -> bool:
+        """Whether there is a limit to what may be spent."""
+        return self.budget is not None or self.target_ms is not None
+
+    @property
     def whole_macs(self) -> float:
         """MACs of the dearest branch on a whole image, per pixel of the result."""
         return max(self.branch_macs) / self.patch_size**2 / self.scale**2
@@ -347,12 +352,16 @@ class RoutedUpscaler:
         merged = MERGED_TILES if self.given_max_tiles is None else min(self.given_max_tiles, MERGED_TILES)
         classes, quality = torch.zeros(len(tiling), dtype=torch.int64), 1.
         if self.routed:
+            scores = logits
             if logits is None:
-                logits = torch.cat([
+                scores = logits = torch.cat([
                     self.classifier(tiles) for row in range(len(tiling.tops))
                     for tiles in self._tile_row(image, tiling, row).split(CLASSIFIED_TOGETHER)
-                ]).cpu()
-            classes = self._classes(logits, tiling, lambda classes: tiling.merge(classes, merged, tile_rows))
+                ])
+                if self.limited and hasattr(self.classifier, 'errors'):  # free of the costs that its logits count
+                    scores = -self.classifier.errors(logits)
+            logits, scores = logits.cpu(), scores.cpu()
+            classes = self._classes(scores, tiling, lambda classes: tiling.merge(classes, merged, tile_rows))
             quality = predicted_quality(logits, self.costs, classes)
         strips = tiling.merge(classes, merged, tile_rows)
         macs = (*self.branch_macs, self.classifier_macs)
@@ -363,7 +372,7 @@ class RoutedUpscaler:
     def _classes(self, logits: torch.Tensor, tiling: Tiling, merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
         """Class of each tile: the most probable one, or what the budget allows."""
         logits = logits.nan_to_num()
-        if self.budget is None and self.target_ms is None:
+        if not self.limited:
             return logits.argmax(dim=1)
         by_time = self.cost_kind == 'latency' or self.target_ms is not None
         parts = self.speed.tile_ms if by_time else (*self.branch_macs, self.classifier_macs)

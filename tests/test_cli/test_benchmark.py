@@ -9,7 +9,8 @@ import torch
 from basicsr.archs import build_network
 from cdnsr_basicsr import calibration, cli
 from cdnsr_basicsr.archs import Interpolation
-from cdnsr_basicsr.benchmark import Measured, Row, cells, labels, one_tile_at_a_time, rows_of, write_report
+from cdnsr_basicsr.benchmark import (Bench, Measured, Row, Settings, cells, labels, one_tile_at_a_time, rows_of,
+                                     write_report)
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
@@ -99,6 +100,15 @@ def test_branches_alone_and_the_oracle_bound_the_router(model, photographs, caps
         assert float(oracle['kMACs/pixel']) <= float(budget) * whole + 0.01
 
 
+def test_budgets_of_a_benchmark_can_count_time(model, photographs, capsys):
+    arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '16']
+    assert cli.main(['benchmark', *arguments, '--no-ssim', '--budgets', '1e-9', '--cost', 'latency']) == 0
+    text = capsys.readouterr().out
+    assert ', budgets of time;' in text
+    row = [line for line in text.splitlines() if 'budget 1e-09' in line][0].strip('| ').split(' | ')
+    assert row[5] == '-' and row[-1] == '100 / 0 / 0'  # no SSIM
+
+
 def test_networks_without_branches_are_whole_and_tiled():
     rows = rows_of('a.pth', False, ['float32', 'bfloat16'], [0.5])
     assert [(row.kind, row.tuned, row.precision) for row in rows] == [('whole', False, 'float32'),
@@ -168,6 +178,14 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     assert cli.main([*upscale, '-o', str(tmp_path / 'half'), '--budget', '9', '--precision', 'bfloat16']) == 0
     results = [cv2.imread(str(tmp_path / kind / '0.png')) for kind in ('float', 'half')]
     assert np.array_equal(*results)  # all branches have kept float32
+
+    # a benchmark lets the same branches keep float32 where it routes
+    (tmp_path / 'pairs').mkdir()
+    pairs = PairStore(str(tmp_path / 'pairs'), photographs, 4)
+    bench, lq = Bench(Settings(16, 14, 'cpu', 'macs', False, pairs), model, 'torch'), to_tensor(pairs.lq(0))
+    for kind in ('routed', 'tiled'):
+        images = [bench.runner(Row(model, kind, True, precision))(lq)[0] for precision in ('float32', 'bfloat16')]
+        assert torch.equal(*images) == (kind == 'routed')
 
     args = cli.build_parser().parse_args([*upscale, '-o', 'out', '--precision', 'bfloat16'])
     assert cli.make_upscaler(args).measured.tile_ms == table['tile_ms']

@@ -162,6 +162,32 @@ def test_latency_can_be_what_a_budget_counts(tiny_net):
     assert 0.8 - 2 * area / (120 * 90) < spent <= 0.8
 
 
+def test_a_limit_is_spent_where_predicted_errors_fall_most(tiny_net):
+    block = {**tiny_net(4, [fsrcnn(4), carn(8), carn(16)]), 'classifier': {'type': 'ErrorPredictor', 'num_feat': 4}}
+    torch.manual_seed(1)
+    net = build_network(block).eval()
+    torch.nn.init.normal_(net.classifier.head.weight, std=0.3)
+    lq = torch.rand(1, 3, 120, 90) * torch.rand(1, 1, 120, 90)
+    ms = torch.tensor([1., 4., 5.])
+    chosen = []
+    for costs in ([0., 0., 0.], [0.1, 0.3, 1.]):  # what the logits count beside errors must not matter
+        net.classifier.costs.copy_(torch.tensor(costs))
+        upscaler = RoutedUpscaler(net, 16, 14, budget=0.5, cost='latency', max_tiles=1)
+        upscaler.measured = Speed([1] * 4, [*ms.tolist(), 0.1])
+        plan = upscaler.plan(TensorRows(lq))
+        with torch.no_grad():
+            tiles = torch.cat(
+                [upscaler._tile_row(TensorRows(lq), plan.tiling, i) for i in range(len(plan.tiling.tops))])
+            errors = net.classifier.errors(net.classifier(tiles)).double()
+        chosen.append(plan.classes)
+        # at some price per millisecond, each tile has the class of least error + price * time; one may lag behind
+        prices = ((errors[:, :1] - errors[:, 1:]) /
+                  (ms[1:] - ms[0])).flatten().tolist() + ((errors[:, 1] - errors[:, 2]) / (ms[2] - ms[1])).tolist()
+        wrong = [int(((errors + price * ms).argmin(dim=1) != plan.classes).sum()) for price in prices]
+        assert len(set(plan.classes.tolist())) > 1 and min(wrong) <= 1
+    assert torch.equal(*chosen)
+
+
 def test_new_weights_are_followed(tiny_net):
     net = spread(build_network(tiny_net()).eval())
     lq = torch.rand(1, 3, 20, 20)
