@@ -30,8 +30,8 @@ ALLOWED = {
     'evaluation': {'data', 'options'},
     'inference': {'complexity', 'files'},
     'benchmark': {
-        '__init__', 'archs', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference', 'memory',
-        'options'
+        '__init__', 'archs', 'calibration', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference',
+        'memory', 'options'
     },
     'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
     'data': {'archs', 'checkpoint', 'files', 'losses', 'options'},
