@@ -28,9 +28,8 @@ from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402
 from cdnsr_basicsr.zoo import SHIPPED  # noqa: E402
 
 
-def measure(upscaler, folder, repeat):
+def measure(upscaler, pairs, repeat):
     """Mean PSNR in dB, and the median time in milliseconds per megapixel of the result."""
-    pairs = list(read_pairs(folder, upscaler.scale))
     psnr, times = [], []
     for turn in range(1 + repeat):
         seconds = 0
@@ -57,11 +56,12 @@ def main():
 
     keep_freed_memory()
     content = load_checkpoint(args.checkpoint)
+    photographs = [list(read_pairs(folder, content['scale'])) for folder in args.folders]
     path = SHIPPED / f'{args.name}.pth'
     weights = weights_of(content, args.checkpoint)
     save_checkpoint(dict(params=weights, **{key: content[key] for key in ABOUT}), str(path))
     upscaler = make_upscaler(load_network(str(path)))
-    figures = [measure(upscaler, folder, repeat) for folder, repeat in zip(args.folders, (0, 0, 3))]
+    figures = [measure(upscaler, pairs, repeat) for pairs, repeat in zip(photographs, (0, 0, 3))]
     index = json.loads((SHIPPED / 'models.json').read_text(encoding='utf-8'))
     index[args.name] = dict(
         file=path.name,
