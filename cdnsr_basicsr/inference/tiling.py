@@ -190,8 +190,8 @@ class Canvas:
         self.height, self.width = tiling.height * scale, tiling.width * scale
         tile_rows = min(max_rows, len(tiling.tops))
         rows, columns = (tiling.tops[tile_rows - 1] + tiling.size[0]) * scale, tiling.padded[1] * scale
-        self.image = torch.zeros(rows, columns, channels, device=device)
-        self.total = torch.zeros(rows, columns, 1, device=device)
+        self.image = torch.empty(rows, columns, channels, device=device)
+        self.total = torch.empty(rows, columns, 1, device=device)
         self.first_row = 0  # of tiles, in the strip
         self.top = 0  # of the strip, in pixels of the upscaled image
         self.starts = (tiling.tops, tiling.lefts)
@@ -199,6 +199,17 @@ class Canvas:
         self.ramps = [self._ramp(size * scale) for size in tiling.size]
         self.totals = [self._sum(axis, 0, len(self.starts[axis])) for axis in (0, 1)]
         self.weights: dict[tuple[int, int, int], tuple[torch.Tensor, int, int]] = {}
+        for buffer in (self.image, self.total):  # the rest is written before it is read
+            for start, end in self._shared(0, rows):
+                buffer[start:end] = 0
+            for start, end in self._shared(1, columns):
+                buffer[:, start:end] = 0
+
+    def _shared(self, axis: int, length: int) -> list[tuple[int, int]]:
+        """From where to where along one axis more than one tile has a part in a pixel, among the first `length` pixels."""
+        starts, size = self.starts[axis], self.tiling.size[axis]
+        return [(self.scale * following, min(self.scale * (start + size), length))
+                for start, following in zip(starts, starts[1:]) if self.scale * following < length]
 
     @staticmethod
     def _ramp(size: int) -> torch.Tensor:

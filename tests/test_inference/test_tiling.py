@@ -10,6 +10,11 @@ SIZES = [(1, 1), (1, 40), (7, 3), (16, 16), (17, 33), (30, 45), (61, 38)]
 TILES = [(16, 16), (16, 14), (16, 5), (16, 1), (1, 1), (3, 2), (20, 12)]
 
 
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan(monkeypatch):
+    monkeypatch.setattr(torch, 'empty', lambda *size, **kwargs: torch.full(size, torch.nan, **kwargs))
+
+
 def padded(image, tiling):
     return pad_to(image, *tiling.padded)
 
