@@ -206,7 +206,7 @@ class Canvas:
                 buffer[:, start:end] = 0
 
     def _shared(self, axis: int, length: int) -> list[tuple[int, int]]:
-        """From where to where along one axis more than one tile has a part in a pixel, among the first `length` pixels."""
+        """From where to where along one axis tiles overlap, within the first `length` pixels of the upscaled image."""
         starts, size = self.starts[axis], self.tiling.size[axis]
         return [(self.scale * following, min(self.scale * (start + size), length))
                 for start, following in zip(starts, starts[1:]) if self.scale * following < length]

@@ -12,7 +12,13 @@ TILES = [(16, 16), (16, 14), (16, 5), (16, 1), (1, 1), (3, 2), (20, 12)]
 
 @pytest.fixture(autouse=True)
 def uninitialised_memory_is_nan(monkeypatch):
-    monkeypatch.setattr(torch, 'empty', lambda *size, **kwargs: torch.full(size, torch.nan, **kwargs))
+    empty = torch.empty
+
+    def filled(*size, **kwargs):
+        tensor = empty(*size, **kwargs)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, 'empty', filled)
 
 
 def padded(image, tiling):
