@@ -108,13 +108,17 @@ class Settings(NamedTuple):
     pairs: PairStore
 
 
+def is_option_file(model: str) -> bool:
+    return model.endswith(('.yml', '.yaml'))
+
+
 def checkpoint_of(model: str) -> str:
     """The checkpoint that an option file names; any other model is one."""
-    return read_options(model)['path']['pretrain_network_g'] if model.endswith(('.yml', '.yaml')) else model
+    return read_options(model)['path']['pretrain_network_g'] if is_option_file(model) else model
 
 
 def load(model: str) -> nn.Module:
-    return load_network(None, model) if model.endswith(('.yml', '.yaml')) else load_network(model)
+    return load_network(None, model) if is_option_file(model) else load_network(model)
 
 
 def one_tile_at_a_time(net: nn.Module, lq: torch.Tensor, patch_size: int, step: int) -> tuple[torch.Tensor, list[int]]:

@@ -90,9 +90,9 @@ def main():
         state = trained.get('params_ema', trained['params'])
         prefix = 'classifier.'
         net.classifier.load_state_dict({key[len(prefix):]: state[key] for key in state if key.startswith(prefix)})
-    if args.shares and not hasattr(net.classifier, 'fc'):
-        raise SystemExit(f'--shares: {type(net.classifier).__name__} has no last bias to move; use a budget')
     if args.shares:
+        if not hasattr(net.classifier, 'fc'):
+            raise SystemExit(f'--shares: {type(net.classifier).__name__} has no last bias to move; use a budget')
         bias, now = bias_for(logits_of(net, args.data, args.limit), torch.tensor(args.shares) / sum(args.shares))
         with torch.no_grad():
             net.classifier.fc.bias += bias
