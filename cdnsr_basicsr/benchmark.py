@@ -25,10 +25,10 @@ from .complexity import count_macs
 from .evaluation import PairStore, quality, to_image, to_tensor
 from .export import check_backend, in_backend
 from .files import replace_when_done
-from .inference.engine import PRECISIONS, RoutedUpscaler, deployed, is_routed
+from .inference.engine import PRECISIONS, RoutedUpscaler, algorithm_search, deployed, is_routed
 from .inference.pixel_engine import default_patch_size, is_pixel_routed, make_upscaler
 from .inference.runtime import precisions as precisions_of
-from .inference.speed import machine
+from .inference.speed import is_out_of_memory, machine
 from .inference.tiling import pad_to
 from .memory import keep_freed_memory
 from .options import OptionError, read_options
@@ -265,12 +265,15 @@ class Bench:
         wait = torch.cuda.synchronize if lq.is_cuda else lambda: None
         known = look and begin_peak(lq.is_cuda)
         try:
-            wait()
-            begin = time.perf_counter()
-            image, kmacs, counts = run(lq)
-            wait()
-            seconds = time.perf_counter() - begin
-        except torch.OutOfMemoryError:
+            with algorithm_search(True):  # as BasicSR's pipelines; the engine does without, for its tiles
+                wait()
+                begin = time.perf_counter()
+                image, kmacs, counts = run(lq)
+                wait()
+                seconds = time.perf_counter() - begin
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return {}  # what is missing becomes NaN, in the table a dash
         if not look:
             return {'seconds': seconds}
@@ -293,9 +296,8 @@ class Bench:
 
 
 def begin_peak(is_cuda: bool) -> bool:
-    """Gives back what is free and forgets the most memory that was in use so far; says whether that was possible."""
+    """Forgets the most memory that was in use so far, on a CPU after giving back what is free; says if it could."""
     if is_cuda:
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return True
     try:

@@ -156,6 +156,14 @@ def test_usage_in_the_readme_equals_help(capsys):
         assert normalized(capsys.readouterr().out) == normalized(text)
 
 
+def test_readme_and_model_zoo_list_the_shipped_models_as_the_command_does(capsys):
+    from cdnsr_basicsr import cli
+    assert cli.main(['models']) == 0
+    listed = normalized(capsys.readouterr().out)
+    for name in ('README.md', 'docs/ModelZoo.md'):
+        assert listed in normalized((ROOT / name).read_text()), f'{name} does not hold what `basicsr models` prints'
+
+
 def normalized(text):
     # Python 3.9 says 'optional arguments', newer ones wrap and repeat metavars differently
     return re.sub(r'\s+', ' ', text.replace('optional arguments:', 'options:')).strip()

@@ -1,3 +1,4 @@
+import torch
 from torch import nn as nn
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ class Interpolation(nn.Module):
             raise ValueError(f"Interpolation: expected mode 'bicubic' or 'bilinear', but got {mode!r}.")
         self.upscale = upscale
         self.mode = mode
+        self.register_buffer('nothing', torch.empty(0), persistent=False)  # tells the device, which no weight does
 
     def forward(self, x):
         """

@@ -5,18 +5,20 @@ import copy
 import logging
 import time
 import torch
+from contextlib import contextmanager
+from itertools import chain
 from torch import nn
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Protocol, Sequence
+from typing import Callable, Iterator, NamedTuple, Optional, Protocol, Sequence
 
 from ..complexity import count_macs
 from .budget import RoutingPath, predicted_quality
-from .speed import Speed, measured_speed
+from .speed import Speed, is_out_of_memory, measured_speed
 from .tiling import Block, Canvas, Tiling, pad_to
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-CANVAS_BYTES = 2**27  # of the strip that is being blended: bounds the memory for images of any size
-CLASSIFIED_TOGETHER = 32  # tiles
-FEW_TILES, DEFAULT_MAX_TILES = 32, 4  # an image of few tiles is done before a measurement would be
+CANVAS_BYTES = {'cpu': 2**27, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
+CLASSIFIED_TOGETHER = {'cpu': 32, 'cuda': 512}  # tiles
+FEW_TILES, DEFAULT_MAX_TILES = 32, {'cpu': 4, 'cuda': 32}  # an image of few is done before a measurement would be
 MERGED_TILES = 4  # of a block; not measured, so that an image comes out the same on every machine
 
 
@@ -122,22 +124,49 @@ def same_weights(state: list, other: list) -> bool:
                                             for (tensor, version), (copied, then) in zip(state, other))
 
 
-def fixed_algorithms() -> Any:
-    """Context without cuDNN's search for the fastest algorithm, which would begin anew for every size of tiles."""
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(
-        enabled=cudnn.enabled, benchmark=False, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32)
+@contextmanager
+def algorithm_search(wanted: bool) -> Iterator[None]:
+    """Context with or without cuDNN's search for the fastest algorithm, which begins anew for every size of tiles."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Where a network is; of one without weights its buffers say so."""
+    return next(chain(net.parameters(), net.buffers()), torch.empty(0)).device
+
+
+def kind_of(device: torch.device) -> str:
+    """'cuda' or 'cpu': of device, for what was chosen by it."""
+    return 'cuda' if device.type == 'cuda' else 'cpu'
+
+
+def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Rows of an image on a device; to a GPU without waiting."""
+    if rows.device == device:
+        return rows
+    if device.type != 'cuda':
+        return rows.to(device)
+    if rows.device.type == 'cpu':
+        rows = rows.contiguous().pin_memory()  # of an expanded tensor, or one within a larger, too much is pinned
+    return rows.to(device, non_blocking=True)
 
 
 def probe(net: nn.Module, channels: int, size: int) -> Optional[torch.Tensor]:
     """What a network makes of an image of one gray, without the batch; nothing if it cannot."""
-    device = next(net.parameters(), torch.empty(0)).device
+    device = device_of(net)
     was_training = net.training
     try:
         with torch.no_grad():  # no inference tensors: some networks keep what they have converted
             output = net.eval()(torch.zeros(1, channels, size, size, device=device))
-    except (RuntimeError, ValueError, AssertionError):  # of a wrong number of channels or pixels, as each layer puts it
-        return None
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if is_out_of_memory(error) or 'CUDA' in str(error) or 'cuDNN' in str(error):
+            raise
+        return None  # a wrong number of channels or pixels, as each layer puts it
     finally:
         net.train(was_training)
     return output[0] if isinstance(output, torch.Tensor) and output.dim() == 4 else None
@@ -229,7 +258,8 @@ class RoutedUpscaler:
         self.budget, self.target_ms, self.cost_kind = budget, target_ms, cost
         dtype = PRECISIONS[precision]
         self.dtypes = [torch.float32 if i in float32_branches else dtype for i in range(len(self.sources))]
-        self.device = next(net.parameters(), torch.empty(0)).device
+        self.device = device_of(net)
+        self.kind = kind_of(self.device)
         self.classifier_macs = count_macs(net.classifier, patch_size, patch_size, self.channels) if self.routed else 0
         self.branch_macs = [count_macs(branch, patch_size, patch_size, self.channels) for branch in self.sources]
         if budget is not None and cost == 'macs' and max(self.branch_macs) == 0:
@@ -306,13 +336,15 @@ class RoutedUpscaler:
         """Most tiles per forward pass of each branch, for an image of n tiles."""
         if self.given_max_tiles is not None:
             return [self.given_max_tiles] * len(self.sources)
-        return [DEFAULT_MAX_TILES] * len(self.sources) if n <= FEW_TILES else self.speed.max_tiles[:len(self.sources)]
+        if n <= FEW_TILES:
+            return [DEFAULT_MAX_TILES[self.kind]] * len(self.sources)
+        return self.speed.max_tiles[:len(self.sources)]
 
     @torch.inference_mode()
     def _run(self, branch: int, tiles: torch.Tensor) -> torch.Tensor:
         """Runs a batch of tiles or blocks, of shape (b, c, h, w), through a branch."""
         dtype = self.dtypes[branch]
-        with fixed_algorithms():
+        with algorithm_search(False):
             with torch.autocast(tiles.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
                 return self.branches[branch](tiles)
 
@@ -347,17 +379,14 @@ class RoutedUpscaler:
         self._copy()
         tiling = self.tiling_of(image.height, image.width)
         row_bytes = 4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2
-        tile_rows = max(1, min(len(tiling.tops), CANVAS_BYTES // row_bytes))
+        tile_rows = max(1, min(len(tiling.tops), CANVAS_BYTES[self.kind] // row_bytes))
         max_tiles = self._max_tiles(len(tiling))
         merged = MERGED_TILES if self.given_max_tiles is None else min(self.given_max_tiles, MERGED_TILES)
         classes, quality = torch.zeros(len(tiling), dtype=torch.int64), 1.
         if self.routed:
             scores = logits
             if logits is None:
-                scores = logits = torch.cat([
-                    self.classifier(tiles) for row in range(len(tiling.tops))
-                    for tiles in self._tile_row(image, tiling, row).split(CLASSIFIED_TOGETHER)
-                ])
+                scores = logits = self._classify(image, tiling)
                 if self.limited and hasattr(self.classifier, 'errors'):  # free of the costs that its logits count
                     scores = -self.classifier.errors(logits)
             logits, scores = logits.cpu(), scores.cpu()
@@ -402,19 +431,25 @@ class RoutedUpscaler:
     def _lq_rows(self, image: Rows, tiling: Tiling, first: int, last: int) -> torch.Tensor:
         """What the tile rows from `first` to `last` cover, of shape (c, rows, width), on the device."""
         top, bottom = tiling.tops[first], tiling.tops[last] + tiling.size[0]
-        rows = image.rows(top, min(bottom, image.height))
-        if rows.device != self.device:
-            if self.device.type == 'cuda':
-                rows = rows.contiguous().pin_memory(
-                )  # of an expanded tensor, or one within a larger, too much is pinned
-            rows = rows.to(self.device, non_blocking=True)
+        rows = to_device(image.rows(top, min(bottom, image.height)), self.device)
         return pad_to(rows, bottom - top, tiling.padded[1])
 
-    def _tile_row(self, image: Rows, tiling: Tiling, row: int) -> torch.Tensor:
-        """One row of tiles, of shape (columns, c, height, width)."""
-        rows = self._lq_rows(image, tiling, row, row)
-        tiles = torch.stack([rows[:, :, left:left + tiling.size[1]] for left in tiling.lefts])
-        return tiles.contiguous(memory_format=torch.channels_last)
+    def _classify(self, image: Rows, tiling: Tiling) -> torch.Tensor:
+        """What the classifier says of the tiles, of shape (n, M)."""
+        (height, width), tops, logits = tiling.size, tiling.tops, []
+        together = CLASSIFIED_TOGETHER[self.kind]
+        tile_rows = max(1, together // len(tiling.lefts))
+        for first in range(0, len(tops), tile_rows):
+            last = min(first + tile_rows, len(tops)) - 1
+            rows = self._lq_rows(image, tiling, first, last)
+            starts = [(top - tops[first], left) for top in tops[first:last + 1] for left in tiling.lefts]
+            tiles = torch.stack([rows[:, y:y + height, x:x + width] for y, x in starts])
+            with algorithm_search(False):
+                logits += [
+                    self.classifier(part.contiguous(memory_format=torch.channels_last))
+                    for part in tiles.split(together)
+                ]
+        return torch.cat(logits)
 
     @torch.inference_mode()
     def strips(self, image: Rows, plan: Plan) -> Iterator[torch.Tensor]:
@@ -431,7 +466,8 @@ class RoutedUpscaler:
             for kind, group in batches(blocks, plan.max_tiles):
                 for block, output in self._run_blocks(kind, group, lq, tiling.tops[first], tiling):
                     if canvas is None:
-                        canvas = Canvas(tiling, self.scale, output.shape[0], plan.tile_rows, output.device)
+                        canvas = Canvas(tiling, self.scale, output.shape[0], plan.tile_rows, output.device,
+                                        output.is_cuda)
                     canvas.add(block, output)
             yield canvas.finished()
             if number + 1 < len(plan.strips):
@@ -450,20 +486,24 @@ class RoutedUpscaler:
         """
         count = len(blocks) * blocks[0].tiles
         if count <= (self.given_max_tiles or count):
+            boxes = [tiling.box(block) for block in blocks]
             try:
-                boxes = [tiling.box(block) for block in blocks]
-                tiles = torch.stack([lq[:, y0 - top:y1 - top, x0:x1] for y0, y1, x0, x1 in boxes])
-                outputs = self._run(kind, tiles.contiguous(memory_format=torch.channels_last))
+                outputs = self._run_boxes(kind, [(y0 - top, y1 - top, x0, x1) for y0, y1, x0, x1 in boxes], lq)
+            except RuntimeError as error:
+                if count == 1 or not is_out_of_memory(error):
+                    raise
+            else:
                 yield from zip(blocks, outputs.unbind(0))
                 return
-            except torch.OutOfMemoryError:
-                tiles = None
-                if count == 1:
-                    raise
-                self._save_memory(count // 2)
+            self._save_memory(count // 2)  # not above, where the error still holds what the pass had allocated
         halves = [blocks[:len(blocks) // 2], blocks[len(blocks) // 2:]] if len(blocks) > 1 else blocks[0].halves()
         for half in halves:
             yield from self._run_blocks(kind, half, lq, top, tiling)
+
+    def _run_boxes(self, kind: int, boxes: list[tuple[int, int, int, int]], lq: torch.Tensor) -> torch.Tensor:
+        """Runs parts of an image of one size through a branch; a box has top, bottom, left and right."""
+        tiles = torch.stack([lq[:, top:bottom, left:right] for top, bottom, left, right in boxes])
+        return self._run(kind, tiles.contiguous(memory_format=torch.channels_last))
 
     def _save_memory(self, max_tiles: int) -> None:
         """Goes on with smaller batches, also for further images; says so once."""

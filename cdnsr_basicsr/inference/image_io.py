@@ -24,6 +24,7 @@ ACCEPTED = 'accepted are whole PNG, JPEG, WebP, TIFF and BMP files of at most 16
 MAX_SIDES = {'.png': 10**6, '.jpg': 65500, '.jpeg': 65500, '.webp': 16383, '.tif': 2**31 - 1, '.tiff': 2**31 - 1}
 TIFF = ('.tif', '.tiff')
 MAX_PIXELS_IN_MEMORY = 2**28
+BIGTIFF_BYTES = 2**30  # of pixels, from which a TIFF becomes a BigTIFF: many programs count to 2 GiB only in others
 
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # bits, by colour type
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
@@ -308,7 +309,7 @@ def _write_png(path: Path, pixels: np.ndarray, profile: Optional[bytes]) -> None
 def _write_tiff(path: Path, shape: Tuple[int, int, int], dtype: np.dtype, strips: Iterator[np.ndarray],
                 profile: Optional[bytes]) -> None:
     height, width, channels = shape
-    with tifffile.TiffWriter(path, bigtiff=height * width * channels * dtype.itemsize >= 2**32 - 2**25) as tif:
+    with tifffile.TiffWriter(path, bigtiff=height * width * channels * dtype.itemsize >= BIGTIFF_BYTES) as tif:
         tif.write(
             _deflated_tiles(strips, width, channels, dtype),
             shape=(height, width) if channels == 1 else shape,

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from typing import Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 
-from .engine import (PRECISIONS, RoutedUpscaler, Rows, TensorRows, deployed, fixed_algorithms, same_weights,
-                     saving_memory, weights_of)
+from .engine import (PRECISIONS, RoutedUpscaler, Rows, TensorRows, algorithm_search, deployed, device_of, kind_of,
+                     same_weights, saving_memory, to_device, weights_of)
+from .speed import is_out_of_memory
 from .tiling import LEAST_SIZE, fit
 
 MAX_SCALE = 64
@@ -146,8 +147,8 @@ class PixelUpscaler:
         self.routed = self.num_classes > 1
         self.patch_size = patch_size
         self.step = max(1, patch_size - 12) if step is None else step
-        self.device = next(net.parameters()).device
-        self.kind = 'cuda' if self.device.type == 'cuda' else 'cpu'  # of device, for what is measured in pixels
+        self.device = device_of(net)
+        self.kind = kind_of(self.device)
         self.max_tiles = max_tiles or MAX_TILES[self.kind]
         self.copied: Optional[list] = None
         self.short_of_memory = False
@@ -257,9 +258,7 @@ class PixelUpscaler:
         rows, columns = plan.rows, plan.columns
         following = min(row + plan.tile_rows, len(rows.starts))
         top = max(0, rows.starts[row] - 1)
-        lq = image.rows(top, min(plan.size[0], rows.starts[following - 1] + rows.size + 1))
-        if lq.device != self.device:
-            lq = lq.contiguous().to(self.device)
+        lq = to_device(image.rows(top, min(plan.size[0], rows.starts[following - 1] + rows.size + 1)), self.device)
         lq = lq.float().permute(1, 2, 0).contiguous().permute(2, 0, 1).unsqueeze(0)
         boxes = [(y, x) for y in range(row, following) for x in range(len(columns.starts))]
         first, features = rows.bounds[row], None
@@ -269,11 +268,11 @@ class PixelUpscaler:
             try:
                 tiles = torch.cat([lq[:, :, y:y + rows.size, x:x + columns.size] for y, x in corners])
                 half = self.dtype != torch.float32
-                with fixed_algorithms(), torch.autocast(
+                with algorithm_search(False), torch.autocast(
                         self.device.type, self.dtype, enabled=half, cache_enabled=False):
                     outputs = self.fast.features(tiles.contiguous(memory_format=torch.channels_last))
-            except torch.OutOfMemoryError:
-                if self.max_tiles == 1:
+            except RuntimeError as error:
+                if self.max_tiles == 1 or not is_out_of_memory(error):
                     raise
                 tiles, self.max_tiles = None, self.max_tiles // 2
                 saving_memory(say=not self.short_of_memory)
@@ -348,7 +347,8 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
     if count == 0 or count == values.numel():
         return torch.full_like(values, count > 0, dtype=torch.bool)
     flat = values.flatten()
-    threshold = flat.kthvalue(len(flat) - count + 1).values
+    # one block of a GPU would do all of kthvalue
+    threshold = flat.sort().values[-count] if flat.is_cuda else flat.kthvalue(len(flat) - count + 1).values
     chosen, equal = flat > threshold, flat == threshold
     chosen |= equal & (equal.cumsum(0) <= count - chosen.sum())
     return chosen.view_as(values)

@@ -13,6 +13,8 @@ from ..complexity import LONG, measure_latency
 from ..files import replace_when_done
 
 MAX_TILES = {'cpu': (1, 2, 4, 8), 'cuda': (1, 4, 16, 64, 256)}  # per forward pass, that are tried; bounds the memory
+# torch's own error aside: of the CUDA driver, of the CPU, of cuDNN and cuBLAS, and where cuDNN has no memory to work in
+SHORTAGES = ('out of memory', "can't allocate memory", 'ALLOC_FAILED', 'ALLOCATION_FAILED', 'unable to find an engine')
 
 
 class Speed(NamedTuple):
@@ -24,6 +26,11 @@ class Speed(NamedTuple):
     """
     max_tiles: list[int]
     tile_ms: list[float]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, by its type or its words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGES)
 
 
 def machine(device: torch.device) -> str:
@@ -102,8 +109,8 @@ def measure_part(part: Callable, patch_size: int, channels: int, device: torch.d
         tiles = torch.rand(count, channels, patch_size, patch_size, device=device)
         try:
             seconds = measure_latency(part, tiles.to(memory_format=torch.channels_last))
-        except torch.OutOfMemoryError:
-            if count == 1:
+        except RuntimeError as error:
+            if count == 1 or not is_out_of_memory(error):
                 raise
             return [best_count, best_ms], False
         if 1000 * seconds / count < 0.97 * best_ms:

@@ -548,7 +548,7 @@ import os, signal, sys
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.inference import engine, image_io, upscale
 from tests.test_cli import test_upscale  # SinglePixels
-engine.CANVAS_BYTES = image_io.TILE = 32
+engine.CANVAS_BYTES['cpu'] = image_io.TILE = 32
 to_arrays = upscale.to_arrays
 
 def die_in_the_middle(*args, **kwargs):
@@ -837,6 +837,6 @@ def test_an_interrupted_run_leaves_what_is_complete(run, capsys, monkeypatch):
 
 def test_strips_make_no_difference(run, models, monkeypatch):
     pixels = save('in/a.tif', photo(150, 40, 4, 'uint16'))
-    monkeypatch.setattr(engine, 'CANVAS_BYTES', 1)
+    monkeypatch.setitem(engine.CANVAS_BYTES, 'cpu', 1)
     assert run('--patch-size', 16, model='plain') == 0
     assert_same(load(Path('out/a.tif')), slow(models[1]['plain'], pixels))

@@ -9,6 +9,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
+from cdnsr_basicsr.archs import Interpolation
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.conversion import classsr, slice_to
 from cdnsr_basicsr.data.prepare import make_lq
@@ -61,7 +62,7 @@ def test_a_network_that_sees_single_pixels_gives_the_same_in_strips_and_blocks(m
                                                                                canvas_bytes):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 1), torch.nn.PixelShuffle(2)).eval()
     lq = torch.rand(1, 3, *size)
-    monkeypatch.setattr(engine, 'CANVAS_BYTES', canvas_bytes)
+    monkeypatch.setitem(engine.CANVAS_BYTES, 'cpu', canvas_bytes)
     upscaler = RoutedUpscaler(net, 16, 14, max_tiles=max_tiles)
     plan = upscaler.plan(TensorRows(lq))
     assert (len(plan.strips) > 1) == (canvas_bytes < 2**20 and size[0] > 14)
@@ -88,12 +89,46 @@ def test_any_network_is_tiled_and_differs_from_the_whole_image_by_its_border_eff
     assert set(result.classes.tolist()) == {0} and upscaler.scale == 4
 
 
-def test_a_smooth_gradient_has_no_step_at_tile_borders(tiny_net):
-    net = build_network(tiny_net(2, [{'type': 'Interpolation', 'upscale': 2, 'mode': 'bilinear'}] * 2)).eval()
-    ramp = torch.linspace(0, 1, 200).expand(1, 3, 40, 200).contiguous()
-    image = RoutedUpscaler(net, 16, 12).upscale(ramp).image
+@pytest.mark.parametrize('summed', [False, True])
+@pytest.mark.parametrize('modes', [('bilinear', 'bilinear'), ('bilinear', 'bicubic')])
+@pytest.mark.parametrize('down', [False, True])
+def test_a_smooth_gradient_has_no_step_at_tile_borders(tiny_net, modes, down, summed, monkeypatch):
+    canvas = engine.Canvas
+    monkeypatch.setattr(engine, 'Canvas', lambda *arguments: canvas(*arguments[:-1], summed))
+    net = build_network(tiny_net(2, [{'type': 'Interpolation', 'upscale': 2, 'mode': mode} for mode in modes])).eval()
+    ramp = torch.linspace(0, 1, 200).expand(1, 3, 60, 200).contiguous()
+    ramp = ramp.transpose(2, 3) if down else ramp
+    upscaler = RoutedUpscaler(net, 16, 12)
+    tiling = upscaler.tiling_of(*ramp.shape[2:])
+    logits = torch.zeros(len(tiling), 2)
+    logits[torch.arange(len(tiling)), torch.arange(len(tiling)) % 2] = 9  # the branches meet everywhere
+    result = upscaler.upscale(ramp, logits)
+    assert result.classes.unique().tolist() == [0, 1]
+    image = result.image.transpose(2, 3) if down else result.image
     differences = image[..., 8:-8, 9:-8] - image[..., 8:-8, 8:-9]
     assert differences.min() > 0 and differences.max() < 2 * differences.mean()
+
+
+def test_where_different_branches_meet_one_fades_into_the_other(tiny_net):
+
+    class Constant(torch.nn.Module):
+
+        def __init__(self, value):
+            super().__init__()
+            self.register_buffer('value', torch.tensor(value))
+
+        def forward(self, x):
+            return self.value.expand(len(x), 3, 2 * x.shape[2], 2 * x.shape[3])
+
+    net = build_network(tiny_net(2, [{'type': 'Interpolation', 'upscale': 2}] * 2)).eval()
+    net.branches = torch.nn.ModuleList([Constant(0.), Constant(1.)])
+    upscaler = RoutedUpscaler(net, 16, 8, cost='latency')
+    logits = torch.zeros(len(upscaler.tiling_of(16, 88)), 2)
+    logits[1::2, 1] = logits[::2, 0] = 1
+    image = upscaler.upscale(torch.rand(1, 3, 16, 88), logits).image
+    steps = (image[..., 1:] - image[..., :-1]).abs()
+    # over 8 pixels of LQ, 16 of the result: about 1/16 each
+    assert image.min() == 0 and image.max() == 1 and steps.max() < 2 / 16
 
 
 def test_cost_counts_classifier_and_overlap(tiny_net):
@@ -176,9 +211,7 @@ def test_a_limit_is_spent_where_predicted_errors_fall_most(tiny_net):
         upscaler.measured = Speed([1] * 4, [*ms.tolist(), 0.1])
         plan = upscaler.plan(TensorRows(lq))
         with torch.no_grad():
-            tiles = torch.cat(
-                [upscaler._tile_row(TensorRows(lq), plan.tiling, i) for i in range(len(plan.tiling.tops))])
-            errors = net.classifier.errors(net.classifier(tiles)).double()
+            errors = net.classifier.errors(upscaler._classify(TensorRows(lq), plan.tiling)).double()
         chosen.append(plan.classes)
         # at some price per millisecond, each tile has the class of least error + price * time; one may lag behind
         prices = ((errors[:, :1] - errors[:, 1:]) /
@@ -307,7 +340,13 @@ def test_tiles_of_a_photograph_are_as_good_as_the_whole(shared):
         assert calculate_psnr(tensor2img(tiled.image), gt, 4) > whole - 0.02
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, caplog):
+@pytest.mark.parametrize('error', [
+    torch.OutOfMemoryError('CUDA out of memory.'),
+    RuntimeError('GET was unable to find an engine to execute this computation'),
+    RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+])
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, caplog, error):
     net = spread(build_network(tiny_net(4, [carn(4), fsrcnn(4)])).eval())
     lq = torch.rand(1, 3, 100, 100)
     expected = RoutedUpscaler(net, 16, 16, max_tiles=1).upscale(lq)
@@ -318,7 +357,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, caplog):
         sizes.append(tiles.shape[0] * tiles.shape[2] * tiles.shape[3])
         if sizes[-1] > 16 * 16:
             failures.append(sizes[-1])
-            raise torch.OutOfMemoryError('CUDA out of memory.')
+            raise error
         return run(branch, tiles)
 
     upscaler._run = short
@@ -329,6 +368,62 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, caplog):
     upscaler._run = lambda branch, tiles: (_ for _ in ()).throw(torch.OutOfMemoryError('one tile is too much'))
     with pytest.raises(torch.OutOfMemoryError, match='one tile'):
         upscaler.upscale(lq)
+
+
+def test_an_error_that_has_nothing_to_do_with_memory_is_not_tried_again(tiny_net):
+    calls = []
+
+    def broken(branch, tiles):
+        calls.append(len(tiles))
+        raise RuntimeError('shapes do not fit')
+
+    upscaler = RoutedUpscaler(build_network(tiny_net()).eval(), 16, 16, max_tiles=16)
+    upscaler._run = broken
+    with pytest.raises(RuntimeError, match='do not fit'):
+        upscaler.upscale(torch.rand(1, 3, 100, 100))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize('words', ['CUDA error: out of memory', 'cuDNN error: CUDNN_STATUS_NOT_INITIALIZED'])
+def test_a_gpu_that_fails_is_not_taken_for_a_network_that_does(words):
+
+    class Failing(torch.nn.Conv2d):
+
+        def forward(self, x):
+            raise RuntimeError(words)
+
+    with pytest.raises(RuntimeError, match=words):
+        engine.geometry(Failing(3, 3, 1))
+
+
+def test_a_network_without_weights_is_where_it_was_put():
+    assert engine.device_of(Interpolation().to('meta')) == torch.device('meta')
+    assert not Interpolation().state_dict()
+
+
+def test_cudnn_searches_again_after_an_error():
+    torch.backends.cudnn.benchmark = True
+    try:
+        with pytest.raises(ZeroDivisionError), engine.algorithm_search(False):
+            assert not torch.backends.cudnn.benchmark
+            raise ZeroDivisionError
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cudnn.benchmark = False
+
+
+@pytest.mark.parametrize('together', [1, 3, 7, 1000])
+def test_tiles_are_classified_by_themselves_however_many_together(tiny_net, monkeypatch, together):
+    net = spread(build_network(tiny_net()).eval())
+    lq = torch.rand(1, 3, 75, 50)
+    upscaler = RoutedUpscaler(net, 16, 12)
+    tiling = upscaler.plan(TensorRows(lq)).tiling
+    monkeypatch.setitem(engine.CLASSIFIED_TOGETHER, 'cpu', together)
+    with torch.no_grad():
+        found = upscaler._classify(TensorRows(lq), tiling)
+        (height, width), padded = tiling.size, pad_to(lq[0], *tiling.padded)
+        alone = [net.classifier(padded[None, :, y:y + height, x:x + width]) for y in tiling.tops for x in tiling.lefts]
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-3, rtol=1e-4)  # logits of up to 300
 
 
 def test_a_network_that_makes_no_larger_image_is_named():

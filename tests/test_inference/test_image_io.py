@@ -10,6 +10,7 @@ import tifffile
 import zlib
 from PIL import Image, ImageOps
 
+from cdnsr_basicsr.inference import image_io
 from cdnsr_basicsr.inference.image_io import EXTENSIONS, ImageError, check_writable, read_image, write_image
 
 SIZES = [(1, 1), (7, 300), (301, 5), (270, 523)]
@@ -242,6 +243,16 @@ def test_a_raw_tiff_is_mapped_if_its_byte_order_allows(order, tmp_path):
     assert profile == b'profile' * 30
     if native:
         assert not result.flags.writeable
+
+
+@pytest.mark.parametrize('limit,big', [(20 * 30 * 3, True), (20 * 30 * 3 + 1, False)])
+def test_a_large_tiff_is_a_bigtiff(tmp_path, monkeypatch, limit, big):
+    pixels = noise(20, 30, 3)
+    monkeypatch.setattr(image_io, 'BIGTIFF_BYTES', limit)
+    write_image(tmp_path / 'a.tif', pixels.shape, pixels.dtype, [pixels])
+    with tifffile.TiffFile(tmp_path / 'a.tif') as tif:
+        assert tif.is_bigtiff == big and tif.pages[0].is_tiled
+    assert np.array_equal(read_image(tmp_path / 'a.tif').pixels, pixels)
 
 
 def test_first_page_of_a_tiff(tmp_path):

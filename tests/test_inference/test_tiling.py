@@ -30,9 +30,9 @@ def cut(image, tiling, block):
     return padded(image, tiling)[:, top:bottom, left:right]
 
 
-def blend(tiling, strips, upscaled, scale, channels=3, max_rows=10**6):
+def blend(tiling, strips, upscaled, scale, channels=3, max_rows=10**6, summed=False):
     """What an engine does with upscaled blocks."""
-    canvas, rows = Canvas(tiling, scale, channels, max_rows, torch.device('cpu')), []
+    canvas, rows = Canvas(tiling, scale, channels, max_rows, torch.device('cpu'), summed), []
     for number, blocks in enumerate(strips):
         for _, block in blocks:
             canvas.add(block, upscaled(block))
@@ -141,6 +141,21 @@ def test_class_map_names_the_tile_with_the_nearest_centre():
         for chosen, along, position in zip(ours, centres, (y, x)):
             distances = [abs(centre - position - 0.5) for centre in along]
             assert distances[chosen] == min(distances)
+
+
+@pytest.mark.parametrize('size,tile', list(itertools.product(SIZES, TILES)))
+@pytest.mark.parametrize('max_rows,max_tiles', [(1000, 1), (1, 2), (3, 4)])
+def test_the_sum_for_a_gpu_equals_the_running_mean(size, tile, max_rows, max_tiles):
+    tiling = Tiling(*size, *tile)
+    strips = tiling.merge(torch.randint(2, (len(tiling), )), max_tiles, max_rows)
+    blocks = {}
+
+    def any_image(block):
+        top, bottom, left, right = tiling.box(block)
+        return blocks.setdefault(block, torch.rand(3, 2 * (bottom - top), 2 * (right - left)))
+
+    mean, total = (blend(tiling, strips, any_image, 2, max_rows=max_rows, summed=summed) for summed in (False, True))
+    torch.testing.assert_close(total, mean, atol=1e-5, rtol=0)
 
 
 def test_padding_reflects_then_repeats():
