@@ -73,7 +73,8 @@ def _ordered_yaml() -> tuple[type, type]:
 def _checked_parse_options(original: Callable) -> Callable:
     """``--force_yml`` reaches an ``exec`` inside parse_options: only key:sub=value may get there, from any program.
 
-    And stock option files say ``num_gpu: 1``, with which BasicSR fails on a machine that has no GPU.
+    And stock option files say ``num_gpu: 1``, with which BasicSR fails on a machine that has no GPU, and nothing of
+    pinned memory, which batches need on their way to a GPU.
     """
 
     def parse_options(root_path: str, is_train: bool = True):
@@ -87,6 +88,8 @@ def _checked_parse_options(original: Callable) -> Callable:
         if opt['num_gpu'] != 0 and not torch.cuda.is_available():
             print(f"num_gpu is {opt['num_gpu']}, but there is no CUDA GPU: running on the CPU.", flush=True)
             opt['num_gpu'] = 0
+        if opt['num_gpu'] != 0 and is_train:  # without it every batch is waited for
+            opt['datasets']['train'].setdefault('pin_memory', True)
         return opt, args
 
     return parse_options
@@ -165,7 +168,8 @@ def _one_pretended_gpu() -> Iterator[None]:
 
 
 def _init_dist_anywhere(original: Callable) -> Callable:
-    """Starts distributed training with gloo where there is no GPU; NCCL, BasicSR's choice, needs one.
+    """Starts distributed training with gloo where there is no GPU, and beside NCCL, BasicSR's choice, where there is
+    one: for what is on the CPU. NCCL needs a GPU for each process.
 
     #729 (CVE-2024-27763): BasicSR also pastes SLURM_NODELIST into a shell command.
     """
@@ -176,8 +180,13 @@ def _init_dist_anywhere(original: Callable) -> Callable:
             raise OptionError('--launcher slurm', 'SLURM_NODELIST is unset or no list of host names')
         if launcher == 'pytorch' and 'RANK' not in os.environ:
             raise OptionError('--launcher pytorch', 'start it by torchrun --nproc_per_node=N -m cdnsr_basicsr ...')
-        if torch.cuda.device_count() > 0:
-            original(launcher, backend, **kwargs)
+        gpus = torch.cuda.device_count()
+        processes = int(os.environ.get('LOCAL_WORLD_SIZE' if launcher == 'pytorch' else 'SLURM_NTASKS_PER_NODE') or 1)
+        if 0 < gpus < processes:
+            raise OptionError(f'--launcher {launcher}', f'{processes} processes on a machine with {gpus} GPUs: each '
+                              'needs one')
+        if gpus > 0:
+            original(launcher, 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend, **kwargs)
             return
         with _one_pretended_gpu():
             original(launcher, 'gloo', **kwargs)

@@ -60,6 +60,33 @@ def test_launcher_without_torchrun_is_explained(monkeypatch):
         init_dist('pytorch')
 
 
+@pytest.mark.parametrize('launcher,variable', [('pytorch', 'LOCAL_WORLD_SIZE'), ('slurm', 'SLURM_NTASKS_PER_NODE')])
+def test_more_processes_than_gpus_are_refused(monkeypatch, launcher, variable):
+    for name, value in (('RANK', '0'), ('SLURM_NODELIST', 'node1'), (variable, '3')):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    backends = []
+    init_dist = _compat._init_dist_anywhere(lambda launcher, backend, **kwargs: backends.append(backend))
+    with pytest.raises(OptionError, match='3 processes on a machine with 2 GPUs: each needs one'):
+        init_dist(launcher)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 3)
+    init_dist(launcher)
+    init_dist(launcher, 'mpi')
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
+    init_dist(launcher)
+    assert backends == ['cpu:gloo,cuda:nccl', 'mpi', 'gloo']
+
+
+@pytest.mark.parametrize('gpu,given,pinned', [(True, {}, True), (True, {
+    'pin_memory': False
+}, False), (False, {}, None)])
+def test_batches_for_a_gpu_are_pinned(monkeypatch, gpu, given, pinned):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
+    opt = {'num_gpu': 1, 'datasets': {'train': dict(given)}}
+    parsed, _ = _compat._checked_parse_options(lambda root_path, is_train: (opt, None))('.')
+    assert parsed['datasets']['train'].get('pin_memory') is pinned and parsed['num_gpu'] == int(gpu)
+
+
 @pytest.fixture
 def stock_model(tmp_path):
     """A BasicSR model that has nothing but where to save."""

@@ -1,18 +1,14 @@
 import cv2
-import sys
 import torch
 from collections import OrderedDict
 from os import path as osp
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Subset
 
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
-from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..checkpoint import load_checkpoint, save_checkpoint
+from ..checkpoint import load_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
 from ..losses import VGG19Features, squared_error
@@ -21,8 +17,9 @@ from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, check_options
 from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from .distillation import Distillation
 from .fast_training import FastTraining
-from .random_state import random_state, set_random_state
 from .self_describing import SelfDescribing
+from .shared_validation import SharedValidation
+from .training_state import CompleteState
 
 NEED_NO_IMAGES = ('class', 'average', 'flops', 'label')  # losses of what the classifier says alone
 TB_IMAGES = 4  # of each validation set
@@ -38,7 +35,7 @@ def map_path(opt, lq_path, dataset_name, current_iter):
 
 
 @MODEL_REGISTRY.register()
-class CDNSRModel(FastTraining, SelfDescribing, SRModel):
+class CDNSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, SRModel):
     """CDNSR: trains a soft mixture of branches, validates with hard routing over tiles.
 
     Paper: Classification-Based Dynamic Network for Efficient Super-Resolution (ICASSP 2023).
@@ -68,9 +65,6 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
 
     def __init__(self, opt):
         self.upscalers = {}
-        self.shares_validation = False
-        if opt.get('val'):  # progress is for eyes, not for log files
-            opt['val'].setdefault('pbar', opt['rank'] == 0 and sys.stderr.isatty())
         super(CDNSRModel, self).__init__(opt)
 
     check_options = staticmethod(check_options)
@@ -107,10 +101,8 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
         if not self.opt['train'].get('pixel_opt'):  # SRModel insists on one; what is minimised is in self.losses
             self.opt['train']['pixel_opt'] = {'type': 'L1Loss'}
         super(CDNSRModel, self).init_training_settings()
-        if hasattr(self, 'net_g_ema'):
-            self.net_g_ema.to(memory_format=self.memory_format())
-            if branch_paths:
-                self.model_ema(0)
+        if hasattr(self, 'net_g_ema') and branch_paths:
+            self.model_ema(0)
 
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.opt['train'].get('precision') == 'float16')
         self.costs = self.upscaler(self.get_bare_model(self.net_g)).costs.to(self.device)
@@ -125,6 +117,8 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
                                       f'{costs}. Labels, distillation and the difficulty map take the first for the '
                                       'easiest.')
         if self.opt['train'].get('compile', False):  # after the branches' operations have been counted
+            if self.opt['dist']:  # its splitting of graphs fails at autograd functions in some versions
+                torch._dynamo.config.optimize_ddp = False
             for branch in self.get_bare_model(self.net_g).branches:
                 branch.compile()
 
@@ -164,6 +158,8 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
             raise OptionError(
                 'train.error_opt', 'needs a classifier that predicts errors, such as ErrorPredictor, but '
                 f'network_g.classifier.type is {kind}')
+        if predicts_errors and 'error' not in self.losses and 'classifier' not in (train_opt.get('freeze') or []):
+            raise OptionError('train.error_opt', f'is what trains {kind}; without it, freeze: [classifier]')
         for name in ('class', 'average', 'flops'):
             if name in self.losses and predicts_errors:
                 raise OptionError(f'train.{name}_opt', f'cannot train {kind}, whose classes follow from errors and '
@@ -181,14 +177,9 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
                 if any(param.requires_grad for param in loss.parameters()):
                     self.losses[name] = super(CDNSRModel, self).model_to_device(loss)
 
-    def setup_optimizers(self):
-        # SRModel's would warn once for every frozen parameter
-        optim_opt = dict(self.opt['train']['optim_g'])
-        groups = [[param for param in self.net_g.parameters() if param.requires_grad]]
-        groups.append([param for loss in self.losses.values() for param in loss.parameters() if param.requires_grad])
-        groups = [{'params': params} for params in groups if params]
-        self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), groups, **optim_opt)
-        self.optimizers.append(self.optimizer_g)
+    def trained_parameters(self):
+        heads = [param for loss in self.losses.values() for param in loss.parameters() if param.requires_grad]
+        return [*super(CDNSRModel, self).trained_parameters(), heads]
 
     def feed_data(self, data):
         super(CDNSRModel, self).feed_data(data)
@@ -208,12 +199,12 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
             raise OptionError(
                 'datasets.train.label_file',
                 f'holds labels such as {labels.max()}; accepted: 0 to {num_classes - 1}, one class per branch')
-        return labels.to(self.device)
+        return self.to_device(labels)
 
     def _checked_errors(self):
         if self.errors is None:
             return None
-        errors, num_classes = self.errors.to(self.device), len(self.costs)
+        errors, num_classes = self.to_device(self.errors), len(self.costs)
         if errors.shape[1] != num_classes:
             raise OptionError(
                 'datasets.train.label_file', f'holds {errors.shape[1]} errors for each patch, but there '
@@ -264,7 +255,6 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
             log['entropy'] = routing_entropy(routing.logits)
             counts = class_counts(routing.logits)
             log.update((f'share_{i}', share) for i, share in enumerate(counts / counts.sum()))
-        # kept on the device until they are asked for
         self.step_log = OrderedDict((name, value.detach()) for name, value in log.items())
         if self.guard is not None:
             self.guard(counts)
@@ -273,16 +263,10 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
             self.model_ema(decay=self.ema_decay)
 
     def get_current_log(self):
-        self.log_dict = self.reduce_loss_dict(self.step_log)
+        super(CDNSRModel, self).get_current_log()
         self.log_dict['tau'] = self.get_bare_model(self.net_g).tau
         self.log_dict['lr'] = self.get_current_learning_rate()[0]
         return self.log_dict
-
-    def model_ema(self, decay=0.999):
-        """As BaseModel's, in a few operations for all parameters instead of two for each."""
-        nets = (self.net_g_ema, self.get_bare_model(self.net_g))
-        with torch.no_grad():
-            get_ema_multi_avg_fn(decay)(*(list(net.parameters()) for net in nets), None)
 
     def upscaler(self, net):
         """The engine for a network; it is kept, since it counts the branches' operations when it is made."""
@@ -291,71 +275,17 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
             self.upscalers[id(net)] = RoutedUpscaler(net, tile.get('patch_size', 64), tile.get('step'))
         return self.upscalers[id(net)]
 
-    def _tested_net(self):
-        return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
-
     def test(self):
-        upscaled = self.upscaler(self._tested_net()).upscale(self.lq)
+        upscaled = self.upscaler(self.tested_net()).upscale(self.lq)
         self.output = upscaled.image
         if hasattr(self, 'routing_stats'):
             self._record(upscaled)
 
-    def validation(self, dataloader, current_iter, tb_logger, save_img=False):
-        with torch.random.fork_rng(self._cuda_devices()):  # validating more or less often does not change the training
-            super(CDNSRModel, self).validation(dataloader, current_iter, tb_logger, save_img)
-        if self.is_train:
-            self._remember_best(current_iter)
-
-    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
-        self._begin_validation(dataloader.dataset.opt['name'], current_iter, tb_logger)
-        super(CDNSRModel, self).nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        self._log_routing()
-        del self.routing_stats
-
-    def dist_validation(self, dataloader, current_iter, tb_logger, save_img):
-        """Each process validates every world_size-th image; metrics and class counts are those of all of them."""
-        dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
-        part = Subset(dataset, range(rank, len(dataset), world_size))
-        part.opt = dataset.opt
-        metrics = list(self.opt['val'].get('metrics') or {})
-        if metrics:
-            self.metric_results = {metric: 0. for metric in metrics}
-            self._initialize_best_metric_results(dataset.opt['name'])
-        self._begin_validation(dataset.opt['name'], current_iter, tb_logger)
-        if len(part) > 0:
-            loader = DataLoader(part, batch_size=1, num_workers=dataloader.num_workers)
-            self.shares_validation = True
-            super(CDNSRModel, self).nondist_validation(loader, current_iter, tb_logger, save_img)
-            self.shares_validation = False
-
-        stats = self.routing_stats
-        values = [torch.tensor([len(part) * self.metric_results[metric] for metric in metrics], dtype=torch.float64)]
-        values += [torch.as_tensor(value, dtype=torch.float64).flatten() for value in stats.values()]
-        total = torch.cat(values).to(self.device)
-        torch.distributed.all_reduce(total)
-        sums, *totals = total.cpu().split([len(value) for value in values])
-        self.routing_stats = {key: value.squeeze(0) if len(value) == 1 else value for key, value in zip(stats, totals)}
-        for metric, value in zip(metrics, sums.tolist()):
-            self.metric_results[metric] = value / len(dataset)
-            self._update_best_metric_result(dataset.opt['name'], metric, self.metric_results[metric], current_iter)
-        if metrics:
-            self._log_validation_metric_values(current_iter, dataset.opt['name'], tb_logger)
-        self._log_routing()
-        del self.routing_stats
-
-    def _update_best_metric_result(self, dataset_name, metric, val, current_iter):
-        if not self.shares_validation:  # of a part of the images
-            super(CDNSRModel, self)._update_best_metric_result(dataset_name, metric, val, current_iter)
-
-    def _log_validation_metric_values(self, current_iter, dataset_name, tb_logger):
-        if not self.shares_validation:
-            super(CDNSRModel, self)._log_validation_metric_values(current_iter, dataset_name, tb_logger)
-
-    def _begin_validation(self, dataset_name, current_iter, tb_logger):
+    def begin_validation(self, dataset_name, current_iter, tb_logger):
+        super(CDNSRModel, self).begin_validation(dataset_name, current_iter, tb_logger)
         num_classes = len(self.get_bare_model(self.net_g).branches)
-        self.validated = (dataset_name, current_iter, tb_logger)
         self.tb_images = 0
-        self.upscaler(self._tested_net()).refresh()  # fused optimizers leave the versions of weights alone
+        self.upscaler(self.tested_net()).refresh()  # fused optimizers leave the versions of weights alone
         zeros = {key: torch.zeros(num_classes, dtype=torch.float64) for key in ('tiles', 'pixels', 'squared_error')}
         self.routing_stats = dict(zeros, cost=0., lq_pixels=0)
 
@@ -394,9 +324,9 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
         for kind, picture in pictures.items():
             tb_logger.add_image(f'{dataset_name}/{name}/{kind}', picture[..., ::-1], current_iter, dataformats='HWC')
 
-    def _log_routing(self):
+    def log_routing(self):
         dataset_name, current_iter, tb_logger = self.validated
-        stats, costs = self.routing_stats, self.upscaler(self._tested_net()).costs
+        stats, costs = self.routing_stats, self.upscaler(self.tested_net()).costs
         shares = stats['tiles'] / stats['tiles'].sum().clamp(min=1)
         psnrs = 10 * torch.log10(255**2 * stats['pixels'] / stats['squared_error'])
         cost = stats['cost'] / max(stats['lq_pixels'], 1)
@@ -415,86 +345,18 @@ class CDNSRModel(FastTraining, SelfDescribing, SRModel):
             for name, value in scalars.items():
                 tb_logger.add_scalar(f'routing/{dataset_name}/{name}', value, current_iter)
 
-    def save_training_state(self, epoch, current_iter):
-        """Saves what resuming needs, complete or not at all.
+    def own_state(self):
+        heads = {name: self.get_bare_model(loss).state_dict() for name, loss in self.losses.items()}
+        return {'losses': heads, 'scaler': self.scaler.state_dict()}
 
-        Args:
-            epoch (int): Current epoch.
-            current_iter (int): Current iteration; at -1, the end of training, there is nothing to resume.
-        """
-        if current_iter == -1:
-            return
-        processes = [{
-            'random_state': random_state(self._cuda_devices()),
-            'guard': self.guard and self.guard.state_dict()
-        }]
-        if self.opt['dist']:
-            processes *= self.opt['world_size']
-            torch.distributed.all_gather_object(processes, processes[0])
-        state = {
-            'epoch': epoch,
-            'iter': current_iter,
-            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
-            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
-            'losses': {
-                name: self.get_bare_model(loss).state_dict()
-                for name, loss in self.losses.items()
-            },
-            'scaler': self.scaler.state_dict(),
-            'best_metric_results': self._best_metric_results(),
-            'processes': processes,
-        }
-        self._save_state(state)
+    def own_process_state(self):
+        return {'guard': self.guard and self.guard.state_dict()}
 
-    @master_only
-    def _save_state(self, state):
-        save_checkpoint(state, self._state_path(state['iter']))
-
-    def _state_path(self, current_iter):
-        return osp.join(self.opt['path']['training_states'], f'{current_iter}.state')
-
-    def _best_metric_results(self):
-        """The best metrics so far as plain values; metrics are numpy numbers."""
-        results = getattr(self, 'best_metric_results', {})
-        return {
-            dataset: {
-                metric: dict(best, val=float(best['val']))
-                for metric, best in metrics.items()
-            }
-            for dataset, metrics in results.items()
-        }
-
-    @master_only
-    def _remember_best(self, current_iter):
-        """Adds a validation's best metrics to the training state of the same iteration, which was saved before it."""
-        if osp.isfile(self._state_path(current_iter)):
-            state = torch.load(self._state_path(current_iter), map_location='cpu', weights_only=True)
-            self._save_state(dict(state, best_metric_results=self._best_metric_results()))
-
-    def _cuda_devices(self):
-        """CUDA devices that this process draws random numbers on."""
-        if self.device.type != 'cuda':
-            return []
-        return [torch.cuda.current_device()] if self.opt['dist'] else list(range(self.opt['num_gpu']))
-
-    def resume_training(self, resume_state):
-        """Goes on from a training state.
-
-        Args:
-            resume_state (dict): What save_training_state has saved.
-        """
-        super(CDNSRModel, self).resume_training(resume_state)
-        for name, state in resume_state.get('losses', {}).items():
+    def resume_own_state(self, state, process_state):
+        for name, head in state.get('losses', {}).items():
             if name in self.losses:
-                self.get_bare_model(self.losses[name]).load_state_dict(state)
-        if resume_state.get('scaler'):
-            self.scaler.load_state_dict(resume_state['scaler'])
-        metrics = set((self.opt.get('val') or {}).get('metrics') or {})
-        best = resume_state.get('best_metric_results', {})
-        self.best_metric_results = {dataset: record for dataset, record in best.items() if set(record) == metrics}
-        processes = resume_state.get('processes', [])
-        if len(processes) == self.opt['world_size']:
-            process = processes[self.opt['rank']]
-            set_random_state(process['random_state'], self._cuda_devices())
-            if self.guard is not None and process['guard']:
-                self.guard.load_state_dict(process['guard'])
+                self.get_bare_model(self.losses[name]).load_state_dict(head)
+        if state.get('scaler'):
+            self.scaler.load_state_dict(state['scaler'])
+        if self.guard is not None and process_state.get('guard'):
+            self.guard.load_state_dict(process_state['guard'])

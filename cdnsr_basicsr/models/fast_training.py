@@ -1,5 +1,7 @@
+import sys
 import torch
 from collections import OrderedDict
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
@@ -7,14 +9,61 @@ from ..inference.engine import PRECISIONS
 from ..options import OptionError
 from .fast_options import check_options
 from .self_describing import SelfDescribing
+from .shared_validation import SharedValidation
+from .training_state import CompleteState
 
 
 class FastTraining:
     """Part of a model that trains in a chosen precision and memory layout.
 
     It reads train.precision ('float32' | 'bfloat16' | 'float16', by autocast; default: 'float32') and
-    train.channels_last (default: True).
+    train.channels_last (default: True). Nothing here waits for a GPU, until the log is asked for.
     """
+
+    def __init__(self, opt):
+        if opt.get('val'):  # progress is for eyes, not for log files
+            opt['val'].setdefault('pbar', opt['rank'] == 0 and sys.stderr.isatty())
+        super(FastTraining, self).__init__(opt)
+
+    def to_device(self, tensor):
+        """Part of a batch, where the network is."""
+        if tensor.is_cuda:  # of BasicSR's CUDAPrefetcher: filled on another stream, which may fill it again too early
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        return tensor.to(self.device, non_blocking=True)
+
+    def feed_data(self, data):
+        moved = {key: self.to_device(data[key]) for key in ('lq', 'gt') if key in data}
+        super(FastTraining, self).feed_data(dict(data, **moved))
+
+    def init_training_settings(self):
+        super(FastTraining, self).init_training_settings()
+        if hasattr(self, 'net_g_ema'):
+            self.net_g_ema.to(memory_format=self.memory_format())
+
+    def trained_parameters(self):
+        """Groups of parameters for the optimizer."""
+        return [[param for param in self.net_g.parameters() if param.requires_grad]]
+
+    def setup_optimizers(self):
+        # SRModel's would warn once for every frozen parameter
+        optim_opt = dict(self.opt['train']['optim_g'])
+        groups = [{'params': params} for params in self.trained_parameters() if params]
+        self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), groups, **optim_opt)
+        self.optimizers.append(self.optimizer_g)
+
+    def model_ema(self, decay=0.999):
+        """As BaseModel's, in a few operations for all parameters instead of two for each."""
+        nets = (self.net_g_ema, self.get_bare_model(self.net_g))
+        with torch.no_grad():
+            get_ema_multi_avg_fn(decay)(*(list(net.parameters()) for net in nets), None)
+
+    def get_current_log(self):
+        """What the last step has left in `step_log`, on the device, as numbers; means over the processes."""
+        self.log_dict = self.reduce_loss_dict(self.step_log)
+        return self.log_dict
+
+    def tested_net(self):
+        return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
     def memory_format(self):
         return torch.channels_last if self.opt['train'].get('channels_last', True) else torch.contiguous_format
@@ -40,8 +89,9 @@ class FastTraining:
 
 
 @MODEL_REGISTRY.register()
-class FastSRModel(FastTraining, SelfDescribing, SRModel):
-    """SRModel that trains faster, and whose checkpoints say what network they are of. For one branch, or any network.
+class FastSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, SRModel):
+    """SRModel that trains faster, whose processes share validation, and whose checkpoints say what network they are of.
+    For one branch, or any network.
 
     Beyond SRModel's options it knows:
         train.precision (str): 'float32' | 'bfloat16' (autocast). Default: 'float32'.
@@ -63,9 +113,17 @@ class FastSRModel(FastTraining, SelfDescribing, SRModel):
         sum(losses.values()).backward()
         self.step_optimizer(current_iter)
 
-        self.log_dict = self.reduce_loss_dict(losses)
+        self.step_log = OrderedDict((name, value.detach()) for name, value in losses.items())
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
     def step_optimizer(self, current_iter):
         self.optimizer_g.step()
+
+    def test(self):
+        # SRModel's goes through DistributedDataParallel, which would wait for processes that have other images
+        net = self.tested_net()
+        was_training = net.training
+        with torch.no_grad():
+            self.output = net.eval()(self.lq)
+        net.train(was_training)

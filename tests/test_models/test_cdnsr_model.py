@@ -467,7 +467,7 @@ def test_validation_follows_fused_optimizers(opt):
     lq = torch.rand(1, 3, 20, 20)
 
     def validated():
-        model._begin_validation('val', 1, None)
+        model.begin_validation('val', 1, None)
         model.feed_data({'lq': lq, 'lq_path': ['a.png']})
         model.test()
         return model.output

@@ -92,6 +92,38 @@ def test_features_are_computed_once_per_tensor_and_step(distil_opt):
     assert [key for key in log if key.startswith('l_')] == ['l_pixel', 'l_kd', 'l_feature', 'l_csd', 'l_cs']
 
 
+@pytest.mark.parametrize('external', [False, True])
+def test_what_the_losses_compare(distil_opt, tmp_path, external):
+    opt = distil_opt('kd', 'feature', 'csd', 'cs')
+    if external:
+        teacher(opt, tmp_path)
+    model = make(opt)
+    distillation = model.distillation
+    lq = torch.rand(2, 3, 8, 8)
+    _, routing = model.net_g(lq, return_routing=True)
+    found = distillation.arguments(lq, routing)
+    outputs = routing.branch_outputs
+    expected_teacher = distillation.net_t(lq) if external else outputs[2]
+    students = outputs if external else outputs[:2]
+    upsampled = torch.nn.functional.interpolate(lq, scale_factor=4, mode='bicubic', align_corners=False)
+    assert all(a is b for a, b in zip(found['kd'][0], outputs)) and found['kd'][1] is routing.weights
+    assert torch.equal(found['kd'][2], expected_teacher) if external else found['kd'][2] is None
+
+    def equal(features, image):
+        alone = distillation.extractor(image)
+        return set(features) == set(alone) and all(
+            torch.allclose(features[layer], alone[layer], atol=1e-5) for layer in alone)
+
+    for name in ('csd', 'cs'):
+        of_students, of_teacher, negatives = found[name]
+        assert len(of_students) == len(students)
+        assert all(equal(features, image) for features, image in zip(of_students, students))
+        assert equal(of_teacher, expected_teacher) and equal(negatives, upsampled)
+        assert not any(maps.requires_grad for maps in (*of_teacher.values(), *negatives.values()))
+        assert all(maps.requires_grad for features in of_students for maps in features.values())
+    assert found['feature'][:2] == found['csd'][:2] and found['feature'][2] is routing.weights
+
+
 def test_without_feature_losses_no_extractor_is_built(distil_opt):
     model = make(distil_opt('kd'))
     assert model.distillation.extractor is None

@@ -2,13 +2,14 @@
 import copy
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from basicsr.models import build_model
 from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.models import FastSRModel
 from cdnsr_basicsr.options import OptionError
 from tests.conftest import carn
-from tests.test_models.test_cdnsr_model import batch
+from tests.test_models.test_cdnsr_model import Images, batch
 
 
 @pytest.fixture
@@ -44,6 +45,31 @@ def test_in_float32_it_trains_what_basicsr_trains(fast_opt, channels_last):
     fast, stock = (trained({**fast_opt, 'model_type': kind}) for kind in ('FastSRModel', 'SRModel'))
     assert difference(fast, stock) < 1e-5
     assert fast.get_current_log()['l_pix'] == pytest.approx(stock.get_current_log()['l_pix'], rel=1e-4)
+
+
+def test_resuming_goes_on_with_random_numbers_and_best_metrics(fast_opt, tmp_path):
+    model = trained(fast_opt)
+    model.save(0, 3)
+    model.validation(DataLoader(Images()), 3, None)
+    state = torch.load(tmp_path / 'training_states' / '3.state', weights_only=True)
+    torch.set_rng_state(state['processes'][0]['random_state']['torch'])
+    expected = torch.rand(2)
+    resumed = build_model(copy.deepcopy(fast_opt))
+    torch.manual_seed(99)
+    resumed.resume_training(state)
+    assert torch.equal(torch.rand(2), expected)
+    assert resumed.best_metric_results == model.best_metric_results and model.best_metric_results['images']['psnr']
+    del state['processes'], state['best_metric_results']  # one of BasicSR's own
+    resumed.resume_training(state)
+
+
+def test_validating_more_often_does_not_change_the_training(fast_opt):
+    model = trained(fast_opt)
+    torch.manual_seed(5)
+    model.validation(DataLoader(Images()), 3, None)
+    drawn = torch.rand(2)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(2), drawn)
 
 
 def test_bfloat16_is_used_and_changes_little(fast_opt):

@@ -66,12 +66,25 @@ def test_float16_passes_over_a_step_that_overflows(opt):
     assert all(torch.isfinite(value).all() for value in model.net_g.state_dict().values())
 
 
-def test_compiled_branches_train_and_save_the_same_weights(opt, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: compiled.append(self))
-    model = make({**opt, 'train': {**opt['train'], 'compile': True}})
+def test_compiled_branches_train_and_save_the_same_weights(opt, monkeypatch, tmp_path):
+    compiled, original = [], torch.nn.Module.compile
+
+    def traced(self):  # by dynamo, without the compiler of C++ that inductor needs
+        compiled.append(self)
+        original(self, backend='aot_eager')
+
+    monkeypatch.setattr(torch.nn.Module, 'compile', traced)
+    opt['network_g']['mixture'] = 'softmax'
+    plain, model = make(opt), make({**opt, 'train': {**opt['train'], 'compile': True}})
     assert compiled == list(model.net_g.branches)
-    step(model)
+    for i in (1, 2):
+        step(plain, i)
+        step(model, i)
+    model.save(0, 2)
+    saved = torch.load(tmp_path / 'models' / 'net_g_2.pth', weights_only=True)['params']
+    assert list(saved) == list(plain.net_g.state_dict())
+    for key, value in plain.net_g.state_dict().items():
+        torch.testing.assert_close(saved[key], value, atol=1e-5, rtol=1e-4)
 
 
 def test_branch_loss_is_that_of_each_branch_alone(opt):
@@ -133,6 +146,15 @@ def test_an_error_predictor_learns_which_branch_errs_less(error_opt):
         logits = classifier(data['lq'])
     assert classifier.errors(logits).mean(0).tolist() == pytest.approx(errors.mean(0).tolist(), rel=0.2)
     assert logits.argmax(1).tolist() == [0] * 4 + [2] * 4
+
+
+def test_an_error_predictor_that_nothing_trains_is_refused(error_opt):
+    error_opt['train'].update(
+        error_opt=None, freeze=[], class_opt=None, average_opt=None, flops_opt=None, label_opt=None)
+    with pytest.raises(OptionError, match='is what trains ErrorPredictor; without it, freeze: \\[classifier\\]'):
+        make(error_opt)
+    error_opt['train']['freeze'] = ['classifier']
+    make(error_opt)
 
 
 def test_errors_of_another_network_are_refused(error_opt):
