@@ -12,6 +12,7 @@ from .evaluation import PairStore, quality, to_image, to_tensor
 from .files import replace_when_done
 from .inference.engine import RoutedUpscaler, is_routed
 from .inference.speed import Speed, cache_folder, machine
+from .inference.tiling import PATCH_SIZE
 from .options import OptionError
 from .zoo import find_checkpoint, is_shipped
 
@@ -102,7 +103,7 @@ def calibrate(net: nn.Module,
               data: str,
               precision: str = 'float32',
               budgets: Sequence[float] = BUDGETS,
-              patch_size: int = 64,
+              patch_size: int = PATCH_SIZE,
               step: Optional[int] = None,
               limit: Optional[int] = None) -> Calibration:
     """Measures a CDNSR network on photographs and writes the table beside its checkpoint.

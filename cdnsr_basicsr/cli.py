@@ -233,7 +233,7 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
         type=count,
         default=None,
         metavar='N',
-        help='largest side of a tile (default: 64; 128 for PCSR)')
+        help='largest side of a tile (default: 96; 128 for PCSR)')
     command.add_argument(
         '--step',
         type=count,
@@ -509,10 +509,11 @@ def run_calibrate(args: argparse.Namespace) -> int:
     budgets = check_budgets(args.budgets or [])
     net = load_on_device(args)
     from .calibration import BUDGETS, calibrate, calibration_path, markdown
+    from .inference import default_patch_size
     patch_size, step = tile_of(args)
-    check_tile(patch_size or 64, step)
-    table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size or 64, step,
-                      args.limit)
+    patch_size = patch_size or default_patch_size(net)
+    check_tile(patch_size, step)
+    table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size, step, args.limit)
     print(f'{markdown(table)}\nWrote {calibration_path(args.model)}.')
     return 0
 

@@ -37,18 +37,19 @@ def draw(axes, rows, key):
     def points(test):
         return sorted((float(row[key]), float(row['PSNR'])) for row in rows if test(row['method']))
 
+    branches = any(row['method'].startswith('branch') for row in rows)
     for row in rows:
         number = row['method'].split(',')[0]
-        if number.startswith('branch') and row['method'].endswith('tuned'):
+        if number.startswith('branch' if branches else 'whole') and row['method'].endswith('tuned'):
             axes.plot(float(row[key]), float(row['PSNR']), 'C0s')
             axes.annotate(f' {number}', (float(row[key]), float(row['PSNR'])), fontsize=8, va='top')
-    axes.plot([], [], 'C0s', label='one branch, whole image, with all that the engine has')
+    axes.plot([], [], 'C0s', label='one network, whole image, with all that the engine has')
     axes.plot(*zip(*points(lambda name: name.startswith('routed, budget'))), 'C1o-', label='routed, by budget')
     oracle = points(lambda name: name.startswith('oracle'))
     if oracle:
         axes.plot(*zip(*oracle), 'C2^--', label='routed by true errors (oracle)')
     baseline = points(lambda name: name == 'whole image (BasicSR)') if key == 'ms/megapixel' else []
-    axes.plot(*np.reshape(baseline, (-1, 2)).T, 'C3D', label="hardest branch, BasicSR's way")
+    axes.plot(*np.reshape(baseline, (-1, 2)).T, 'C3D', label="hardest branch or network, BasicSR's way")
     if key == 'ms/megapixel':
         axes.set_xscale('log')
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -13,7 +13,7 @@ from typing import Callable, Iterator, NamedTuple, Optional, Protocol, Sequence
 from ..complexity import count_macs
 from .budget import RoutingPath, predicted_quality
 from .speed import Speed, is_out_of_memory, measured_speed
-from .tiling import Block, Canvas, Tiling, pad_to
+from .tiling import PATCH_SIZE, Block, Canvas, Tiling, pad_to
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 CANVAS_BYTES = {'cpu': 2**27, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
@@ -212,7 +212,7 @@ class RoutedUpscaler:
     Args:
         net: A CDNSR network (attributes classifier, branches, upscale), or any super-resolution network, which is then
             run on all tiles.
-        patch_size: Side of a tile in LR pixels.
+        patch_size: Largest side of a tile in LR pixels.
         step: Distance of neighbouring tiles in LR pixels. Default: patch_size less 4 (8 for a network without
             branches).
         budget: Cost that may be spent on an image, as a fraction of the dearest branch's on the whole image without
@@ -237,7 +237,7 @@ class RoutedUpscaler:
 
     def __init__(self,
                  net: nn.Module,
-                 patch_size: int = 64,
+                 patch_size: int = PATCH_SIZE,
                  step: Optional[int] = None,
                  budget: Optional[float] = None,
                  target_ms: Optional[float] = None,

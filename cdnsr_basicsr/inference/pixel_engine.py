@@ -10,7 +10,7 @@ from typing import Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 from .engine import (PRECISIONS, RoutedUpscaler, Rows, TensorRows, algorithm_search, deployed, device_of, kind_of,
                      same_weights, saving_memory, to_device, weights_of)
 from .speed import is_out_of_memory
-from .tiling import LEAST_SIZE, fit
+from .tiling import LEAST_SIZE, PATCH_SIZE, fit
 
 MAX_SCALE = 64
 STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together; more only if one row of tiles has more
@@ -356,7 +356,7 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 def default_patch_size(net: nn.Module) -> int:
     """Largest side of a tile, in LR pixels, that a network's engine takes if none is given."""
-    return 128 if is_pixel_routed(net) else 64
+    return 128 if is_pixel_routed(net) else PATCH_SIZE
 
 
 def make_upscaler(net: nn.Module,

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 from typing import NamedTuple
 
+PATCH_SIZE = 96  # largest side of a tile if none is given, in pixels: see docs/Deviations.md
 LEAST_SIZE = 16  # of a tile, in pixels; not every network can do less
 SHAPES = [(2, 2), (1, 2), (2, 1), (1, 1)]  # rows and columns of merged tiles, in the order in which they are placed
 

@@ -11,6 +11,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from ..checkpoint import load_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
+from ..inference.tiling import PATCH_SIZE
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
 from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, check_options
@@ -59,7 +60,7 @@ class CDNSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, 
         train.feature_extractor.weights (str): 'imagenet' | path | 'random': weights of VGG19. Default: 'imagenet'.
         network_t, path.pretrain_network_t: External teacher. Default: the dearest branch.
         path.pretrain_network_branches (list[str]): One checkpoint per branch; ~ for one without weights.
-        tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 64 and patch_size - 4.
+        tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 96 and patch_size - 4.
         val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
     """
 
@@ -272,7 +273,7 @@ class CDNSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, 
         """The engine for a network; it is kept, since it counts the branches' operations when it is made."""
         if id(net) not in self.upscalers:
             tile = self.opt.get('tile') or {}
-            self.upscalers[id(net)] = RoutedUpscaler(net, tile.get('patch_size', 64), tile.get('step'))
+            self.upscalers[id(net)] = RoutedUpscaler(net, tile.get('patch_size', PATCH_SIZE), tile.get('step'))
         return self.upscalers[id(net)]
 
     def test(self):

@@ -1,5 +1,6 @@
 """What an option file for CDNSRModel may hold."""
 from ..inference.engine import PRECISIONS
+from ..inference.tiling import PATCH_SIZE
 from ..options import OptionError, check_choice, check_keys, check_number
 
 DISTILLATION_LOSSES = ('kd', 'feature', 'csd', 'cs')
@@ -87,7 +88,7 @@ def check_options(opt, is_train):
             raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
     check_choice(net_opt.get('mixture', 'gumbel'), 'network_g.mixture', ['gumbel', 'softmax'])
     tile = opt.get('tile') or {}
-    patch_size = tile.get('patch_size', 64)
+    patch_size = tile.get('patch_size', PATCH_SIZE)
     check_number(patch_size, 'tile.patch_size', 1, integer=True)
     check_number(tile.get('step', patch_size), 'tile.step', 1, patch_size, integer=True)
 

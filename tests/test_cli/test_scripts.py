@@ -90,12 +90,12 @@ TINY = [
 ]
 
 
-def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path):
-    options, scripts = tmp_path / 'copy' / 'options', tmp_path / 'copy' / 'scripts'
+def stages_without_vgg(folder, backbone):
+    """A copy of the scripts, and of the options as they are, but without VGG19's weights, which are not at hand."""
+    options, scripts = folder / 'options', folder / 'scripts'
     options.mkdir(parents=True)
     scripts.mkdir()
-    # the options as they are, but without VGG19's weights, which are not at hand
-    for path in (ROOT / 'options').glob('train_*fsrcnn*.yml'):
+    for path in (ROOT / 'options').glob(f'train_*{backbone}*.yml'):
         opt = read_options(str(path))
         if path.stem.endswith('distill'):
             opt['train']['feature_extractor'] = dict(weights='random')
@@ -104,17 +104,35 @@ def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path
         (options / path.name).write_text(yaml.safe_dump(opt, sort_keys=False))
     for name in ('train_all.sh', 'dist_train.sh'):
         (scripts / name).write_text((ROOT / 'scripts' / name).read_text())
+    return scripts
 
+
+def assert_all_stages_ran(output, backbone):
+    order = [f'train_{backbone}_branch{i}' for i in (1, 2, 3)]
+    order += [f'train_cdnsr_{backbone}{stage}' for stage in ('', '_joint', '_distill')]
+    places = [output.index(f'== {i + 1} of 6: {name}\n') for i, name in enumerate(order)]
+    assert places == sorted(places)
+    assert output.count('End of training') == 6
+
+
+def test_train_all_measures_errors_where_a_classifier_predicts_them(work, tmp_path):
+    scripts = stages_without_vgg(tmp_path / 'copy', 'etds')
+    done = bash(scripts / 'train_all.sh', 'etds', *TINY, cwd=work, ITER='1')
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert_all_stages_ran(output, 'etds')
+    line = (work / 'datasets/train/labels_branches.txt').read_text().splitlines()[-1].split()
+    assert len(line) == 6  # key, label, score, and the errors of three branches
+    net = load_network(str(work / 'experiments/train_cdnsr_etds_distill/models/net_g_latest.pth'))
+    assert hasattr(net.classifier, 'errors')
+
+
+def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path):
+    scripts = stages_without_vgg(tmp_path / 'copy', 'fsrcnn')
     done = bash(scripts / 'train_all.sh', 'fsrcnn', *TINY, cwd=work, ITER='2')
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
-    order = [
-        'train_fsrcnn_branch1', 'train_fsrcnn_branch2', 'train_fsrcnn_branch3', 'train_cdnsr_fsrcnn',
-        'train_cdnsr_fsrcnn_joint', 'train_cdnsr_fsrcnn_distill'
-    ]
-    assert [output.index(f'== {i + 1} of 6: {name}\n') for i, name in enumerate(order)
-            ] == sorted(output.index(f'== {i + 1} of 6: {name}\n') for i, name in enumerate(order))
-    assert output.count('End of training') == 6
+    assert_all_stages_ran(output, 'fsrcnn')
     final = work / 'experiments/train_cdnsr_fsrcnn_distill/models/net_g_latest.pth'
     load_network(str(final))
 
