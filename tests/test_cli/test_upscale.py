@@ -696,7 +696,7 @@ MISTAKES = [
     (('--patch-size', 0), "argument --patch-size: expected an integer of at least 1, but got '0'"),
     (('--patch-size', 'x'), "argument --patch-size: expected an integer of at least 1, but got 'x'"),
     (('--patch-size', 16, '--step', 17), '--patch-size 16 --step 17: expected a patch size'),
-    (('--step', 65), '--patch-size 64 --step 65: expected a patch size'),
+    (('--step', 97), '--patch-size 96 --step 97: expected a patch size'),
     (('--step', 0), "argument --step: expected an integer of at least 1, but got '0'"),
     (('--nonsense', ), 'unrecognized arguments: --nonsense'),
     (('-i', 'nowhere'), 'nowhere: no such file or folder'),
