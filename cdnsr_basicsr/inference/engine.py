@@ -16,7 +16,7 @@ from .speed import Speed, is_out_of_memory, measured_speed
 from .tiling import PATCH_SIZE, Block, Canvas, Tiling, pad_to
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-CANVAS_BYTES = {'cpu': 2**27, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
+CANVAS_BYTES = {'cpu': 2**26, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
 CLASSIFIED_TOGETHER = {'cpu': 32, 'cuda': 512}  # tiles
 FEW_TILES, DEFAULT_MAX_TILES = 32, {'cpu': 4, 'cuda': 32}  # an image of few is done before a measurement would be
 MERGED_TILES = 4  # of a block; not measured, so that an image comes out the same on every machine

@@ -5,6 +5,7 @@ import pytest
 import socket
 import subprocess
 import sys
+import torch
 import yaml
 from pathlib import Path
 
@@ -175,3 +176,33 @@ def test_reproduce_measures_named_models_and_draws_their_frontier(tmp_path, tiny
     assert cv2.imread(str(out / 'frontier.png')).shape[1] > 800
     done = bash(ROOT / 'scripts/reproduce.sh', 'nowhere', cwd=tmp_path)
     assert done.returncode == 2 and done.stderr == 'nowhere: no such folder; expected HR photographs\n'
+
+
+def python(script, *args, cwd):
+    command = [sys.executable, str(ROOT / 'scripts' / script), *args]
+    return subprocess.run(command, cwd=cwd, env=dict(ENV, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+
+
+def test_assembled_branches_are_those_of_their_files(tmp_path):
+    paths = []
+    for name, block in (('easy', fsrcnn(4)), ('hard', carn(8))):
+        paths.append(str(tmp_path / f'{name}.pth'))
+        save_checkpoint(dict(params=build_network(block).state_dict(), network_g=block, scale=4), paths[-1])
+    done = python('assemble_cdnsr.py', 'both.pth', *paths, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    net = load_network(str(tmp_path / 'both.pth'))
+    for branch, path in zip(net.branches, paths):
+        for key, value in load_network(path).state_dict().items():
+            assert torch.equal(branch.state_dict()[key], value)
+    opt = read_options(str(tmp_path / 'both.yml'))
+    assert opt['train']['freeze'] == ['branches'] and len(opt['network_g']['branches']) == 2
+
+
+def test_training_steps_are_timed_side_by_side(tmp_path):
+    done = python('bench_train.py', 'fsrcnn', '--batch', '2', '--rounds', '1', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(' | ') for line in done.stdout.splitlines() if line.startswith('| ')][2:]
+    assert [row[0][2:]
+            for row in rows][::2] == ['published way', 'batched', 'default, bfloat16', 'default, classifier frozen']
+    for _, ms, images, _ in rows:
+        assert float(ms) > 0 and abs(float(images) * float(ms) / 2000 - 1) < 0.1

@@ -1,6 +1,8 @@
 import cv2
 import numpy as np
 import pytest
+import subprocess
+import sys
 import tifffile
 import torch
 
@@ -171,6 +173,39 @@ def test_one_function_knows_which_engine_a_network_gets(net):
     for wrong in (dict(target_ms=3), dict(cost='latency', budget=1)):
         with pytest.raises(ValueError, match='budget in MACs only'):
             make_upscaler(net, **wrong)
+
+
+STREAMED = """
+import resource, torch, cdnsr_basicsr
+cdnsr_basicsr.register()
+from basicsr.archs import build_network
+from cdnsr_basicsr.inference import PixelUpscaler
+from cdnsr_basicsr.inference.engine import TensorRows
+from tests.conftest import fsrcnn
+from tests.test_archs.test_pcsr import pcsr
+
+class Endless:
+    width = 1024
+
+    def __init__(self, height):
+        self.height = height
+
+    def rows(self, top, bottom):
+        return torch.rand(3, bottom - top, self.width)
+
+upscaler = PixelUpscaler(build_network(pcsr(fsrcnn(8))).eval())
+peaks = []
+for height in (1024, 3072):
+    rows = sum(len(strip) for strip in upscaler.strips(Endless(height), upscaler.plan(Endless(height))))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(rows, peaks[1] - peaks[0])
+"""
+
+
+def test_memory_is_bounded_by_the_strip_not_by_the_image():
+    result = subprocess.run([sys.executable, '-c', STREAMED], capture_output=True, text=True, check=True)
+    rows, mib = map(int, result.stdout.split())
+    assert rows == 4 * 3072 and mib < 200  # what is added has 34 megapixels, 384 MiB in float32
 
 
 def test_out_of_memory_makes_smaller_batches(net, monkeypatch):
