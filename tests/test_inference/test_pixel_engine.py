@@ -165,7 +165,7 @@ def test_one_function_knows_which_engine_a_network_gets(net):
     assert isinstance(make_upscaler(other, None, None, scale=4), RoutedUpscaler)
     with pytest.raises(ValueError, match='fixed scale'):
         make_upscaler(other, scale=2.5)
-    with pytest.raises(ValueError, match='step from 1 to the patch size, 64, but got 100'):
+    with pytest.raises(ValueError, match='step from 1 to the patch size, 96, but got 100'):
         make_upscaler(other, step=100)
     assert make_upscaler(net, step=100).step == 100
     with pytest.raises(ValueError, match='scale from 1 to 64'):
