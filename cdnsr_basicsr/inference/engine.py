@@ -12,7 +12,7 @@ from typing import Callable, Iterator, NamedTuple, Optional, Protocol, Sequence
 
 from ..complexity import count_macs
 from .budget import RoutingPath, predicted_quality
-from .speed import Speed, is_out_of_memory, measured_speed
+from .speed import Speed, is_out_of_memory, kind_of, measured_speed
 from .tiling import PATCH_SIZE, Block, Canvas, Tiling, pad_to
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -138,11 +138,6 @@ def algorithm_search(wanted: bool) -> Iterator[None]:
 def device_of(net: nn.Module) -> torch.device:
     """Where a network is; of one without weights its buffers say so."""
     return next(chain(net.parameters(), net.buffers()), torch.empty(0)).device
-
-
-def kind_of(device: torch.device) -> str:
-    """'cuda' or 'cpu': of device, for what was chosen by it."""
-    return 'cuda' if device.type == 'cuda' else 'cpu'
 
 
 def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:

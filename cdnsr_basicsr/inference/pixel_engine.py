@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from typing import Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 
-from .engine import (PRECISIONS, RoutedUpscaler, Rows, TensorRows, algorithm_search, deployed, device_of, kind_of,
-                     same_weights, saving_memory, to_device, weights_of)
-from .speed import is_out_of_memory
+from .engine import (PRECISIONS, RoutedUpscaler, Rows, TensorRows, algorithm_search, deployed, device_of, same_weights,
+                     saving_memory, to_device, weights_of)
+from .speed import is_out_of_memory, kind_of
 from .tiling import LEAST_SIZE, PATCH_SIZE, fit
 
 MAX_SCALE = 64
@@ -266,15 +266,13 @@ class PixelUpscaler:
             group = boxes[:self.max_tiles]
             corners = [(rows.starts[y] - top, columns.starts[x]) for y, x in group]
             try:
-                tiles = torch.cat([lq[:, :, y:y + rows.size, x:x + columns.size] for y, x in corners])
-                half = self.dtype != torch.float32
-                with algorithm_search(False), torch.autocast(
-                        self.device.type, self.dtype, enabled=half, cache_enabled=False):
-                    outputs = self.fast.features(tiles.contiguous(memory_format=torch.channels_last))
+                outputs = self._run([lq[:, :, y:y + rows.size, x:x + columns.size] for y, x in corners])
             except RuntimeError as error:
                 if self.max_tiles == 1 or not is_out_of_memory(error):
                     raise
-                tiles, self.max_tiles = None, self.max_tiles // 2
+                outputs = None
+            if outputs is None:  # not above, where the error still holds what the pass had allocated
+                self.max_tiles //= 2
                 saving_memory(say=not self.short_of_memory)
                 self.short_of_memory = True
                 continue
@@ -287,6 +285,13 @@ class PixelUpscaler:
             boxes = boxes[len(group):]
         tiled = (following - row) * len(columns.starts) * rows.size * columns.size
         return lq.permute(0, 2, 3, 1), top, features, tiled
+
+    def _run(self, tiles: list[torch.Tensor]) -> torch.Tensor:
+        """Features of tiles of one size."""
+        tiles = torch.cat(tiles).contiguous(memory_format=torch.channels_last)
+        half = self.dtype != torch.float32
+        with algorithm_search(False), torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False):
+            return self.fast.features(tiles)
 
     def _choose(self, features: torch.Tensor, grid: NamedTuple, bands: Sequence[tuple[int, int]], first: int,
                 plan: PixelPlan, tiled: int) -> torch.Tensor:

@@ -33,6 +33,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGES)
 
 
+def kind_of(device: torch.device) -> str:
+    """'cuda' or 'cpu': of device, for what was chosen by it."""
+    return 'cuda' if device.type == 'cuda' else 'cpu'
+
+
 def machine(device: torch.device) -> str:
     """What a measurement depends on beside the network."""
     if device.type == 'cuda':
@@ -105,7 +110,7 @@ def measure_part(part: Callable, patch_size: int, channels: int, device: torch.d
         Both, and whether memory was sufficient to try all that was worth trying.
     """
     best_count, best_ms = 1, float('inf')
-    for count in MAX_TILES['cuda' if device.type == 'cuda' else 'cpu']:
+    for count in MAX_TILES[kind_of(device)]:
         tiles = torch.rand(count, channels, patch_size, patch_size, device=device)
         try:
             seconds = measure_latency(part, tiles.to(memory_format=torch.channels_last))

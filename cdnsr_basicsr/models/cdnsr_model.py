@@ -18,9 +18,6 @@ from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, check_options
 from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from .distillation import Distillation
 from .fast_training import FastTraining
-from .self_describing import SelfDescribing
-from .shared_validation import SharedValidation
-from .training_state import CompleteState
 
 NEED_NO_IMAGES = ('class', 'average', 'flops', 'label')  # losses of what the classifier says alone
 TB_IMAGES = 4  # of each validation set
@@ -36,7 +33,7 @@ def map_path(opt, lq_path, dataset_name, current_iter):
 
 
 @MODEL_REGISTRY.register()
-class CDNSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, SRModel):
+class CDNSRModel(FastTraining, SRModel):
     """CDNSR: trains a soft mixture of branches, validates with hard routing over tiles.
 
     Paper: Classification-Based Dynamic Network for Efficient Super-Resolution (ICASSP 2023).
@@ -184,7 +181,6 @@ class CDNSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, 
 
     def feed_data(self, data):
         super(CDNSRModel, self).feed_data(data)
-        self.lq_path = data.get('lq_path')
         self.label = data.get('label')
         self.errors = data.get('errors')
         if 'gt' not in data:
@@ -256,7 +252,7 @@ class CDNSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, 
             log['entropy'] = routing_entropy(routing.logits)
             counts = class_counts(routing.logits)
             log.update((f'share_{i}', share) for i, share in enumerate(counts / counts.sum()))
-        self.step_log = OrderedDict((name, value.detach()) for name, value in log.items())
+        self.keep_log(log)
         if self.guard is not None:
             self.guard(counts)
 

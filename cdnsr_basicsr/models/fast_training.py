@@ -13,8 +13,9 @@ from .shared_validation import SharedValidation
 from .training_state import CompleteState
 
 
-class FastTraining:
-    """Part of a model that trains in a chosen precision and memory layout.
+class FastTraining(CompleteState, SharedValidation, SelfDescribing):
+    """What all models of this package have before SRModel: they train in a chosen precision and memory layout, share
+    validation among processes, and save complete states and checkpoints that say what network they are of.
 
     It reads train.precision ('float32' | 'bfloat16' | 'float16', by autocast; default: 'float32') and
     train.channels_last (default: True). Nothing here waits for a GPU, until the log is asked for.
@@ -34,6 +35,7 @@ class FastTraining:
     def feed_data(self, data):
         moved = {key: self.to_device(data[key]) for key in ('lq', 'gt') if key in data}
         super(FastTraining, self).feed_data(dict(data, **moved))
+        self.lq_path = data.get('lq_path')
 
     def init_training_settings(self):
         super(FastTraining, self).init_training_settings()
@@ -57,8 +59,12 @@ class FastTraining:
         with torch.no_grad():
             get_ema_multi_avg_fn(decay)(*(list(net.parameters()) for net in nets), None)
 
+    def keep_log(self, values):
+        """Keeps what a step has to say, by name, on the device until it is asked for."""
+        self.step_log = OrderedDict((name, value.detach()) for name, value in values.items())
+
     def get_current_log(self):
-        """What the last step has left in `step_log`, on the device, as numbers; means over the processes."""
+        """What the last step has kept, as numbers; means over the processes."""
         self.log_dict = self.reduce_loss_dict(self.step_log)
         return self.log_dict
 
@@ -89,7 +95,7 @@ class FastTraining:
 
 
 @MODEL_REGISTRY.register()
-class FastSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, SRModel):
+class FastSRModel(FastTraining, SRModel):
     """SRModel that trains faster, whose processes share validation, and whose checkpoints say what network they are of.
     For one branch, or any network.
 
@@ -113,7 +119,7 @@ class FastSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing,
         sum(losses.values()).backward()
         self.step_optimizer(current_iter)
 
-        self.step_log = OrderedDict((name, value.detach()) for name, value in losses.items())
+        self.keep_log(losses)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 

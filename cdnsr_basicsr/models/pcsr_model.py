@@ -10,13 +10,10 @@ from ..inference.pixel_engine import PixelUpscaler, route
 from .cdnsr_model import map_path
 from .fast_training import FastTraining
 from .pcsr_options import check_options
-from .self_describing import SelfDescribing
-from .shared_validation import SharedValidation
-from .training_state import CompleteState
 
 
 @MODEL_REGISTRY.register()
-class PCSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, SRModel):
+class PCSRModel(FastTraining, SRModel):
     """PCSR: trains backbone and heavy sampler, then light sampler and classifier; validates with each pixel routed.
 
     Paper: Accelerating Image Super-Resolution Networks with Pixel-Level Classification (ECCV 2024).
@@ -67,7 +64,7 @@ class PCSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, S
 
         if routing is not None:
             log['share_heavy'] = (routing.margin > 0).float().mean()
-        self.step_log = OrderedDict((name, value.detach()) for name, value in log.items())
+        self.keep_log(log)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
@@ -98,10 +95,6 @@ class PCSRModel(FastTraining, CompleteState, SharedValidation, SelfDescribing, S
             class_map = upscaled.plan.class_map().numpy()
             picture = draw_difficulty_map(tensor2img([self.output]), class_map, len(upscaled.counts))
             imwrite(picture, map_path(self.opt, self.lq_path[0], *self.validated[:2]))
-
-    def feed_data(self, data):
-        super(PCSRModel, self).feed_data(data)
-        self.lq_path = data.get('lq_path')
 
     def log_routing(self):
         (dataset_name, current_iter, tb_logger), stats = self.validated, self.routing_stats

@@ -108,7 +108,11 @@ def stages_without_vgg(folder, backbone):
     return scripts
 
 
-def assert_all_stages_ran(output, backbone):
+def train_all(scripts, backbone, work, iterations):
+    """Runs all stages, which come in their order."""
+    done = bash(scripts / 'train_all.sh', backbone, *TINY, cwd=work, ITER=iterations)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
     order = [f'train_{backbone}_branch{i}' for i in (1, 2, 3)]
     order += [f'train_cdnsr_{backbone}{stage}' for stage in ('', '_joint', '_distill')]
     places = [output.index(f'== {i + 1} of 6: {name}\n') for i, name in enumerate(order)]
@@ -117,11 +121,7 @@ def assert_all_stages_ran(output, backbone):
 
 
 def test_train_all_measures_errors_where_a_classifier_predicts_them(work, tmp_path):
-    scripts = stages_without_vgg(tmp_path / 'copy', 'etds')
-    done = bash(scripts / 'train_all.sh', 'etds', *TINY, cwd=work, ITER='1')
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output
-    assert_all_stages_ran(output, 'etds')
+    train_all(stages_without_vgg(tmp_path / 'copy', 'etds'), 'etds', work, '1')
     line = (work / 'datasets/train/labels_branches.txt').read_text().splitlines()[-1].split()
     assert len(line) == 6  # key, label, score, and the errors of three branches
     net = load_network(str(work / 'experiments/train_cdnsr_etds_distill/models/net_g_latest.pth'))
@@ -130,10 +130,7 @@ def test_train_all_measures_errors_where_a_classifier_predicts_them(work, tmp_pa
 
 def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path):
     scripts = stages_without_vgg(tmp_path / 'copy', 'fsrcnn')
-    done = bash(scripts / 'train_all.sh', 'fsrcnn', *TINY, cwd=work, ITER='2')
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output
-    assert_all_stages_ran(output, 'fsrcnn')
+    train_all(scripts, 'fsrcnn', work, '2')
     final = work / 'experiments/train_cdnsr_fsrcnn_distill/models/net_g_latest.pth'
     load_network(str(final))
 
