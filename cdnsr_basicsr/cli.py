@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--budgets', type=float, nargs='+', metavar='FRACTION', help='budgets to try (default: 0.3 to 1.2)')
     command.add_argument('--limit', type=count, metavar='N', help='only the first N photographs')
-    add_engine(command)
+    add_engine(command, routed_only=True)
 
     text = 'compare networks on photographs: quality, cost, time and memory, whole, tiled and routed'
     command = commands.add_parser('benchmark', help=text, description=text)
@@ -221,7 +221,7 @@ def add_model(command: argparse.ArgumentParser, text: str) -> None:
         '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
 
 
-def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = None) -> None:
+def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = None, routed_only: bool = False) -> None:
     command.add_argument(
         '--precision',
         choices=['float32', 'bfloat16', 'float16'],
@@ -233,13 +233,14 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
         type=count,
         default=None,
         metavar='N',
-        help='largest side of a tile (default: 96; 128 for PCSR)')
+        help='largest side of a tile (default: 96' + ('' if routed_only else '; 128 for PCSR') + ')')
     command.add_argument(
         '--step',
         type=count,
         default=None,
         metavar='N',
-        help='patch size less the overlap of tiles (default: 4 less, 8 for a network without branches, 12 for PCSR)')
+        help='patch size less the overlap of tiles (default: 4 less' +
+        ('' if routed_only else ', 8 for a network without branches, 12 for PCSR') + ')')
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
 
 

@@ -7,8 +7,8 @@ Usage, in the repository:
 
 Branches are checkpoints that `basicsr convert` reads, cheapest first; :N is a width of an ARM-Net. Other projects'
 weights are theirs: not for shipping. The classifier starts random, or is that of another checkpoint. With --shares its
-last bias is moved until these percentages of the photographs' tiles go to the branches. Beside CHECKPOINT.pth stands
-CHECKPOINT.yml, an option file that trains the classifier on datasets/train, with the labels that
+last bias is moved until these percentages of the photographs' tiles (of --patch-size) go to the branches. Beside
+CHECKPOINT.pth stands CHECKPOINT.yml, an option file that trains the classifier on datasets/train, with the labels that
 `basicsr label --by branches -m CHECKPOINT.pth` makes; it has no validation. Which classifier and which losses says the
 option file named with --like.
 """
@@ -26,7 +26,8 @@ from basicsr.archs import build_network  # noqa: E402
 from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from cdnsr_basicsr.conversion.convert import convert, made_plain  # noqa: E402
 from cdnsr_basicsr.evaluation import read_pairs, to_tensor  # noqa: E402
-from cdnsr_basicsr.inference.tiling import Tiling  # noqa: E402
+from cdnsr_basicsr.inference import RoutedUpscaler  # noqa: E402
+from cdnsr_basicsr.inference.tiling import PATCH_SIZE, Tiling  # noqa: E402
 from cdnsr_basicsr.options import read_options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,11 +43,11 @@ def branch_of(name):
 
 
 @torch.no_grad()
-def logits_of(net, folder, limit):
-    rows = []
+def logits_of(net, folder, limit, patch_size):
+    engine, rows = RoutedUpscaler(net, patch_size), []
     for pair in read_pairs(folder, net.upscale, limit):
         lq = to_tensor(pair.lq)
-        tiling = Tiling(*lq.shape[2:], 64, 60)
+        tiling = Tiling(*lq.shape[2:], engine.patch_size, engine.step)
         for top in tiling.tops:
             rows += [
                 net.classifier(lq[:, :, top:top + tiling.size[0], left:left + tiling.size[1]]) for left in tiling.lefts
@@ -73,6 +74,7 @@ def main():
     parser.add_argument('--shares', type=float, nargs='+', help='percentages')
     parser.add_argument('--data', help='photographs for --shares')
     parser.add_argument('--limit', type=int, help='only the first N of them')
+    parser.add_argument('--patch-size', type=int, default=PATCH_SIZE, help='largest side of a tile for --shares')
     args = parser.parse_args()
 
     blocks, branches = zip(*(branch_of(name) for name in args.branches))
@@ -93,7 +95,8 @@ def main():
     if args.shares:
         if not hasattr(net.classifier, 'fc'):
             raise SystemExit(f'--shares: {type(net.classifier).__name__} has no last bias to move; use a budget')
-        bias, now = bias_for(logits_of(net, args.data, args.limit), torch.tensor(args.shares) / sum(args.shares))
+        logits = logits_of(net, args.data, args.limit, args.patch_size)
+        bias, now = bias_for(logits, torch.tensor(args.shares) / sum(args.shares))
         with torch.no_grad():
             net.classifier.fc.bias += bias
         print('shares: ' + ' / '.join(f'{100 * share:.1f}' for share in now.tolist()) + ' %')

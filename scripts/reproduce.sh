@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the models of this package on the photographs at hand: the tables of docs/Results.md and the plot of the README.
+# Measures the models of this package on the photographs at hand: their tables in docs/Results.md, and a plot as the README's.
 # Usage: bash scripts/reproduce.sh HR_FOLDER [HR_FOLDER ...]     for instance Set5/HR Set14/HR held_out_photographs
 # For each folder, results/reproduce/N_NAME gets benchmark.md, .csv and .png, and frontier.png. Let nothing else run: it
 # measures time. A folder of 8 photographs of 2048 pixels takes 7 minutes on 2 CPU cores. MODELS='a b' measures others.
