@@ -79,12 +79,15 @@ def _checked_parse_options(original: Callable) -> Callable:
 
     def parse_options(root_path: str, is_train: bool = True):
         import torch
+
+        from basicsr.utils.misc import set_random_seed
         if '--force_yml' in sys.argv:
             for entry in sys.argv[sys.argv.index('--force_yml') + 1:]:
                 if entry.startswith('-'):
                     break
                 parse_force_yml(entry)
         opt, args = original(root_path, is_train)
+        set_random_seed(opt['manual_seed'] + opt['rank'])  # again: the seed may be one that --force_yml gives
         if opt['num_gpu'] != 0 and not torch.cuda.is_available():
             print(f"num_gpu is {opt['num_gpu']}, but there is no CUDA GPU: running on the CPU.", flush=True)
             opt['num_gpu'] = 0

@@ -26,12 +26,12 @@ from .evaluation import PairStore, quality, to_image, to_tensor
 from .export import check_backend, in_backend
 from .files import replace_when_done
 from .inference.engine import PRECISIONS, RoutedUpscaler, algorithm_search, deployed, is_routed
-from .inference.pixel_engine import default_patch_size, is_pixel_routed, make_upscaler
+from .inference.pixel_engine import default_patch_size, is_pixel_routed, make_upscaler, route
 from .inference.runtime import precisions as precisions_of
 from .inference.speed import is_out_of_memory, machine
 from .inference.tiling import pad_to
 from .memory import keep_freed_memory
-from .options import OptionError, read_options
+from .options import OptionError, check_routing, read_options
 
 # patch size and step of a loop over tiles, if they are not those of the run; ClassSR's and CDNSR's training size
 LOOPS = {'loop': None, 'published loop': (32, 28)}
@@ -118,7 +118,13 @@ def checkpoint_of(model: str) -> str:
 
 
 def load(model: str) -> nn.Module:
-    return load_network(None, model) if is_option_file(model) else load_network(model)
+    if not is_option_file(model):
+        return load_network(model)
+    net, routing = load_network(None, model), read_options(model).get('routing')
+    if routing and is_pixel_routed(net):
+        check_routing(routing, f'{model}: routing')
+        route(net, routing)
+    return net
 
 
 def one_tile_at_a_time(net: nn.Module, lq: torch.Tensor, patch_size: int, step: int) -> tuple[torch.Tensor, list[int]]:
@@ -130,8 +136,8 @@ def one_tile_at_a_time(net: nn.Module, lq: torch.Tensor, patch_size: int, step: 
     height, width = lq.shape[2:]
     output, count = (lq.new_zeros(1, 3, height * net.upscale, width * net.upscale) for _ in range(2))
     classes = []
-    for top in range(0, height - patch_size + step, step):
-        for left in range(0, width - patch_size + step, step):
+    for top in range(0, max(height - patch_size, 0) + step, step):
+        for left in range(0, max(width - patch_size, 0) + step, step):
             top, left = max(0, min(top, height - patch_size)), max(0, min(left, width - patch_size))
             tile = lq[:, :, top:top + patch_size, left:left + patch_size]
             classes.append(int(net.classifier(tile).argmax()))
@@ -186,6 +192,8 @@ class Bench:
                 calibration = read_calibration(checkpoint_of(self.model), net, row.precision, patch_size)
                 kwargs['float32_branches'] = calibration.float32_branches if calibration else ()
         upscaler = make_upscaler(net, *self.settings[:2], **kwargs)
+        if upscaler.channels != 3:
+            raise OptionError(self.model, 'takes gray pictures; what is measured on is photographs in colour')
         whole = upscaler.whole_macs / 1000
         if is_pixel_routed(net):
             if row.kind != 'whole':
@@ -232,6 +240,7 @@ class Bench:
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
                 output, classes = one_tile_at_a_time(net, lq, patch_size, step)
                 spent = sum(tile.branch_macs[kind] + tile.classifier_macs for kind in classes)
+                spent *= min(1, lq.shape[2] / patch_size) * min(1, lq.shape[3] / patch_size)  # of a small picture
                 counts = np.bincount(classes, minlength=len(branches)).tolist()
                 return output, spent / (output.shape[2] * output.shape[3]) / 1000, counts
         else:

@@ -1,8 +1,11 @@
 """What a routed network's branches cost in time on this machine, and what budgets bring: kept beside the model."""
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import tempfile
+import torch
 from pathlib import Path
 from torch import nn
 from tqdm import tqdm
@@ -39,7 +42,7 @@ class Calibration(NamedTuple):
     """The table beside a model.
 
     Attributes:
-        network: The branches, as PyTorch describes them.
+        network: The branches, as PyTorch describes them, and their weights' sha256.
         machine: What the times were measured on.
         precision: Of the branches.
         patch_size, step: Of the tiles.
@@ -87,8 +90,14 @@ def read_calibration(model: str, net: nn.Module, precision: str, patch_size: int
 
 
 def describe(net: nn.Module) -> list[str]:
-    """By what a table is known to be of this network, and not of one that had its name before."""
-    return [str(branch) for branch in net.branches]
+    """By what a table is known to be of these branches, and not of others that had the name before."""
+    described = []
+    for branch in net.branches:
+        weights = hashlib.sha256()
+        for value in branch.state_dict().values():
+            weights.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
+        described.append(f'{branch}, weights {weights.hexdigest()[:16]}')
+    return described
 
 
 def speed_of(calibration: Calibration, upscaler: RoutedUpscaler) -> Optional[Speed]:
@@ -127,6 +136,12 @@ def calibrate(net: nn.Module,
         plain = RoutedUpscaler(net, patch_size, step, budget=1)
     except ValueError as error:
         raise OptionError(model, str(error)) from error
+    if plain.channels != 3:
+        raise OptionError(model, 'takes gray pictures; what is measured on is photographs in colour')
+    path = calibration_path(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):  # not after all has been measured
+        raise OptionError(str(path), 'cannot be written: no permission')
     step, scale = plain.step, plain.scale
     precisions = ['float32'] if precision == 'float32' else ['float32', precision]
     with tempfile.TemporaryDirectory() as folder, tqdm(desc='calibrate', unit='photograph', disable=None) as bar:
@@ -159,8 +174,6 @@ def calibrate(net: nn.Module,
     table = Calibration(
         describe(net), machine(upscaler.device), precision, patch_size, step, photographs,
         *upscaler.measure_speed(fresh=True), branch_psnr, kept, points)
-    path = calibration_path(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replace_when_done(path) as temporary:
         content = dict(table._asdict(), points=[point._asdict() for point in points])
         temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')

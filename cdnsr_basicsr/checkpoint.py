@@ -26,7 +26,10 @@ def save_checkpoint(content: dict, path: str) -> None:
     """
     with replace_when_done(path) as temporary:
         if osp.splitext(path)[1] != '.safetensors':
-            torch.save(content, temporary)
+            try:
+                torch.save(content, temporary)
+            except RuntimeError as error:  # what it makes of a full disk
+                raise OSError(f'{path} cannot be written; is the disk full? ({one_line(error)})') from error
             return
         about = {key: json.dumps(content[key]) for key in ABOUT}
         tensors = {key: value.detach().clone().contiguous() for key, value in content['params'].items()}
@@ -120,9 +123,12 @@ def load_branches(opt_path: str) -> list[nn.Module]:
         OptionError: The option file names none, or they cannot be built or loaded.
     """
     opt = read_options(opt_path)
-    blocks, paths = [(opt.get(block) or {}).get(key)
-                     for block, key in (('network_g', 'branches'), ('path', 'pretrain_network_branches'))]
-    if not isinstance(blocks, list) or not isinstance(paths, list) or len(blocks) != len(paths):
+    blocks, paths = [
+        opt[block].get(key) if isinstance(opt.get(block), Mapping) else None
+        for block, key in (('network_g', 'branches'), ('path', 'pretrain_network_branches'))
+    ]
+    fit = isinstance(blocks, list) and isinstance(paths, list) and len(blocks) == len(paths)
+    if not fit or not all(path is None or isinstance(path, str) for path in paths):
         raise OptionError(
             opt_path, 'names no checkpoint for each of network_g.branches at '
             'path.pretrain_network_branches; give a CDNSR by -m')
@@ -169,4 +175,7 @@ def build(block: Any, weights: dict[str, torch.Tensor], described_by: str, path:
     except RuntimeError as error:
         raise OptionError(
             path, f'does not fit the network {block["type"]}: {str(error).splitlines()[1].strip()[:200]}') from None
+    for name, weight in net.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise OptionError(path, f'holds values that are not finite in {name}; its training has failed')
     return net.eval()

@@ -2,10 +2,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
+import signal
 import sys
+import tempfile
+import threading
 import traceback
-from typing import Any, NoReturn, Optional, Sequence
+from typing import Any, Iterator, NoReturn, Optional, Sequence
 
 from . import __version__, load_plugins
 from .memory import keep_freed_memory
@@ -91,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='FILE',
         help='option file that describes MODEL, if it does not do so itself; or, for branches without -m, the one that '
         'is going to train the classifier')
-    command.add_argument('--classes', type=int, default=3, metavar='M', help='number of equal parts (default: 3)')
+    command.add_argument('--classes', type=int, metavar='M', help='number of equal parts (default: 3)')
     command.add_argument(
         '--thresholds',
         type=float,
@@ -256,6 +261,17 @@ def failed_in_setup(error: BaseException) -> bool:
     return any(frame.name in SETUP for frame in traceback.extract_tb(error.__traceback__))
 
 
+@contextlib.contextmanager
+def out_of_experiments(file: str) -> Iterator[str]:
+    """An option file, or its copy if it lies in an experiment: BasicSR moves that away, or copies it onto itself."""
+    folder = os.path.realpath(os.path.dirname(file))
+    if not folder.startswith(os.path.realpath('experiments') + os.path.sep):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as copies:
+        yield shutil.copy(file, copies)
+
+
 def run_pipeline(args: argparse.Namespace) -> int:
     """Runs BasicSR's train_pipeline or test_pipeline with the current folder as root."""
     is_train = args.command == 'train'
@@ -276,7 +292,8 @@ def run_pipeline(args: argparse.Namespace) -> int:
         if not torch.cuda.is_available():
             keep_freed_memory()
         pipeline = train.train_pipeline if is_train else test.test_pipeline
-        pipeline(os.getcwd())
+        with out_of_experiments(args.opt) as sys.argv[2]:
+            pipeline(os.getcwd())
     except OptionError as error:
         raise OptionError(args.opt, str(error)) from error
     except Exception as error:
@@ -481,7 +498,7 @@ def run_upscale(args: argparse.Namespace) -> int:
         print(f'{upscaler.unit} of class 0 to {len(done.counts) - 1}: {shares} %; cost {done.cost:.3f} of the hardest '
               'branch on whole pictures, classifier and tile overlap included.')
     if done.present:
-        print(f'Left alone, there already: {done.present} (--overwrite replaces them).')
+        print(f'Left alone, there already: {done.present} (--overwrite replaces them{", with maps" * args.map}).')
     for path, reason in done.failed:
         print(f'Failed: {path}: {reason}', file=sys.stderr)
     return 1 if done.failed else 0
@@ -548,6 +565,23 @@ def run_benchmark(args: argparse.Namespace) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Lets SIGTERM, as of Slurm, timeout or docker stop, end the process as Ctrl-C does: nothing is left over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other may set handlers
+        return
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command.
 
@@ -561,8 +595,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     commands = dict(train=run_pipeline, test=run_pipeline, prepare=run_prepare, label=run_label, upscale=run_upscale)
     commands.update(convert=run_convert, export=run_export, calibrate=run_calibrate, benchmark=run_benchmark)
     commands.update(models=run_models)
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
     try:
-        return commands[args.command](args)
+        with contextlib.nullcontext() if args.command in ('train', 'test') else terminable():
+            return commands[args.command](args)
     except OptionError as error:
         print(f'basicsr: error: {error}', file=sys.stderr)
         return 2

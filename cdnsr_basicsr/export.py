@@ -18,7 +18,7 @@ from typing import Any, Optional, Sequence, Union
 from .files import replace_folder_when_done
 from .inference.engine import RoutedUpscaler, deployed, is_routed
 from .inference.pixel_engine import is_pixel_routed
-from .inference.runtime import BACKENDS, ExportedNetwork, ExportedPart, installed, precisions
+from .inference.runtime import BACKENDS, ExportedErrorPredictor, ExportedNetwork, ExportedPart, installed, precisions
 from .options import OptionError, check_choice, check_keys, check_number, one_line
 
 FORMAT = 1  # of the folder; another number when its readers would misunderstand it
@@ -29,6 +29,9 @@ TILE = 64  # side of the tile that multiply-accumulates are counted for
 RULE = ('The class of a tile is argmax_i (log_softmax(logits)_i - price * costs_i). Without a budget the price is 0; a '
         'budget takes the lowest price whose cost is within it. Classifier and branches take RGB or gray of shape '
         '(b, channels, h, w) in [0, 1], h and w multiples of `multiple`; branch i upscales the tiles of class i.')
+ERRORS = (
+    'The classifier predicts squared errors, in grey levels of 255: -price * (logits + costs). Under a budget, minus '
+    'these are the logits of the rule.')
 CHECKED = ((1, 16, 16), (3, 17, 23), (2, 61, 40), (1, 64, 119))  # batch, height, width of what is compared with torch
 TOLERANCE = 0.1 / 255  # of the difference, a tenth of a grey level; relative to the largest value where that is above 1
 
@@ -92,6 +95,8 @@ def export(net: nn.Module,
         content['branches'] = [entries[name] for name in parts if name != 'classifier']
         if upscaler.routed:
             content['classifier'] = entries['classifier']
+            if hasattr(net.classifier, 'errors'):
+                content['errors'] = dict(rule=ERRORS, price=net.classifier.price, costs=net.classifier.costs.tolist())
             content['routing'] = dict(rule=RULE, costs=upscaler.costs.tolist())
         content['about'] = about or {}
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
@@ -225,7 +230,7 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
         raise OptionError(where,
                           f'expected format {FORMAT}, but got {content.get("format")!r}; export the network again')
     keys = ('format', 'scale', 'channels', 'multiple', 'tile', 'branches')
-    check_keys(content, (*keys, 'classifier', 'routing', 'about'), where, keys)
+    check_keys(content, (*keys, 'classifier', 'errors', 'routing', 'about'), where, keys)
     for key, most in (('scale', 64), ('multiple', 1024), ('tile', 4096)):
         check_number(content[key], f'{where}: {key}', 1, most, integer=True)
     check_choice(content['channels'], f'{where}: channels', (1, 3))
@@ -233,18 +238,28 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
     if not isinstance(branches, list) or not (2 <= len(branches) <= 9 if routed else len(branches) == 1):
         raise OptionError(f'{where}: branches', 'expected a list of 2 to 9, or of one where there is no classifier')
 
-    def load(block: Any, name: str, **kwargs: int) -> ExportedPart:
+    def load(block: Any, name: str, kind: type = ExportedPart, **kwargs: Any) -> ExportedPart:
         data = read_part(folder, block, name, where)
         try:
-            return ExportedPart(data, backend, f'{name} {block["sha256"][:16]}', block['macs'] / content['tile']**2,
-                                content['channels'], content['scale'], content['multiple'], **kwargs)
+            return kind(data, backend, f'{name} {block["sha256"][:16]}', block['macs'] / content['tile']**2,
+                        content['channels'], content['scale'], content['multiple'], **kwargs)
         except ValueError as error:
             raise OptionError(str(folder), one_line(error)) from error
 
     loaded = [load(block, f'branch_{i}') for i, block in enumerate(branches)]
     if not routed:
         return loaded[0]
-    return ExportedNetwork(load(content['classifier'], 'classifier', num_classes=len(branches)), loaded)
+    kwargs: dict = dict(num_classes=len(branches))
+    if 'errors' in content:
+        errors = content['errors']
+        check_keys(errors, ('rule', 'price', 'costs'), f'{where}: errors', ('price', 'costs'))
+        check_number(errors['price'], f'{where}: errors.price', 0)
+        if not isinstance(errors['costs'], list) or len(errors['costs']) != len(branches):
+            raise OptionError(f'{where}: errors.costs', 'expected one of each branch')
+        for cost in errors['costs']:
+            check_number(cost, f'{where}: errors.costs', 0)
+        kwargs.update(kind=ExportedErrorPredictor, price=errors['price'], costs=errors['costs'])
+    return ExportedNetwork(load(content['classifier'], 'classifier', **kwargs), loaded)
 
 
 def read_part(folder: Path, block: Any, name: str, where: str) -> bytes:

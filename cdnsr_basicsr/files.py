@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
 
+MAX_NAME = 255  # bytes of a file's name
+
 
 @contextmanager
 def replace_when_done(path: Union[str, Path]) -> Iterator[Path]:
@@ -16,7 +18,10 @@ def replace_when_done(path: Union[str, Path]) -> Iterator[Path]:
     was at ``path`` stays untouched until then; after an error the temporary file is removed.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
+    name = path.name
+    while len(os.fsencode(f'.{os.getpid()}.{name}')) > MAX_NAME:  # a name that is long enough already
+        name = name[1:]
+    temporary = path.with_name(f'.{os.getpid()}.{name}')
     try:
         yield temporary
         os.replace(temporary, path)
@@ -42,7 +47,12 @@ def replace_folder_when_done(path: Path) -> Iterator[Path]:
     """Yields a hidden folder beside ``path``, which takes its place when the block ends without an error.
 
     What runs that were killed have left beside it is removed.
+
+    Raises:
+        OSError: ``path`` is a mount point, whose place nothing can take.
     """
+    if path.is_mount():
+        raise OSError(f'{path}: is a mount point and cannot be replaced; choose a folder inside of it')
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f'.{path.name}.preparing-*'):
         if not is_running(stale.name.split('-')[-1]):  # left by a run that was killed

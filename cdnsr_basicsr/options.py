@@ -232,6 +232,27 @@ def check_dataset(block: Any, where: str) -> None:
         dataset.check_options(block, where)
 
 
+def check_tested(opt: Mapping) -> None:
+    """Refuses to test a network without weights."""
+    if not opt['path'].get('pretrain_network_g'):
+        raise OptionError('path.pretrain_network_g', 'is needed for a test: a checkpoint, or the name of a model')
+
+
+def check_schedule(train_opt: Mapping) -> None:
+    """Refuses what BasicSR would fail of at the first step, or at the end of the last period."""
+    scheduler, total = train_opt['scheduler'], train_opt['total_iter']
+    periods = scheduler.get('periods') if isinstance(scheduler, Mapping) else None
+    if isinstance(periods, list):
+        for period in periods:
+            check_number(period, 'train.scheduler.periods', 1)
+        if sum(periods) < total:
+            raise OptionError('train.scheduler.periods', f'end at iteration {sum(periods)}, before total_iter {total}')
+    if 'warmup_iter' in train_opt:
+        check_number(train_opt['warmup_iter'], 'train.warmup_iter', -1, integer=True)
+    if 'ema_decay' in train_opt:
+        check_number(train_opt['ema_decay'], 'train.ema_decay', 0, 1)
+
+
 def check_options(opt: dict, is_train: bool) -> None:
     """Checks an option file before BasicSR reads it: types, network and loss arguments, files, our own blocks.
 
@@ -262,6 +283,10 @@ def check_options(opt: dict, is_train: bool) -> None:
     for key, required in blocks.items():
         if opt.get(key) is not None:
             check_keys(opt[key], opt[key], key, required)
+    if not isinstance(opt['name'], str) or os.path.basename(opt['name']) != opt['name'] or opt['name'] in ('.', '..'):
+        raise OptionError('name', f'expected the name of a folder, but got {opt["name"]!r}')
+    if opt.get('manual_seed') is not None:
+        check_number(opt['manual_seed'], 'manual_seed', 0, integer=True)
     model = find_registered(MODEL_REGISTRY, opt['model_type'], 'model_type')
 
     for key, block in opt.items():
@@ -272,6 +297,11 @@ def check_options(opt: dict, is_train: bool) -> None:
             if str(key).endswith('_opt') and block is not None:
                 check_loss(block, f'train.{key}')
         check_number(opt['train']['total_iter'], 'train.total_iter', 1)
+        check_schedule(opt['train'])
+        for block, keys in (('logger', ('print_freq', 'save_checkpoint_freq')), ('val', ('val_freq', ))):
+            for key in keys:
+                if key in (opt.get(block) or {}):
+                    check_number(opt[block][key], f'{block}.{key}', 1)
         if 'train' not in opt['datasets']:
             raise OptionError('datasets.train', 'is missing from the option file')
     metrics = (opt.get('val') or {}).get('metrics') or {}
@@ -280,6 +310,8 @@ def check_options(opt: dict, is_train: bool) -> None:
         metric = find_type(METRIC_REGISTRY, block, f'val.metrics.{name}')
         arguments = {key: value for key, value in block.items() if key != 'better'}
         check_arguments(metric, arguments, f'val.metrics.{name}', given=('img', 'img2'))
+        check_choice(block.get('better', 'higher'), f'val.metrics.{name}.better', ('higher', 'lower'))
+        check_number(block.get('crop_border', 0), f'val.metrics.{name}.crop_border', 0, integer=True)
 
     for name, block in opt['datasets'].items():
         check_dataset(block, f'datasets.{name}')

@@ -1,5 +1,7 @@
 import contextlib
+import numpy
 import pytest
+import random
 import subprocess
 import sys
 import torch
@@ -82,9 +84,20 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, launcher, variable):
 }, False), (False, {}, None)])
 def test_batches_for_a_gpu_are_pinned(monkeypatch, gpu, given, pinned):
     monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
-    opt = {'num_gpu': 1, 'datasets': {'train': dict(given)}}
+    opt = {'num_gpu': 1, 'datasets': {'train': dict(given)}, 'manual_seed': 0, 'rank': 0}
     parsed, _ = _compat._checked_parse_options(lambda root_path, is_train: (opt, None))('.')
     assert parsed['datasets']['train'].get('pin_memory') is pinned and parsed['num_gpu'] == int(gpu)
+
+
+def test_a_forced_seed_is_the_one_that_is_used():
+
+    def drawn(seed):
+        parsed = {'num_gpu': 0, 'manual_seed': seed, 'rank': 0}  # BasicSR has drawn from the seed of the file by then
+        torch.manual_seed(1)
+        _compat._checked_parse_options(lambda root_path, is_train: (parsed, None))('.', False)
+        return torch.rand(3).tolist(), random.random(), numpy.random.rand()
+
+    assert drawn(5) == drawn(5) != drawn(6)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 import torch
 from torch import nn
-from typing import Callable, NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional, Sequence
 
 State = dict[str, torch.Tensor]
 Table = Sequence[tuple[str, Optional[str]]]
@@ -21,9 +21,6 @@ class Found(NamedTuple):
     block: dict
     state: State
     notes: tuple[str, ...] = ()
-
-
-Recogniser = Callable[[State], Optional[Found]]
 
 
 def rename(state: State, table: Table) -> State:

@@ -13,7 +13,7 @@ from typing import Iterator, Optional, Sequence
 
 from ..checkpoint import load_branches, load_network
 from ..losses import squared_error
-from ..options import OptionError
+from ..options import OptionError, one_line
 from .labels import Label, write_labels
 from .prepare import parallel_map
 
@@ -103,7 +103,7 @@ def label(folder: str,
           by: str,
           model: Optional[str] = None,
           opt_path: Optional[str] = None,
-          num_classes: int = 3,
+          num_classes: Optional[int] = None,
           thresholds: Optional[Sequence[float]] = None,
           margin: Optional[float] = None,
           workers: Optional[int] = None,
@@ -120,7 +120,7 @@ def label(folder: str,
         opt_path: Option file that describes it, if it does not do so itself; without `model`, for 'branches', the
             option file that is going to train the classifier: the branches are those of
             path.pretrain_network_branches.
-        num_classes: Number of classes for equal parts.
+        num_classes: Number of classes for equal parts. Default: 3.
         thresholds: PSNRs in dB that separate the classes, instead of equal parts.
         margin: Relative margin of 'branches'. Default: 0.05.
         workers: Reading threads. Default: the number of CPUs. The labels do not depend on it.
@@ -147,12 +147,15 @@ def label(folder: str,
         raise OptionError(f'--by {by}', 'needs a network: -m MODEL')
     if by == 'branches' and thresholds:
         raise OptionError('--thresholds', 'goes with --by psnr or bicubic only')
+    if num_classes is not None and (by == 'branches' or thresholds):
+        raise OptionError(f'--classes {num_classes}', 'goes with equal parts: not with --by branches or --thresholds')
+    num_classes = 3 if num_classes is None else num_classes
     if not 2 <= num_classes <= 5:
         raise OptionError(f'--classes {num_classes}', 'expected 2 to 5')
     if thresholds and (len(thresholds) > 4 or not np.isfinite(thresholds).all()):
         raise OptionError('--thresholds', 'expected 1 to 4 finite numbers')
-    if margin is not None and (margin < 0 or by != 'branches'):
-        raise OptionError(f'--margin {margin}', 'expected at least 0, and --by branches')
+    if margin is not None and (not 0 <= margin < float('inf') or by != 'branches'):
+        raise OptionError(f'--margin {margin}', 'expected a finite number of at least 0, and --by branches')
     margin = 0.05 if margin is None else margin
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -174,10 +177,14 @@ def label(folder: str,
         scale = gt.shape[-1] // lq.shape[-1]
         nets = nets or [Interpolation(upscale=scale)]
         lq, gt = lq.to(device, memory_format=torch.channels_last), gt.to(device)
-        outputs = [branch(lq) for branch in nets]
+        named = f'-m {model}' if model else str(opt_path)
+        try:
+            outputs = [branch(lq) for branch in nets]
+        except RuntimeError as error:  # one for gray pictures, for example
+            raise OptionError(named, f'cannot upscale the patches of {folder}: {one_line(error)}') from error
         if outputs[0].shape != gt.shape:
             raise OptionError(
-                f'-m {model}' if model else str(opt_path), f'makes {tuple(outputs[0].shape[-2:])} out of '
+                named, f'makes {tuple(outputs[0].shape[-2:])} out of '
                 f'{tuple(lq.shape[-2:])}, but the patches of {folder} are x{scale}')
         if by == 'branches':
             scores = torch.stack([255 * (output - gt).abs().mean(dim=(1, 2, 3)) for output in outputs], dim=1)

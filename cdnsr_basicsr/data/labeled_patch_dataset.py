@@ -6,7 +6,7 @@ from os import path as osp
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import DATASET_REGISTRY
-from ..options import OptionError, check_keys
+from ..options import OptionError, check_keys, check_number
 from .labels import read_labels
 
 OPTION_KEYS = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'meta_info_file', 'io_backend', 'filename_tmpl', 'gt_size',
@@ -34,6 +34,8 @@ class LabeledPatchDataset(PairedImageDataset):
     def __init__(self, opt):
         self.check_options(opt, f"datasets.{opt.get('name', '')}")
         super(LabeledPatchDataset, self).__init__(opt)
+        if opt.get('phase') == 'train' and opt['io_backend'].get('type') == 'lmdb':
+            self._check_sizes(opt)
         self.labels = [-1] * len(self.paths)
         self.errors = [()] * len(self.paths)
         if opt.get('label_file') is not None:
@@ -94,14 +96,35 @@ class LabeledPatchDataset(PairedImageDataset):
         self.errors = [known[keys[i]].errors if usable else () for i in kept]
 
     @staticmethod
-    def _whole_patches(opt):
+    def _sizes(dataroot):
+        """Height and width of the patches in an LMDB, as its meta_info.txt has them, each once."""
+        sizes = set()
+        with open(osp.join(dataroot, 'meta_info.txt'), encoding='utf-8') as file:
+            for line in file:
+                height, width, _ = line.rsplit('(', 1)[-1].split(')')[0].split(',')
+                sizes.add((int(height), int(width)))
+        return sizes
+
+    def _check_sizes(self, opt):
+        """Refuses what the first batch would fail of: patches that do not fit gt_size or scale."""
+        where = f"datasets.{opt.get('name', '')}"
+        try:
+            gt_sizes, lq_sizes = self._sizes(opt['dataroot_gt']), self._sizes(opt['dataroot_lq'])
+        except (OSError, ValueError):  # written by another program
+            return
+        scale, gt_size = opt['scale'], opt['gt_size']
+        check_number(gt_size, f'{where}.gt_size', scale, min(map(min, gt_sizes)), integer=True)
+        if gt_size % scale:
+            raise OptionError(f'{where}.gt_size', f'{gt_size} is no multiple of the scale, {scale}')
+        if gt_sizes != {(height * scale, width * scale) for height, width in lq_sizes}:
+            raise OptionError(f'{where}.dataroot_lq',
+                              f"its patches are not those of {opt['dataroot_gt']}, {scale} times as small")
+
+    def _whole_patches(self, opt):
         """Whether patches are as large as gt_size, so that nothing is cropped from them."""
-        meta_info = osp.join(opt['dataroot_gt'], 'meta_info.txt')
-        if opt['io_backend'].get('type') != 'lmdb' or not osp.isfile(meta_info):
+        if opt['io_backend'].get('type') != 'lmdb' or not osp.isfile(osp.join(opt['dataroot_gt'], 'meta_info.txt')):
             return False
-        with open(meta_info, encoding='utf-8') as file:
-            sizes = {line.rsplit('(', 1)[-1].split(')')[0].rsplit(',', 1)[0] for line in file if line.strip()}
-        return sizes == {f"{opt.get('gt_size')},{opt.get('gt_size')}"}
+        return self._sizes(opt['dataroot_gt']) == {(opt.get('gt_size'), opt.get('gt_size'))}
 
     @staticmethod
     def _balance(indices, labels):

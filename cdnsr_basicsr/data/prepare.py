@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import cv2
+import lmdb
 import numpy as np
 import os
 import re
@@ -97,14 +98,22 @@ def make_lq(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
     return gt, resize(gt, 1 / scale)
 
 
+def _has_reader(path: Path) -> bool:
+    """Whether OpenCV knows the content of a file. It crashes on names that are not UTF-8; by these it is not asked."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return cv2.haveImageReader(str(path))
+
+
 def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
     """Splits the files below a folder into images (by extension or by content) and others. Hidden ones are left out."""
     images, others = [], []
     for path in sorted(folder.rglob('*')):
         if not path.is_file() or any(part.startswith('.') for part in path.relative_to(folder).parts):
             continue
-        is_image = path.suffix.lower() in IMAGE_SUFFIXES or cv2.haveImageReader(str(path))
-        (images if is_image else others).append(path)
+        (images if path.suffix.lower() in IMAGE_SUFFIXES or _has_reader(path) else others).append(path)
     return images, others
 
 
@@ -288,8 +297,11 @@ def prepare(hr_folder: str,
                 raise OptionError(
                     f'-i {hr_folder}', f'no image could be used: {len(unreadable)} cannot be read, '
                     f'{len(too_small)} are smaller than a patch: {names}')
+            writer.close()
+        except lmdb.Error as error:
+            writer.abort()
+            raise OSError(f'{out} cannot be written; is the disk full? ({error})') from error
         except BaseException:
             writer.abort()
             raise
-        writer.close()
     return Prepared(count, unreadable, too_small)

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import cv2
+import io
 import logging
 import numpy as np
+import os
 import struct
 import sys
 import threading
@@ -11,7 +13,7 @@ import tifffile
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from PIL import Image
 from typing import Dict, Iterable, Iterator, NamedTuple, Optional, Tuple, Union
@@ -27,7 +29,7 @@ MAX_PIXELS_IN_MEMORY = 2**28
 BIGTIFF_BYTES = 2**30  # of pixels, from which a TIFF becomes a BigTIFF: many programs count to 2 GiB only in others
 
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # bits, by colour type
-PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+PNG_SIGNATURE, PNG_END = b'\x89PNG\r\n\x1a\n', b'\0\0\0\0IEND\xaeB`\x82'
 TIFF_SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 # TIFF: none, two numbers for deflate, packbits; tifffile reads the others with imagecodecs only
 TIFFFILE_COMPRESSIONS = (1, 8, 32946, 32773)
@@ -140,7 +142,10 @@ def write_image(path: Union[str, Path],
             # without the last axis if that is 1, as Pillow wants it
             pixels = _gathered(strips, shape, dtype, list(range(channels))).reshape(shape[:2 if channels == 1 else 3])
             profile = None if extension == '.webp' and channels < 3 else icc_profile
-            Image.fromarray(pixels).save(temporary, quality=95, subsampling=0, compress_level=2, icc_profile=profile)
+            kind, encoded = Image.registered_extensions()[extension], io.BytesIO()
+            Image.fromarray(pixels).save(
+                encoded, kind, quality=95, subsampling=0, compress_level=2, icc_profile=profile)
+            temporary.write_bytes(encoded.getbuffer())  # Pillow itself is silent on a disk that is full at the end
 
 
 def _read_png(path: Path) -> Tuple[np.ndarray, int, Optional[bytes]]:
@@ -158,9 +163,10 @@ def _read_png(path: Path) -> Tuple[np.ndarray, int, Optional[bytes]]:
         key = int.from_bytes(chunks[b'tRNS'], 'big') * white // (2**depth - 1)
         pixels = np.concatenate([pixels, np.where(pixels == key, 0, white).astype(pixels.dtype)], axis=2)
     exif, profile = Image.Exif(), None
-    if b'eXIf' in chunks:
-        exif.load(chunks[b'eXIf'])
-    if b'iCCP' in chunks:
+    # what is broken there leaves the pixels whole
+    with suppress(Exception):  # Pillow's are of any type
+        exif.load(chunks.get(b'eXIf', b''))
+    with suppress(zlib.error, KeyError, IndexError):
         profile = zlib.decompress(chunks[b'iCCP'].split(b'\0', 1)[1][1:])
     return pixels, exif.get(ORIENTATION_TAG, 1), profile
 
@@ -293,9 +299,8 @@ def _write_png(path: Path, pixels: np.ndarray, profile: Optional[bytes]) -> None
         str(path).encode()
         written = cv2.imwrite(str(path), pixels, fast)
     except UnicodeEncodeError:  # cv2.imwrite crashes on names that are not UTF-8
-        cv2.imencode('.png', pixels, fast)[1].tofile(path)
-        written = True
-    if not written:
+        written = path.write_bytes(cv2.imencode('.png', pixels, fast)[1])
+    if not (written and _png_is_whole(path)):
         raise OSError(f'{path}: cannot be written; is the disk full?')
     if profile:
         # not every cv2 writes profiles; their place is after signature and header, 33 bytes
@@ -304,6 +309,13 @@ def _write_png(path: Path, pixels: np.ndarray, profile: Optional[bytes]) -> None
             file.write(data[:33])
             file.write(struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk)))
             file.write(data[33:])
+
+
+def _png_is_whole(path: Path) -> bool:
+    """Whether a file ends as a PNG does; OpenCV says nothing when the disk is full at the end of the file."""
+    with open(path, 'rb') as file:
+        file.seek(-min(len(PNG_END), path.stat().st_size), os.SEEK_END)
+        return file.read() == PNG_END
 
 
 def _write_tiff(path: Path, shape: Tuple[int, int, int], dtype: np.dtype, strips: Iterator[np.ndarray],

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 BACKENDS = {'openvino': 'openvino', 'onnxruntime': 'onnx'}  # the faster one first; the extras that bring them
 OFTEN, MOST_SIZES = 32, 8  # OpenVINO: uses after which a size is compiled for, and how many are kept
+MOST_KERNELS = 64  # that OpenVINO keeps for tiles of other sizes; it would keep 5000, and grow with every new picture
 
 
 def installed() -> list[str]:
@@ -89,6 +90,7 @@ class OpenVino:
                 dict(
                     PERFORMANCE_HINT='LATENCY',
                     INFERENCE_PRECISION_HINT=precision,
+                    CPU_RUNTIME_CACHE_CAPACITY=MOST_KERNELS,
                     INFERENCE_NUM_THREADS=torch.get_num_threads()))
             self.requests[key] = compiled.create_infer_request()
             sizes = [known for known in self.requests if len(known) == 2]
@@ -179,6 +181,23 @@ class ExportedPart(nn.Module):
 
     def extra_repr(self) -> str:
         return self.description
+
+
+class ExportedErrorPredictor(ExportedPart):
+    """A classifier that predicts errors; see ErrorPredictor.
+
+    Args:
+        price: See there.
+        costs: Of the branches, as its logits count them.
+    """
+
+    def __init__(self, *args: Any, price: float, costs: list[float], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.price, self.costs = price, torch.tensor(costs)
+
+    def errors(self, logits: torch.Tensor) -> torch.Tensor:
+        """The predicted squared errors, in grey levels, that logits (b, M) stand for."""
+        return -self.price * (logits + self.costs)
 
 
 class ExportedNetwork(nn.Module):

@@ -206,7 +206,7 @@ def upscale_files(upscaler: Engine,
             for name in (result, map_path(result)) if save_map else (result, ):
                 if owners[name] != path:
                     raise ImageError(
-                        f'{path}: {name} is written for {owners[name].name} already; rename one of the two')
+                        f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of the two')
             plan = None
             if overwrite or not result.exists():
                 result.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """What an option file for CDNSRModel may hold."""
 from ..inference.engine import PRECISIONS
 from ..inference.tiling import PATCH_SIZE
-from ..options import OptionError, check_choice, check_keys, check_number
+from ..options import OptionError, check_choice, check_keys, check_number, check_tested
 
 DISTILLATION_LOSSES = ('kd', 'feature', 'csd', 'cs')
 # in the order in which they are summed and logged, and which part each one trains, if it is one part alone
@@ -103,6 +103,8 @@ def check_options(opt, is_train):
         raise OptionError('network_t', 'a teacher needs both network_t and path.pretrain_network_t')
     if is_train:
         check_training(opt)
+    else:
+        check_tested(opt)
 
 
 def check_loss_block(block, name):

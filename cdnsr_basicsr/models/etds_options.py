@@ -1,5 +1,5 @@
 """What an option file for ETDSModel may hold."""
-from ..options import check_number
+from ..options import check_number, check_tested
 from .cdnsr_options import check_blocks, check_loss_block
 from .fast_options import KEYS as FAST_KEYS
 from .fast_options import check_training
@@ -25,3 +25,5 @@ def check_options(opt, is_train):
         if train_opt.get('residual_opt'):
             check_loss_block(train_opt['residual_opt'], 'residual')
         check_number(train_opt.get('residual_freeze_iter', 0), 'train.residual_freeze_iter', 0, integer=True)
+    else:
+        check_tested(opt)

@@ -1,5 +1,5 @@
 """What an option file for FastSRModel may hold."""
-from ..options import OptionError, check_choice
+from ..options import OptionError, check_choice, check_tested
 from .cdnsr_options import check_blocks, check_loss_block
 
 # what FastSRModel and BasicSR's pipelines read, block by block
@@ -43,3 +43,5 @@ def check_options(opt, is_train):
     check_blocks(opt, None, KEYS)
     if is_train:
         check_training(opt['train'])
+    else:
+        check_tested(opt)

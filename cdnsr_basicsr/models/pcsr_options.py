@@ -1,5 +1,5 @@
 """What an option file for PCSRModel may hold."""
-from ..options import OptionError, check_choice, check_number, check_routing
+from ..options import OptionError, check_choice, check_number, check_routing, check_tested
 from .cdnsr_options import check_blocks
 
 # what PCSRModel and BasicSR's pipelines read, block by block
@@ -43,6 +43,8 @@ def check_options(opt, is_train):
     check_routing(opt.get('routing') or {}, 'routing')
     if is_train:
         check_training(opt)
+    else:
+        check_tested(opt)
 
 
 def check_training(opt):

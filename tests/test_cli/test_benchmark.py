@@ -118,8 +118,17 @@ def test_networks_without_branches_are_whole_and_tiled():
                                                                       ('tiled', True, 'bfloat16')]
 
 
+def test_a_small_picture_costs_what_is_computed(model, photographs, tmp_path):
+    bench = Bench(Settings(64, 60, 'cpu', 'macs', False, None), model, 'torch')
+    output, macs, counts = bench.runner(Row(model, 'loop', False, 'float32'))(torch.rand(1, 3, 20, 32))
+    branch, classifier = bench.net.branches[counts.index(1)], bench.net.classifier
+    assert sum(counts) == 1
+    exact = sum(count_macs(part, 64, 64, 3) for part in (branch, classifier)) / 64**2 / 16 / 1000
+    assert macs == pytest.approx(exact)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize('size', [(40, 61), (16, 16), (9, 30)])
+@pytest.mark.parametrize('size', [(40, 61), (16, 16), (9, 30), (2, 30), (1, 1)])
 def test_one_tile_at_a_time_is_the_mean_of_tiles(tiny_net, size):
     net = spread(build_network(tiny_net()).eval())
     for branch in net.branches:  # a network that sees single pixels gives the same, however it is cut
@@ -191,7 +200,9 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     assert cli.make_upscaler(args).measured.tile_ms == table['tile_ms']
     (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, machine='another')))
     assert cli.make_upscaler(args).measured is None
-    (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, network=['another'])))
+    content = torch.load(model)
+    content['params']['branches.0.deconv.bias'] += 1  # a network that was trained anew
+    torch.save(content, model)
     assert cli.make_upscaler(args).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text('{"machine": 3')
     assert cli.main([*upscale, '-o', str(tmp_path / 'third')]) == 2

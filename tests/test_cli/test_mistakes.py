@@ -64,6 +64,16 @@ MISTAKES = [
     ('network_g:branches', [1, 2], "network_g.branches[0]: expected a block with a type, but got 1"),
     ('scale', '4', "scale: is '4', but network_g.upscale is 4"),
     ('name', None, 'name: is missing from the option file'),
+    ('name', '../x', "name: expected the name of a folder, but got '../x'"),
+    ('manual_seed', 'abc', "manual_seed: expected an integer at least 0, but got 'abc'"),
+    ('logger:save_checkpoint_freq', 0, 'logger.save_checkpoint_freq: expected a number at least 1, but got 0'),
+    ('logger:print_freq', 'abc', "logger.print_freq: expected a number at least 1, but got 'abc'"),
+    ('val:val_freq', 0, 'val.val_freq: expected a number at least 1, but got 0'),
+    ('val:metrics:psnr:crop_border', -4, 'val.metrics.psnr.crop_border: expected an integer at least 0'),
+    ('val:metrics:psnr:better', 'hihger', 'val.metrics.psnr.better: accepted: higher, lower'),
+    ('train:total_iter', 1000000, 'train.scheduler.periods: end at iteration '),
+    ('train:warmup_iter', 'abc', 'train.warmup_iter: expected an integer'),
+    ('train:ema_decay', 2, 'train.ema_decay: expected a number from 0 to 1, but got 2'),
     ('logger', None, 'logger: is missing from the option file'),
 ]
 
@@ -132,6 +142,13 @@ def test_a_test_that_saves_images_needs_a_suffix(work, train_opt, write, capsys)
     opt.update(datasets=dict(test=train_opt['datasets']['val']), val=dict(save_img=True))
     assert cli.main(['test', '-opt', write(opt)]) == 2
     assert "val: key 'suffix' is missing" in capsys.readouterr().err
+
+
+def test_a_test_without_weights_is_refused(work, train_opt, write, capsys):
+    opt = {key: value for key, value in train_opt.items() if key not in ('train', 'logger')}
+    opt.update(datasets=dict(test=train_opt['datasets']['val']), val=dict(save_img=False))
+    assert cli.main(['test', '-opt', write(opt)]) == 2
+    assert 'path.pretrain_network_g: is needed for a test' in capsys.readouterr().err
 
 
 def test_right_options_pass(work, train_opt, write, no_pipeline):
@@ -204,8 +221,8 @@ def test_forced_options_are_checked_and_reach_basicsr(work, train_opt, write, mo
     seen = []
     monkeypatch.setattr(basicsr.train, 'train_pipeline', lambda root: seen.append(basicsr.train.parse_options(root)[0]))
     arguments = ['train', '-opt', write(train_opt), '--force_yml']
-    assert cli.main(arguments + ['train:total_iter=7', 'train:freeze=[]', 'train:optim_g:lr=1e-3']) == 0
-    assert seen[0]['train']['total_iter'] == 7 and seen[0]['train']['freeze'] == []
+    assert cli.main(arguments + ['train:total_iter=3', 'train:freeze=[]', 'train:optim_g:lr=1e-3']) == 0
+    assert seen[0]['train']['total_iter'] == 3 and seen[0]['train']['freeze'] == []
     assert seen[0]['train']['optim_g']['lr'] == 1e-3
     assert cli.main(arguments + ['train:freese=[branches]']) == 2
     assert 'train.freese: unknown key' in capsys.readouterr().err

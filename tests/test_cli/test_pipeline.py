@@ -182,6 +182,16 @@ def test_branch_is_pretrained_on_its_class(work, train_opt, write):
     assert 'Number of train images: 12' in output  # of 36
 
 
+@pytest.mark.parametrize('resume', [(), ('--auto_resume', )])
+def test_the_option_file_that_basicsr_has_copied_can_be_used(work, train_opt, write, resume):
+    train_opt['train'].update(total_iter=2)
+    experiment = work / 'experiments' / train_opt['name']
+    run('-m', 'cdnsr_basicsr', 'train', '-opt', write(train_opt, 'my.yml'))
+    assert (experiment / 'my.yml').is_file()
+    run('-m', 'cdnsr_basicsr', 'train', '-opt', str(experiment / 'my.yml'), *resume)
+    assert (experiment / 'my.yml').is_file() and (experiment / 'models' / 'net_g_latest.pth').is_file()
+
+
 def test_auto_resume_after_a_kill(work, train_opt, write):
     train_opt['train'].update(total_iter=2000)
     train_opt['train']['scheduler'].update(periods=[2000])

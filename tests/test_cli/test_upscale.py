@@ -421,7 +421,7 @@ def test_of_two_pictures_with_one_result_the_first_is_done(run, models, capsys):
     for name in ('a.png', 'b.tif', 'b.webp', 'c.tif', 'c.tiff', 'd.png'):
         save(Path('in', name), photo(9, 9))
     first = save('in/a.bmp', photo(9, 9, seed=5))
-    error = 'Failed: in/a.png: out/a.png is written for a.bmp already; rename one of the two'
+    error = 'Failed: in/a.png: its result would be out/a.png, as that of a.bmp; rename one of the two'
     assert run('--shard', '2/2', model='plain') == 1  # also if the first one's turn has not come yet
     assert one_line(capsys) == error
     assert run('--shard', '1/2', model='plain') == 0
@@ -438,8 +438,8 @@ def test_a_map_replaces_no_result(run, capsys):
     assert run('--map') == 1
     errors = capsys.readouterr().err.splitlines()
     assert errors == [
-        'Failed: in/a.tif: out/a_map.png is written for a.png already; rename one of the two',
-        'Failed: in/a_map.png: out/a_map.png is written for a.png already; rename one of the two'
+        'Failed: in/a.tif: its result would be out/a_map.png, as that of a.png; rename one of the two',
+        'Failed: in/a_map.png: its result would be out/a_map.png, as that of a.png; rename one of the two'
     ]
     assert written() == ['a.png', 'a_map.png'] and load(Path('out/a.png')).shape == (18, 18, 3)
     assert run() == 0  # without maps only a_map.png has a result there
@@ -575,6 +575,41 @@ cli.main(sys.argv[1:])
     assert_same(load(Path('out/a.tif')), slow(models[1]['plain'], pixels))
     assert run(source='out', output='next', model='plain') == 0
     assert written('next') == ['a.tif']
+
+
+def test_sigterm_leaves_nothing_half_written(run, models):
+    save('in/a.png', photo(400, 400))
+    root = Path(__file__).resolve().parents[2]
+    program = '''
+import os, signal, sys
+from cdnsr_basicsr import cli
+from cdnsr_basicsr.inference import engine, upscale
+from tests.test_cli import test_upscale  # SinglePixels
+engine.CANVAS_BYTES['cpu'] = 32
+to_arrays = upscale.to_arrays
+
+def stopped_in_the_middle(*args, **kwargs):
+    for number, strip in enumerate(to_arrays(*args, **kwargs)):
+        if number == 3:
+            assert os.listdir('out')
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield strip
+
+upscale.to_arrays = stopped_in_the_middle
+cli.main(sys.argv[1:])
+'''
+    arguments = ['-m', str(models[0] / 'plain.pth'), '-i', 'in', '-o', 'out', '--patch-size', '16', '--ext', 'tif']
+    path = os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')])
+    command = [sys.executable, '-c', program, 'upscale', *arguments]
+    stopped = subprocess.run(command, env={**os.environ, 'PYTHONPATH': path})
+    assert stopped.returncode == 128 + signal.SIGTERM and written() == []
+
+
+def test_the_longest_names(run, models):
+    name = '\u6f22' * 83 + 'ab'  # 251 bytes, of 255 with the suffix
+    pixels = save(f'in/{name}.png', photo(5, 4))
+    assert run(model='plain') == 0 and written() == [f'{name}.png']
+    assert_same(load(Path('out', f'{name}.png')), slow(models[1]['plain'], pixels))
 
 
 @pytest.mark.parametrize('extension', ['png', 'tif', 'jpg', 'webp'])
@@ -759,6 +794,16 @@ def test_models_that_are_refused(run, models, capsys, key, value, message):
     save_checkpoint({key: value for key, value in content.items() if value is not None}, 'bad.pth')
     assert run('-m', 'bad.pth') == 2
     assert one_line(capsys).startswith(f'basicsr: error: bad.pth: {message}')
+    assert not Path('out').exists()
+
+
+def test_weights_that_are_not_finite_are_refused(run, models, capsys):
+    save('in/a.png', photo(4, 4))
+    content = torch.load(models[0] / 'plain.pth')
+    next(iter(content['params'].values())).view(-1)[0] = torch.nan
+    torch.save(content, 'nan.pth')
+    assert cli.main(['upscale', '-m', 'nan.pth', '-i', 'in', '-o', 'out']) == 2
+    assert one_line(capsys).startswith('basicsr: error: nan.pth: holds values that are not finite in ')
     assert not Path('out').exists()
 
 

@@ -164,7 +164,13 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
         (['-d', str(dataset), '--by', 'bicubic', '--classes', '9'], '--classes 9: expected 2 to 5'),
         (['-d', str(dataset), '--by', 'bicubic', '-m', str(stock)], '--by bicubic: needs no network'),
         (['-d', str(dataset), '--by', 'bicubic', '--margin',
-          '0.1'], '--margin 0.1: expected at least 0, and --by branches'),
+          '0.1'], '--margin 0.1: expected a finite number of at least 0, and --by branches'),
+        (['-d', str(dataset), '--by', 'branches', '-m',
+          str(checkpoint[0]), '--margin', 'nan'], '--margin nan: expected a finite'),
+        (['-d', str(dataset), '--by', 'branches', '-m',
+          str(checkpoint[0]), '--classes', '3'], '--classes 3: goes with equal parts'),
+        (['-d', str(dataset), '--by', 'bicubic', '--thresholds', '30', '--classes',
+          '2'], '--classes 2: goes with equal'),
         (['-d', str(dataset), '--by', 'bicubic', '--thresholds',
           'nan'], '--thresholds: expected 1 to 4 finite numbers'),
     ]
@@ -175,6 +181,14 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
     assert main(['label', '-d', str(dataset), '--by', 'bicubic']) == 0
     assert main(['label', '-d', str(dataset), '--by', 'bicubic']) == 2
     assert '--overwrite replaces it' in capsys.readouterr().err
+
+
+def test_a_network_for_gray_pictures_is_refused(dataset, tmp_path):
+    block = dict(type='FSRCNN', num_in_ch=1, num_out_ch=1, upscale=4)
+    net = build_network(block)
+    save_checkpoint({'params': net.state_dict(), 'network_g': block, 'scale': 4}, str(tmp_path / 'gray.pth'))
+    with pytest.raises(OptionError, match='gray.pth: cannot upscale the patches of'):
+        label(str(dataset), 'psnr', str(tmp_path / 'gray.pth'))
 
 
 def test_network_of_another_scale_is_refused(dataset, tmp_path, tiny_net):

@@ -96,6 +96,18 @@ def test_without_label_file_labels_are_minus_one(block):
     ({
         'batch_size_per_gpu': 500
     }, 'fill no batch of 500 in each of 1 processes; raise dataset_enlarge_ratio'),
+    ({
+        'gt_size': 36
+    }, 'gt_size: expected an integer from 4 to 32, but got 36'),
+    ({
+        'gt_size': 30
+    }, 'gt_size: 30 is no multiple of the scale, 4'),
+    ({
+        'gt_size': None
+    }, 'gt_size: expected an integer from 4 to 32, but got None'),
+    ({
+        'scale': 2
+    }, r'dataroot_lq: its patches are not those of .*, 2 times as small'),
 ])
 def test_mistakes_are_named(block, change, message):
     with pytest.raises(OptionError, match=message):

@@ -124,6 +124,21 @@ def test_all_kinds_of_images_are_read(tmp_path):
     assert np.array_equal(decode(gts['deep_s1000_y00000_x00000']), image)
 
 
+def test_other_files_may_have_any_name(photographs, tmp_path):
+    (photographs / os.fsdecode(b'notes\xff.txt')).write_text('no picture')
+    images, others = list_images(photographs)
+    assert os.fsdecode(b'notes\xff.txt') in [path.name for path in others]
+    assert len(images) == sum(path.suffix == '.png' for path in photographs.iterdir())
+
+
+def test_a_mount_point_is_refused_before_any_work(photographs, tmp_path, monkeypatch):
+    (tmp_path / 'out').mkdir()
+    monkeypatch.setattr(Path, 'is_mount', lambda path: path == (tmp_path / 'out').resolve())
+    with pytest.raises(OSError, match='is a mount point'):
+        prepare(str(photographs), str(tmp_path / 'out'), crop=32)
+    assert not list((tmp_path / 'out').iterdir())
+
+
 def test_keys_are_unique_and_plain(tmp_path):
     paths = [tmp_path / name for name in ('a.b.png', 'a_b.png', 'a_b.jpg', 'ü.png', 'é.png', 'x/y.png')]
     keys = list(patch_keys(paths, tmp_path).values())

@@ -5,6 +5,7 @@ import numpy as np
 import os
 import png
 import pytest
+import resource
 import struct
 import tifffile
 import zlib
@@ -128,6 +129,30 @@ def test_gamma_is_ignored_and_exif_after_the_pixels_is_not(tmp_path):
     assert np.array_equal(read_image(path).pixels[..., 0], np.repeat([list(b'abcd')], 4, axis=0).T)
     path.write_bytes(tiny_png()[:33] + chunk(b'gAMA', struct.pack('>I', 100000)) + tiny_png()[33:])
     assert np.array_equal(read_image(path).pixels[..., 0], np.repeat([list(b'abcd')], 4, axis=0))
+
+
+def test_a_broken_profile_or_exif_leaves_the_pixels_whole(tmp_path):
+    path, whole = tmp_path / 'a.png', tiny_png()
+    path.write_bytes(whole[:33] + chunk(b'iCCP', b'name\0\0no zlib') + chunk(b'eXIf', b'no exif') + whole[33:])
+    picture = read_image(path)
+    assert np.array_equal(picture.pixels[..., 0], np.repeat([list(b'abcd')], 4, axis=0))
+    assert picture.icc_profile is None
+
+
+@pytest.mark.parametrize('missing', [1, 12, 3000])
+@pytest.mark.parametrize('name', ['a.png', b'\xff.png', 'a.tif', 'a.webp', 'a.jpg'])
+def test_a_disk_that_is_full_before_the_end_leaves_no_file(name, missing, tmp_path):
+    path, pixels = tmp_path / os.fsdecode(name), noise(40, 40, 3)
+    save(path, pixels)
+    size, limits = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.unlink()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(size - missing, 1), limits[1]))
+    try:
+        with pytest.raises(OSError):
+            save(path, pixels)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_complete_png_with_too_few_rows_is_refused(tmp_path):

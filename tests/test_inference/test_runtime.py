@@ -8,6 +8,7 @@ from basicsr.archs import build_network
 from cdnsr_basicsr.export import in_backend
 from cdnsr_basicsr.inference import RoutedUpscaler, runtime
 from cdnsr_basicsr.inference.runtime import ExportedNetwork, ExportedPart, precisions
+from cdnsr_basicsr.inference.speed import Speed
 from tests.conftest import carn, fsrcnn
 from tests.test_archs.test_cdnsr import spread
 
@@ -69,6 +70,24 @@ def test_the_engine_routes_and_upscales_as_with_torch(backend, size, tiny_net):
     upscaler, plain = RoutedUpscaler(exported, 64), RoutedUpscaler(net, 64)
     assert upscaler.branch_macs == plain.branch_macs and upscaler.classifier_macs == plain.classifier_macs
     assert min(upscaler.speed.tile_ms) > 0
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_predicted_errors_are_routed_by_time_as_with_torch(backend, tiny_net):
+    block = dict(tiny_net(), classifier=dict(type='ErrorPredictor', num_feat=4))
+    net = build_network(block).eval()
+    with torch.no_grad():
+        net.classifier.head.weight.mul_(30)  # different tiles, different errors, the less the dearer the branch
+        net.classifier.head.bias.copy_(torch.tensor([2, 0.3, 0.5]))
+        net.classifier.costs.copy_(torch.tensor([0.1, 0.4, 1]))
+    lq, speed = torch.rand(1, 3, 60, 47), Speed([4] * 3, [1., 5., 6., 0.1])
+    for target in (40, 60, 90):
+        classes = []
+        for network in (net, in_backend(net, backend, 'net.pth')):
+            upscaler = RoutedUpscaler(network, 16, 14, target_ms=target)
+            upscaler.measured = speed
+            classes.append(upscaler.upscale(lq).classes)
+        assert torch.equal(*classes) and len(classes[0].unique()) > 1
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
