@@ -29,7 +29,7 @@ def save_checkpoint(content: dict, path: str) -> None:
             try:
                 torch.save(content, temporary)
             except RuntimeError as error:  # what it makes of a full disk
-                raise OSError(f'{path} cannot be written; is the disk full? ({one_line(error)})') from error
+                raise OSError(f'the checkpoint cannot be written; is the disk full? ({one_line(error)})') from error
             return
         about = {key: json.dumps(content[key]) for key in ABOUT}
         tensors = {key: value.detach().clone().contiguous() for key, value in content['params'].items()}

@@ -197,9 +197,6 @@ def save(converted: Converted, path: str) -> None:
         OptionError: It does not load with the same weights.
     """
     state = converted.net.state_dict()
-    strange = [key for key, value in state.items() if value.isnan().any()]
-    if strange:
-        raise OptionError(path, f'is not written: {strange[0]} holds values that are no numbers')
     with replace_when_done(path) as temporary:
         save_checkpoint(dict(params=state, network_g=converted.block, scale=converted.scale), str(temporary))
         loaded = load_network(str(temporary)).state_dict()
