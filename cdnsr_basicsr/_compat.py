@@ -87,7 +87,8 @@ def _checked_parse_options(original: Callable) -> Callable:
                     break
                 parse_force_yml(entry)
         opt, args = original(root_path, is_train)
-        set_random_seed(opt['manual_seed'] + opt['rank'])  # again: the seed may be one that --force_yml gives
+        if opt.get('manual_seed') is not None:  # again: it may be one that --force_yml gives
+            set_random_seed(opt['manual_seed'] + opt['rank'])
         if opt['num_gpu'] != 0 and not torch.cuda.is_available():
             print(f"num_gpu is {opt['num_gpu']}, but there is no CUDA GPU: running on the CPU.", flush=True)
             opt['num_gpu'] = 0

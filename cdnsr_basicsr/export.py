@@ -95,7 +95,7 @@ def export(net: nn.Module,
         content['branches'] = [entries[name] for name in parts if name != 'classifier']
         if upscaler.routed:
             content['classifier'] = entries['classifier']
-            if hasattr(net.classifier, 'errors'):
+            if all(hasattr(net.classifier, name) for name in ('errors', 'price', 'costs')):  # an ErrorPredictor
                 content['errors'] = dict(rule=ERRORS, price=net.classifier.price, costs=net.classifier.costs.tolist())
             content['routing'] = dict(rule=RULE, costs=upscaler.costs.tolist())
         content['about'] = about or {}

@@ -97,20 +97,22 @@ class LabeledPatchDataset(PairedImageDataset):
 
     @staticmethod
     def _sizes(dataroot):
-        """Height and width of the patches in an LMDB, as its meta_info.txt has them, each once."""
+        """Height and width of the patches in an LMDB, each once; none if its meta_info.txt does not say."""
         sizes = set()
-        with open(osp.join(dataroot, 'meta_info.txt'), encoding='utf-8') as file:
-            for line in file:
-                height, width, _ = line.rsplit('(', 1)[-1].split(')')[0].split(',')
-                sizes.add((int(height), int(width)))
+        try:
+            with open(osp.join(dataroot, 'meta_info.txt'), encoding='utf-8') as file:
+                for line in filter(str.strip, file):
+                    height, width, _ = line.rsplit('(', 1)[-1].split(')')[0].split(',')
+                    sizes.add((int(height), int(width)))
+        except (OSError, ValueError):  # written by another program
+            return set()
         return sizes
 
     def _check_sizes(self, opt):
         """Refuses what the first batch would fail of: patches that do not fit gt_size or scale."""
         where = f"datasets.{opt.get('name', '')}"
-        try:
-            gt_sizes, lq_sizes = self._sizes(opt['dataroot_gt']), self._sizes(opt['dataroot_lq'])
-        except (OSError, ValueError):  # written by another program
+        gt_sizes, lq_sizes = self._sizes(opt['dataroot_gt']), self._sizes(opt['dataroot_lq'])
+        if not gt_sizes or not lq_sizes:
             return
         scale, gt_size = opt['scale'], opt['gt_size']
         check_number(gt_size, f'{where}.gt_size', scale, min(map(min, gt_sizes)), integer=True)
@@ -122,9 +124,8 @@ class LabeledPatchDataset(PairedImageDataset):
 
     def _whole_patches(self, opt):
         """Whether patches are as large as gt_size, so that nothing is cropped from them."""
-        if opt['io_backend'].get('type') != 'lmdb' or not osp.isfile(osp.join(opt['dataroot_gt'], 'meta_info.txt')):
-            return False
-        return self._sizes(opt['dataroot_gt']) == {(opt.get('gt_size'), opt.get('gt_size'))}
+        sizes = self._sizes(opt['dataroot_gt']) if opt['io_backend'].get('type') == 'lmdb' else set()
+        return sizes == {(opt.get('gt_size'), opt.get('gt_size'))}
 
     @staticmethod
     def _balance(indices, labels):
