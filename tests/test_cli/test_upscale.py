@@ -541,33 +541,36 @@ def test_results_beside_the_pictures_are_not_upscaled_again(run, capsys, output,
         assert 'Upscaled 0 pictures' in capsys.readouterr().out and written('in') == first
 
 
-def test_a_killed_run_leaves_no_result_and_the_next_one_works(run, models):
-    pixels = save('in/a.png', photo(120, 50))
+def signalled_in_the_middle(models, number):
+    """What `upscale` does that gets a signal after three strips of the result have been computed."""
     program = '''
-import os, signal, sys
+import os, sys
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.inference import engine, image_io, upscale
 from tests.test_cli import test_upscale  # SinglePixels
 engine.CANVAS_BYTES['cpu'] = image_io.TILE = 32
-to_arrays = upscale.to_arrays
+to_arrays, signal = upscale.to_arrays, int(sys.argv.pop())
 
-def die_in_the_middle(*args, **kwargs):
+def signalled(*args, **kwargs):
     for number, strip in enumerate(to_arrays(*args, **kwargs)):
         if number == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+            assert os.listdir('out')
+            os.kill(os.getpid(), signal)
         yield strip
 
-upscale.to_arrays = die_in_the_middle
+upscale.to_arrays = signalled
 cli.main(sys.argv[1:])
 '''
     model, root = models[0] / 'plain.pth', Path(__file__).resolve().parents[2]
-    command = [
-        sys.executable, '-c', program, 'upscale', '-m',
-        str(model), '-i', 'in', '-o', 'out', '--patch-size', '16'
-    ]
+    arguments = ['-m', str(model), '-i', 'in', '-o', 'out', '--patch-size', '16', '--ext', 'tif', str(int(number))]
     path = os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')])
-    killed = subprocess.run(command + ['--ext', 'tif'], env={**os.environ, 'PYTHONPATH': path})
-    assert killed.returncode == -signal.SIGKILL
+    command = [sys.executable, '-c', program, 'upscale', *arguments]
+    return subprocess.run(command, env={**os.environ, 'PYTHONPATH': path}).returncode
+
+
+def test_a_killed_run_leaves_no_result_and_the_next_one_works(run, models):
+    pixels = save('in/a.png', photo(120, 50))
+    assert signalled_in_the_middle(models, signal.SIGKILL) == -signal.SIGKILL
     left = written()
     assert len(left) == 1 and left[0].startswith('.') and Path('out', left[0]).stat().st_size > 0
     assert run('--ext', 'tif', model='plain') == 0
@@ -577,32 +580,10 @@ cli.main(sys.argv[1:])
     assert written('next') == ['a.tif']
 
 
-def test_sigterm_leaves_nothing_half_written(run, models):
-    save('in/a.png', photo(400, 400))
-    root = Path(__file__).resolve().parents[2]
-    program = '''
-import os, signal, sys
-from cdnsr_basicsr import cli
-from cdnsr_basicsr.inference import engine, upscale
-from tests.test_cli import test_upscale  # SinglePixels
-engine.CANVAS_BYTES['cpu'] = 32
-to_arrays = upscale.to_arrays
-
-def stopped_in_the_middle(*args, **kwargs):
-    for number, strip in enumerate(to_arrays(*args, **kwargs)):
-        if number == 3:
-            assert os.listdir('out')
-            os.kill(os.getpid(), signal.SIGTERM)
-        yield strip
-
-upscale.to_arrays = stopped_in_the_middle
-cli.main(sys.argv[1:])
-'''
-    arguments = ['-m', str(models[0] / 'plain.pth'), '-i', 'in', '-o', 'out', '--patch-size', '16', '--ext', 'tif']
-    path = os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')])
-    command = [sys.executable, '-c', program, 'upscale', *arguments]
-    stopped = subprocess.run(command, env={**os.environ, 'PYTHONPATH': path})
-    assert stopped.returncode == 128 + signal.SIGTERM and written() == []
+def test_a_terminated_run_leaves_nothing(run, models):
+    save('in/a.png', photo(120, 50))
+    assert signalled_in_the_middle(models, signal.SIGTERM) == 128 + signal.SIGTERM
+    assert written() == []
 
 
 def test_the_longest_names(run, models):
