@@ -31,7 +31,7 @@ from .inference.runtime import precisions as precisions_of
 from .inference.speed import is_out_of_memory, machine
 from .inference.tiling import pad_to
 from .memory import keep_freed_memory
-from .options import OptionError, check_routing, read_options
+from .options import OptionError, read_options, read_routing
 
 # patch size and step of a loop over tiles, if they are not those of the run; ClassSR's and CDNSR's training size
 LOOPS = {'loop': None, 'published loop': (32, 28)}
@@ -120,9 +120,9 @@ def checkpoint_of(model: str) -> str:
 def load(model: str) -> nn.Module:
     if not is_option_file(model):
         return load_network(model)
-    net, routing = load_network(None, model), read_options(model).get('routing')
-    if routing and is_pixel_routed(net):
-        check_routing(routing, f'{model}: routing')
+    net = load_network(None, model)
+    routing = read_routing(model) if is_pixel_routed(net) else {}
+    if routing:
         route(net, routing)
     return net
 

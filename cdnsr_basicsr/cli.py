@@ -14,8 +14,8 @@ from typing import Any, Iterator, NoReturn, Optional, Sequence
 
 from . import __version__, load_plugins
 from .memory import keep_freed_memory
-from .options import (OptionError, apply_force_yml, check_keys, check_number, check_options, check_routing, one_line,
-                      read_options)
+from .options import (OptionError, apply_force_yml, check_keys, check_number, check_options, one_line, read_options,
+                      read_routing)
 from .zoo import check_pretrained, describe, shipped_models
 
 CHECKPOINT = 'checkpoint of the network, or name of a model (basicsr models)'
@@ -417,10 +417,9 @@ def make_upscaler(args: argparse.Namespace, **kwargs: Any) -> Any:
 def route_by(args: argparse.Namespace, net: Any, kwargs: dict) -> None:
     """Routes pixels as the option file says, if there is one; a budget of the arguments comes first."""
     from .inference.pixel_engine import is_pixel_routed, route
-    routing = read_options(args.opt).get('routing') if args.opt and is_pixel_routed(net) else None
+    routing = read_routing(args.opt) if args.opt and is_pixel_routed(net) else {}
     if not routing:
         return
-    check_routing(routing, f'{args.opt}: routing')
     route(net, routing)
     if kwargs.get('budget') is None and kwargs.get('target_ms') is None:
         kwargs['budget'] = routing.get('budget')

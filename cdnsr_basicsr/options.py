@@ -154,6 +154,14 @@ def check_routing(block: Any, where: str) -> None:
             raise OptionError(f'{where}.budget', 'replaces k and adaptive; give one of them')
 
 
+def read_routing(path: str) -> dict:
+    """How an option file says that PCSR routes pixels; empty if it does not."""
+    routing = read_options(path).get('routing')
+    if routing:
+        check_routing(routing, f'{path}: routing')
+    return routing or {}
+
+
 def find_registered(registry: Any, name: Any, where: str) -> Any:
     """The class or function of this name in one of BasicSR's registries."""
     for candidate in (name, f'{name}_basicsr'):

@@ -169,6 +169,7 @@ def label(folder: str,
         nets = list(net.branches) if by == 'branches' else [net]
     nets = [net.to(device, memory_format=torch.channels_last) for net in nets]  # several times as fast on a CPU
 
+    named = f'-m {model}' if model else str(opt_path)
     keys: list[str] = []
     rows: list[np.ndarray] = []
     squares: list[np.ndarray] = []
@@ -177,7 +178,6 @@ def label(folder: str,
         scale = gt.shape[-1] // lq.shape[-1]
         nets = nets or [Interpolation(upscale=scale)]
         lq, gt = lq.to(device, memory_format=torch.channels_last), gt.to(device)
-        named = f'-m {model}' if model else str(opt_path)
         try:
             outputs = [branch(lq) for branch in nets]
         except RuntimeError as error:  # one for gray pictures, for example

@@ -34,8 +34,11 @@ class LabeledPatchDataset(PairedImageDataset):
     def __init__(self, opt):
         self.check_options(opt, f"datasets.{opt.get('name', '')}")
         super(LabeledPatchDataset, self).__init__(opt)
-        if opt.get('phase') == 'train' and opt['io_backend'].get('type') == 'lmdb':
-            self._check_sizes(opt)
+        gt_sizes, lq_sizes = (self._sizes(opt, key) for key in ('dataroot_gt', 'dataroot_lq'))
+        # whether patches are as large as gt_size, so that nothing is cropped from them
+        self.whole_patches = gt_sizes == {(opt.get('gt_size'), opt.get('gt_size'))}
+        if opt.get('phase') == 'train' and gt_sizes and lq_sizes:
+            self._check_sizes(opt, gt_sizes, lq_sizes)
         self.labels = [-1] * len(self.paths)
         self.errors = [()] * len(self.paths)
         if opt.get('label_file') is not None:
@@ -92,15 +95,17 @@ class LabeledPatchDataset(PairedImageDataset):
             kept = self._balance(kept, [known[keys[i]].label for i in kept])
         self.paths = [self.paths[i] for i in kept]
         self.labels = [known[keys[i]].label for i in kept]
-        usable = any(entry.errors for entry in known.values()) and self._whole_patches(opt)
+        usable = any(entry.errors for entry in known.values()) and self.whole_patches
         self.errors = [known[keys[i]].errors if usable else () for i in kept]
 
     @staticmethod
-    def _sizes(dataroot):
+    def _sizes(opt, key):
         """Height and width of the patches in an LMDB, each once; none if its meta_info.txt does not say."""
         sizes = set()
+        if opt['io_backend'].get('type') != 'lmdb':
+            return sizes
         try:
-            with open(osp.join(dataroot, 'meta_info.txt'), encoding='utf-8') as file:
+            with open(osp.join(opt[key], 'meta_info.txt'), encoding='utf-8') as file:
                 for line in filter(str.strip, file):
                     height, width, _ = line.rsplit('(', 1)[-1].split(')')[0].split(',')
                     sizes.add((int(height), int(width)))
@@ -108,12 +113,10 @@ class LabeledPatchDataset(PairedImageDataset):
             return set()
         return sizes
 
-    def _check_sizes(self, opt):
+    @staticmethod
+    def _check_sizes(opt, gt_sizes, lq_sizes):
         """Refuses what the first batch would fail of: patches that do not fit gt_size or scale."""
         where = f"datasets.{opt.get('name', '')}"
-        gt_sizes, lq_sizes = self._sizes(opt['dataroot_gt']), self._sizes(opt['dataroot_lq'])
-        if not gt_sizes or not lq_sizes:
-            return
         scale, gt_size = opt['scale'], opt['gt_size']
         check_number(gt_size, f'{where}.gt_size', scale, min(map(min, gt_sizes)), integer=True)
         if gt_size % scale:
@@ -121,11 +124,6 @@ class LabeledPatchDataset(PairedImageDataset):
         if gt_sizes != {(height * scale, width * scale) for height, width in lq_sizes}:
             raise OptionError(f'{where}.dataroot_lq',
                               f"its patches are not those of {opt['dataroot_gt']}, {scale} times as small")
-
-    def _whole_patches(self, opt):
-        """Whether patches are as large as gt_size, so that nothing is cropped from them."""
-        sizes = self._sizes(opt['dataroot_gt']) if opt['io_backend'].get('type') == 'lmdb' else set()
-        return sizes == {(opt.get('gt_size'), opt.get('gt_size'))}
 
     @staticmethod
     def _balance(indices, labels):

@@ -74,4 +74,4 @@ def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, n
     image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
     encoded = cv2.imencode('.png', draw_difficulty_map(image, class_map, num_classes))[1]
     # not cv2.imwrite, which dies of names that are not UTF-8, nor tofile, which is silent on a full disk
-    Path(path).write_bytes(encoded)
+    path.write_bytes(encoded)

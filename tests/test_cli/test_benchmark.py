@@ -200,6 +200,10 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     assert cli.make_upscaler(args).measured.tile_ms == table['tile_ms']
     (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, machine='another')))
     assert cli.make_upscaler(args).measured is None
+    (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, network=['another'])))
+    assert cli.make_upscaler(args).dtypes == [torch.bfloat16] * 3
+    (tmp_path / 'net.calibration.json').write_text(json.dumps(table))
+    assert cli.make_upscaler(args).dtypes == [torch.float32] * 3
     content = torch.load(model)
     content['params']['branches.0.deconv.bias'] += 1  # a network that was trained anew
     torch.save(content, model)
