@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import types
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
@@ -221,10 +222,14 @@ def _loads_by_name(original: Callable) -> Callable:
 
 
 def _saved_when_complete(original: Callable, key: str) -> Callable:
-    """A kill while BasicSR saves leaves half a file under the final name: let it save elsewhere, and move that here."""
+    """A kill while BasicSR saves leaves half a file under the final name: let it save elsewhere, and move that here.
+
+    And BasicSR passes over a file that it cannot write, three times tried.
+    """
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        if self.opt['rank'] != 0:  # BasicSR saves nothing there, and the folder may be missing
+        from basicsr.utils.dist_util import get_dist_info
+        if get_dist_info()[0] != 0:  # BasicSR saves nothing there, and the folder may be missing
             return
         path, folder = self.opt['path'], Path(self.opt['path'][key])
         with tempfile.TemporaryDirectory(prefix='.saving_', dir=folder) as temporary:
@@ -234,23 +239,79 @@ def _saved_when_complete(original: Callable, key: str) -> Callable:
             finally:
                 self.opt['path'] = path
             for file in Path(temporary).iterdir():
-                if zipfile.is_zipfile(file):  # BasicSR passes over errors in saving
-                    file.replace(folder / file.name)
+                if not zipfile.is_zipfile(file):
+                    raise OSError(f'{folder / file.name} cannot be written; is the disk full?')
+                file.replace(folder / file.name)
 
     return save
 
 
-def _resumes_progress(original: Callable) -> Callable:
-    """A training state holds the schedule's shape too: with more iterations than before, BasicSR goes on with the old
-    one, and stops with a TypeError where that ends. Progress alone is resumed here.
+PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')  # of a scheduler; the rest is its shape
+# of an optimizer's groups: how torch computes, and what differs between its versions
+IMPLEMENTATION = ('foreach', 'fused', 'maximize', 'capturable', 'differentiable', 'decoupled_weight_decay')
+
+
+def _settings(group: dict) -> dict:
+    """What an option file says of a group of parameters. Its learning rate of the moment follows from initial_lr."""
+    return {key: value for key, value in group.items() if key not in ('params', 'lr', *IMPLEMENTATION)}
+
+
+def _resumes_as_configured(original: Callable) -> Callable:
+    """A training state holds learning rates and the schedule's shape too, which BasicSR takes instead of the option
+    file's. What the file says holds here; of the state, only moments and progress are taken.
     """
-    progress = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
 
     def resume_training(self, resume_state: dict) -> None:
-        schedulers = [{key: state[key] for key in progress if key in state} for state in resume_state['schedulers']]
-        original(self, {**resume_state, 'schedulers': schedulers})
+        from basicsr.utils import get_root_logger
+        built = [[dict(group) for group in optimizer.param_groups] for optimizer in self.optimizers]
+        shapes = [dict(scheduler.state_dict()) for scheduler in self.schedulers]
+        states, changed = [], set()
+        for state, optimizer, groups in zip(resume_state['optimizers'], self.optimizers, built):
+            old, new = _settings(state['param_groups'][0]), _settings(groups[0])
+            if set(old) != set(new):
+                changed.add(f'type ({type(optimizer).__name__} begins without moments)')
+                state = optimizer.state_dict()
+            changed |= {key.replace('initial_lr', 'lr') for key in old if key in new and not _same(old[key], new[key])}
+            states.append(state)
+        for state, shape in zip(resume_state['schedulers'], shapes):
+            keys = [key for key in shape if not key.startswith('_') and key not in (*PROGRESS, 'cumulative_period')]
+            changed |= {key for key in keys if not _same(state.get(key), shape[key])}
+        progress = [{key: state[key] for key in PROGRESS if key in state} for state in resume_state['schedulers']]
+        try:
+            original(self, {**resume_state, 'optimizers': states, 'schedulers': progress})
+        except (ValueError, AssertionError) as error:  # torch compares parameters, BasicSR counts optimizers
+            raise OptionError(
+                'path.resume_state', f'is of a training of other parameters ({error}); resume it with the networks, '
+                'losses and train.freeze that it was saved with') from error
+        if not changed:
+            return
+        for optimizer, groups in zip(self.optimizers, built):
+            for group, new in zip(optimizer.param_groups, groups):
+                group.update((key, value) for key, value in new.items() if key != 'params')
+        for scheduler, shape in zip(self.schedulers, shapes):
+            _replay(scheduler, shape, resume_state['iter'])
+        said = ', '.join(sorted(changed))
+        get_root_logger().warning(
+            'Other in the option file than in the training state (train.optim_*, train.scheduler), '
+            f'and as in the file from here on: {said}.')
 
     return resume_training
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same, listed as tuples or as lists."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other
+
+
+def _replay(scheduler: Any, beginning: dict, current_iter: int) -> None:
+    """Brings a scheduler from its beginning to an iteration: some take each learning rate from the one before."""
+    scheduler.load_state_dict(beginning)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about steps of the scheduler before those of the optimizer
+        for _ in range(current_iter - 1):  # BasicSR makes no step before the first iteration
+            scheduler.step()
 
 
 def patch_basicsr() -> None:
@@ -276,5 +337,5 @@ def patch_basicsr() -> None:
     for name, key in (('save_network', 'models'), ('save_training_state', 'training_states')):
         setattr(base_model.BaseModel, name, _saved_when_complete(getattr(base_model.BaseModel, name), key))
     base_model.BaseModel.load_network = _loads_by_name(base_model.BaseModel.load_network)
-    base_model.BaseModel.resume_training = _resumes_progress(base_model.BaseModel.resume_training)
+    base_model.BaseModel.resume_training = _resumes_as_configured(base_model.BaseModel.resume_training)
     base_model.BaseModel.model_to_device = _model_to_any_device(base_model.BaseModel.model_to_device)

@@ -4,19 +4,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
-import traceback
 from typing import Any, Iterator, NoReturn, Optional, Sequence
 
 from . import __version__, load_plugins
 from .memory import keep_freed_memory
-from .options import (OptionError, apply_force_yml, check_keys, check_number, check_options, one_line, read_options,
-                      read_routing)
-from .zoo import check_pretrained, describe, shipped_models
+from .options import OptionError, check_keys, check_number, one_line, read_options, read_routing
+from .pipeline import RunFailed, run_pipeline
+from .zoo import describe, shipped_models
 
 CHECKPOINT = 'checkpoint of the network, or name of a model (basicsr models)'
 
@@ -247,66 +244,6 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
         help='patch size less the overlap of tiles (default: 4 less' +
         ('' if routed_only else ', 8 for a network without branches, 12 for PCSR') + ')')
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-
-
-# BasicSR's and our functions that turn an option file into objects
-SETUP = {
-    'check_options', 'parse_options', 'load_resume_state', '_load_resume_state', 'make_exp_dirs', 'init_tb_loggers',
-    'build_dataset', 'build_dataloader', 'create_train_val_dataloader', 'build_model', 'resume_training'
-}
-
-
-def failed_in_setup(error: BaseException) -> bool:
-    """Whether an error was raised while an option file was turned into objects: then it is the option file's fault."""
-    return any(frame.name in SETUP for frame in traceback.extract_tb(error.__traceback__))
-
-
-@contextlib.contextmanager
-def out_of_experiments(file: str) -> Iterator[str]:
-    """An option file, or its copy if it lies in an experiment: BasicSR moves that away, or copies it onto itself."""
-    folder = os.path.realpath(os.path.dirname(file))
-    if not folder.startswith(os.path.realpath('experiments') + os.path.sep):
-        yield file
-        return
-    with tempfile.TemporaryDirectory() as copies:
-        yield shutil.copy(file, copies)
-
-
-def run_pipeline(args: argparse.Namespace) -> int:
-    """Runs BasicSR's train_pipeline or test_pipeline with the current folder as root."""
-    is_train = args.command == 'train'
-    opt = read_options(args.opt)
-    # BasicSR's parse_options reads sys.argv
-    sys.argv = [f'basicsr {args.command}', '-opt', args.opt, '--launcher', args.launcher]
-    sys.argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
-    sys.argv += ['--force_yml', *args.force_yml] if args.force_yml else []
-    try:
-        apply_force_yml(opt, args.force_yml)
-        load_plugins()
-        check_options(opt, is_train)
-        if not args.auto_resume:  # what goes on from a training state needs no networks to start from
-            check_pretrained(opt['path'])
-        import torch
-
-        from basicsr import test, train
-        if not torch.cuda.is_available():
-            keep_freed_memory()
-        pipeline = train.train_pipeline if is_train else test.test_pipeline
-        with out_of_experiments(args.opt) as sys.argv[2]:
-            pipeline(os.getcwd())
-    except OptionError as error:
-        raise OptionError(args.opt, str(error)) from error
-    except Exception as error:
-        if args.debug or not failed_in_setup(error):
-            raise
-        message = f'BasicSR cannot set this up: {type(error).__name__}: {one_line(error)} (--debug shows where)'
-        raise OptionError(args.opt, message) from error
-
-    dist = torch.distributed
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()  # gloo can hang when one process leaves before the others
-        dist.destroy_process_group()
-    return 0
 
 
 def run_prepare(args: argparse.Namespace) -> int:
@@ -572,6 +509,10 @@ def terminable() -> Iterator[None]:
         return
 
     def stop(number: int, frame: Any) -> NoReturn:
+        while frame is not None:
+            if frame.f_globals.get('__name__') == 'importlib._bootstrap':
+                os._exit(128 + number)  # half-imported modules turn the exception into others; nothing is begun yet
+            frame = frame.f_back
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -588,7 +529,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: Arguments without the program's name. Default: those of the process.
 
     Returns:
-        Exit code: 0 done, 1 done but some files were left out, 2 a mistake in the options or arguments.
+        Exit code: 0 done; 1 done but some files were left out, or a run that was set up has failed; 2 a mistake in the
+            options or arguments.
     """
     args = build_parser().parse_args(argv)
     commands = dict(train=run_pipeline, test=run_pipeline, prepare=run_prepare, label=run_label, upscale=run_upscale)
@@ -602,6 +544,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except OptionError as error:
         print(f'basicsr: error: {error}', file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f'basicsr: error: {error}', file=sys.stderr)
+        return 1
     except OSError as error:
         if args.command in ('train', 'test'):
             raise

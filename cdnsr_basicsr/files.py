@@ -1,11 +1,16 @@
 """Files and folders that appear under their name only when they are complete."""
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
-from contextlib import contextmanager
+import socket
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterator, Optional, Union
+
+from .options import OptionError
 
 MAX_NAME = 255  # bytes of a file's name
 
@@ -68,3 +73,51 @@ def replace_folder_when_done(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+class RunLock:
+    """Makes a folder belong to one run at a time, on all machines that share its drive, where that can lock files.
+
+    The lock is a hidden file beside the folder, which the run may move away and make anew. It is the system's, so that
+    it ends with its process however that ends; the file alone locks nothing.
+
+    Args:
+        folder: What the run writes; it need not exist.
+
+    Raises:
+        OptionError: Another run has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder.with_name(f'.{folder.name}.lock')
+        self.descriptor: Optional[int] = None
+
+    def __enter__(self) -> RunLock:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                owner = os.read(descriptor, 200).decode(errors='replace').strip()
+                os.close(descriptor)
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise OptionError(
+                        str(self.folder), f'belongs to a run that is still going on{owner and f" ({owner})"}; wait '
+                        'for its end, or choose another name') from None
+                reason = f'cannot be locked on this drive ({error.strerror})'
+                print(f'{self.folder}: {reason}; start no second run of this name.', flush=True)
+                return self
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(self.file), os.fstat(descriptor)):
+                    break
+            os.close(descriptor)  # its owner has removed the file between the two calls
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
+        self.descriptor = descriptor
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if self.descriptor is not None:
+            self.file.unlink(missing_ok=True)
+            os.close(self.descriptor)

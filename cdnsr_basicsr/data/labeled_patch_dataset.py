@@ -1,10 +1,8 @@
-import math
 import torch
 from collections import Counter
 from os import path as osp
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import DATASET_REGISTRY
 from ..options import OptionError, check_keys, check_number
 from .labels import read_labels
@@ -43,14 +41,6 @@ class LabeledPatchDataset(PairedImageDataset):
         self.errors = [()] * len(self.paths)
         if opt.get('label_file') is not None:
             self._read_labels(opt)
-        batch_size, ratio = opt.get('batch_size_per_gpu', 1), opt.get('dataset_enlarge_ratio', 1)
-        world_size = get_dist_info()[1]
-        if opt.get('phase') == 'train' and math.ceil(len(self.paths) * ratio / world_size) < batch_size:
-            # BasicSR drops incomplete batches and would end the training without a single iteration
-            raise OptionError(
-                f"datasets.{opt.get('name', '')}", f'{len(self.paths)} patches x dataset_enlarge_ratio '
-                f'{ratio} fill no batch of {batch_size} in each of {world_size} processes; raise '
-                'dataset_enlarge_ratio')
 
     @staticmethod
     def check_options(opt, where):

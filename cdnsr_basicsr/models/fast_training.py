@@ -1,3 +1,4 @@
+import math
 import sys
 import torch
 from collections import OrderedDict
@@ -24,6 +25,7 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
     def __init__(self, opt):
         if opt.get('val'):  # progress is for eyes, not for log files
             opt['val'].setdefault('pbar', opt['rank'] == 0 and sys.stderr.isatty())
+        self.loss_sums = None
         super(FastTraining, self).__init__(opt)
 
     def to_device(self, tensor):
@@ -68,10 +70,20 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
     def keep_log(self, values):
         """Keeps what a step has to say, by name, on the device until it is asked for."""
         self.step_log = OrderedDict((name, value.detach()) for name, value in values.items())
+        losses = torch.stack([value.float() for name, value in self.step_log.items() if name.startswith('l_')])
+        self.loss_sums = losses if self.loss_sums is None else self.loss_sums + losses
 
     def get_current_log(self):
-        """What the last step has kept, as numbers; means over the processes."""
-        self.log_dict = self.reduce_loss_dict(self.step_log)
+        """What the last step has kept, as numbers; means over the processes. A loss that was not finite in one of the
+        steps since the last time is not finite here.
+        """
+        names = [name for name in self.step_log if name.startswith('l_')]
+        sums = {} if self.loss_sums is None else dict(zip(names, self.loss_sums))
+        log = self.reduce_loss_dict({**self.step_log, **{f'sum of {name}': value for name, value in sums.items()}})
+        for name in sums:
+            if not math.isfinite(log.pop(f'sum of {name}')):
+                log[name] = math.nan
+        self.log_dict, self.loss_sums = log, None
         return self.log_dict
 
     def tested_net(self):

@@ -14,11 +14,8 @@ from pathlib import Path
 
 from cdnsr_basicsr.checkpoint import load_network
 
-ENV = {
-    **os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2]),
-    'OMP_NUM_THREADS': '1',
-    'CUDA_VISIBLE_DEVICES': ''
-}
+ROOT = Path(__file__).resolve().parents[2]
+ENV = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
 def start(*command, **kwargs):

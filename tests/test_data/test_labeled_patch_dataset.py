@@ -94,9 +94,6 @@ def test_without_label_file_labels_are_minus_one(block):
         'lable_file': 'x'
     }, 'lable_file: unknown key; accepted: balance, batch_size_per_gpu'),
     ({
-        'batch_size_per_gpu': 500
-    }, 'fill no batch of 500 in each of 1 processes; raise dataset_enlarge_ratio'),
-    ({
         'gt_size': 36
     }, 'gt_size: expected an integer from 4 to 32, but got 36'),
     ({

@@ -1,0 +1,144 @@
+"""Several processes: whatever starts them, and what becomes of the others when one is lost."""
+import copy
+import os
+import pytest
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import torch
+from pathlib import Path
+
+from tests.test_cli.test_pipeline import ENV, ROOT, iterations
+
+
+@pytest.fixture
+def opt(train_opt):
+    """A training of BasicSR's own parts, with a data loader worker."""
+    opt = copy.deepcopy(train_opt)
+    opt.update(model_type='SRModel', network_g=opt['network_g']['branches'][0])
+    del opt['tile'], opt['train']['class_opt'], opt['train']['average_opt']
+    opt['datasets']['train'].update(type='PairedImageDataset', num_worker_per_gpu=1, batch_size_per_gpu=2)
+    opt['logger'].update(use_tb_logger=False)
+    opt['val'].update(val_freq=4)
+    return opt
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
+
+
+def start(command, **env):
+    env = {**ENV, **env}
+    return subprocess.Popen(
+        list(map(str, command)), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def by_hand(name, launcher='pytorch', **more):
+    """Two processes without any program that looks after them."""
+    port, processes = str(free_port()), []
+    for rank in ('0', '1'):
+        env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port, **more)
+        command = [sys.executable, '-m', 'cdnsr_basicsr', 'train', '-opt', name, '--launcher', launcher]
+        processes.append(start(command, **env))
+    return processes
+
+
+def outputs(processes, timeout=120):
+    try:
+        return [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_dist_train(work, opt, write):
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    command = ['bash', ROOT / 'scripts/dist_train.sh', 2, write(opt)]
+    output, = outputs([start(command, PATH=path)])
+    assert iterations(output) == [1, 2, 3, 4], output
+    assert (work / 'experiments/tiny/models/net_g_latest.pth').is_file()
+
+
+@pytest.mark.parametrize('program', [('-m', 'cdnsr_basicsr'), ('command', )])
+def test_torchrun(work, opt, write, program):
+    if program == ('command', ):  # as pip writes it
+        Path('basicsr_command').write_text('import sys\nfrom cdnsr_basicsr.cli import main\n'
+                                           'if __name__ == "__main__":\n    sys.exit(main())\n')
+        program = ('basicsr_command', )
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    output, = outputs([start([*torchrun, *program, 'train', '-opt', write(opt), '--launcher', 'pytorch'])])
+    assert iterations(output) == [1, 2, 3, 4], output
+    assert (work / 'experiments/tiny/models/net_g_latest.pth').is_file()
+
+
+def test_without_torchrun(work, opt, write):
+    processes = by_hand(write(opt))
+    first, second = outputs(processes)
+    assert [process.returncode for process in processes] == [0, 0], first + second
+    assert iterations(first) == [1, 2, 3, 4] and iterations(second) == []
+
+
+def test_slurm(work, opt, write):
+    Path('bin').mkdir()
+    Path('bin/scontrol').write_text('#!/bin/sh\necho 127.0.0.1\n')
+    Path('bin/scontrol').chmod(0o755)
+    port, processes = str(free_port()), []
+    for rank in ('0', '1'):
+        env = dict(SLURM_PROCID=rank, SLURM_NTASKS='2', SLURM_NODELIST='node[1-2]', MASTER_PORT=port)
+        env['PATH'] = f'{work}/bin:{os.environ["PATH"]}'
+        command = [sys.executable, '-m', 'cdnsr_basicsr', 'train', '-opt', write(opt), '--launcher', 'slurm']
+        processes.append(start(command, **env))
+    first, second = outputs(processes)
+    assert [process.returncode for process in processes] == [0, 0], first + second
+    assert iterations(first) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize('lost', [0, 1])
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_rank_is_named_and_ends_the_others(work, opt, write, lost, how):
+    opt['train'].update(total_iter=100000)
+    opt['train']['scheduler'].update(periods=[100000])
+    opt['logger'].update(save_checkpoint_freq=5)
+    opt['val'].update(val_freq=100000)
+    processes = by_hand(write(opt), BASICSR_RANK_TIMEOUT='8')
+    states = work / 'experiments/tiny/training_states'
+    while all(process.poll() is None for process in processes) and not list(states.glob('*.state')):
+        time.sleep(0.05)
+    begin = time.monotonic()
+    os.kill(processes[lost].pid, how)
+    other = processes[1 - lost]
+    output = other.communicate(timeout=60)[0]
+    seconds = time.monotonic() - begin
+    processes[lost].kill()
+    processes[lost].communicate()
+    last = output.strip().splitlines()[-1]
+    assert other.returncode == 1, output
+    assert last.startswith(f'basicsr: error: rank {lost} has given no sign of life for '), output
+    assert 'Traceback' not in output.split('Start training')[-1]
+    assert seconds < 20  # of 8 that were asked for, on a busy machine
+    newest = max(states.glob('[0-9]*.state'), key=lambda path: int(path.stem))
+    assert torch.load(newest, weights_only=True)['iter'] == int(newest.stem)
+
+
+def test_a_rank_that_ends_tells_the_others_why(work, opt, write):
+    # one process sees other data than the other, as on a machine whose drive is missing
+    shutil.copytree('datasets/train', 'elsewhere')
+    processes = by_hand(write(opt), BASICSR_RANK_TIMEOUT='8')
+    assert [output.count('iter:') for output in outputs(processes)] == [4, 0]
+    port = str(free_port())
+    processes = []
+    for rank, ratio in (('0', '10'), ('1', '0.01')):
+        env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+        command = [sys.executable, '-m', 'cdnsr_basicsr', 'train', '-opt', 'opt.yml', '--launcher', 'pytorch']
+        command += ['--force_yml', f'datasets:train:dataset_enlarge_ratio={ratio}']
+        processes.append(start(command, BASICSR_RANK_TIMEOUT='8', **env))
+    first, second = outputs(processes)
+    assert [process.returncode for process in processes] == [1, 2], first + second
+    assert 'fill no batch of 2' in second.strip().splitlines()[-1]
+    last = first.strip().splitlines()[-1]
+    assert last.startswith('basicsr: error: rank 1 has ended: datasets.train: 36 images x '), first
