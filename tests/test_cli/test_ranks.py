@@ -2,7 +2,6 @@
 import copy
 import os
 import pytest
-import shutil
 import signal
 import socket
 import subprocess
@@ -116,9 +115,9 @@ def test_a_lost_rank_is_named_and_ends_the_others(work, opt, write, lost, how):
     seconds = time.monotonic() - begin
     processes[lost].kill()
     processes[lost].communicate()
-    last = output.strip().splitlines()[-1]
-    assert other.returncode == 1, output
-    assert last.startswith(f'basicsr: error: rank {lost} has given no sign of life for '), output
+    said = [line for line in output.splitlines() if line.startswith('basicsr: error: ')]
+    assert other.returncode == 1 and len(said) == 1, output
+    assert said[0].startswith(f'basicsr: error: rank {lost} has given no sign of life for '), output
     assert 'Traceback' not in output.split('Start training')[-1]
     assert seconds < 20  # of 8 that were asked for, on a busy machine
     newest = max(states.glob('[0-9]*.state'), key=lambda path: int(path.stem))
@@ -126,12 +125,9 @@ def test_a_lost_rank_is_named_and_ends_the_others(work, opt, write, lost, how):
 
 
 def test_a_rank_that_ends_tells_the_others_why(work, opt, write):
-    # one process sees other data than the other, as on a machine whose drive is missing
-    shutil.copytree('datasets/train', 'elsewhere')
-    processes = by_hand(write(opt), BASICSR_RANK_TIMEOUT='8')
-    assert [output.count('iter:') for output in outputs(processes)] == [4, 0]
-    port = str(free_port())
-    processes = []
+    # one process has fewer data than the other, as on a machine with a half-copied dataset
+    write(opt)
+    port, processes = str(free_port()), []
     for rank, ratio in (('0', '10'), ('1', '0.01')):
         env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
         command = [sys.executable, '-m', 'cdnsr_basicsr', 'train', '-opt', 'opt.yml', '--launcher', 'pytorch']
@@ -140,5 +136,4 @@ def test_a_rank_that_ends_tells_the_others_why(work, opt, write):
     first, second = outputs(processes)
     assert [process.returncode for process in processes] == [1, 2], first + second
     assert 'fill no batch of 2' in second.strip().splitlines()[-1]
-    last = first.strip().splitlines()[-1]
-    assert last.startswith('basicsr: error: rank 1 has ended: datasets.train: 36 images x '), first
+    assert 'basicsr: error: rank 1 has ended: datasets.train: 36 images x ' in first
