@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
 from .options import OptionError, OptionLoader, force_yml_value, parse_force_yml
-from .zoo import find_checkpoint
 
 
 def _fill_functional_tensor(module: types.ModuleType) -> None:
@@ -211,13 +210,19 @@ def _model_to_any_device(original: Callable) -> Callable:
     return model_to_device
 
 
-def _loads_by_name(original: Callable) -> Callable:
-    """Lets `pretrain_network_*` name a model where BasicSR knows paths only."""
+def _load_network(self, net, load_path: str, strict: bool = True, param_key: Optional[str] = 'params') -> None:
+    """BasicSR's load_network knows paths only, of .pth files that hold weights under `param_key`, and takes any values.
 
-    def load_network(self, net, load_path, *args: Any, **kwargs: Any) -> None:
-        original(self, net, find_checkpoint(load_path), *args, **kwargs)
+    Here it is whatever a checkpoint may be for a command: also a model's name, a .safetensors, weights as they are.
+    """
+    from basicsr.utils import get_root_logger
+    from .checkpoint import load_weights, start_weights
 
-    return load_network
+    net = self.get_bare_model(net)
+    weights = start_weights(load_path, param_key)
+    get_root_logger().info(f'Loading {type(net).__name__} from {load_path}.')
+    self._print_different_keys_loading(net, weights, strict)
+    load_weights(net, weights, type(net).__name__, load_path, strict)
 
 
 def _saved_when_complete(original: Callable, key: str) -> Callable:
@@ -275,6 +280,6 @@ def patch_basicsr() -> None:
     basicsr.train.load_resume_state = _load_resume_state
     for name, key in (('save_network', 'models'), ('save_training_state', 'training_states')):
         setattr(base_model.BaseModel, name, _saved_when_complete(getattr(base_model.BaseModel, name), key))
-    base_model.BaseModel.load_network = _loads_by_name(base_model.BaseModel.load_network)
+    base_model.BaseModel.load_network = _load_network
     base_model.BaseModel.resume_training = _resumes_progress(base_model.BaseModel.resume_training)
     base_model.BaseModel.model_to_device = _model_to_any_device(base_model.BaseModel.model_to_device)

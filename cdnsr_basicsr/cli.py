@@ -16,7 +16,7 @@ from . import __version__, load_plugins
 from .memory import keep_freed_memory
 from .options import (OptionError, apply_force_yml, check_keys, check_number, check_options, one_line, read_options,
                       read_routing)
-from .zoo import check_pretrained, describe, shipped_models
+from .zoo import describe, shipped_models
 
 CHECKPOINT = 'checkpoint of the network, or name of a model (basicsr models)'
 
@@ -285,6 +285,7 @@ def run_pipeline(args: argparse.Namespace) -> int:
         load_plugins()
         check_options(opt, is_train)
         if not args.auto_resume:  # what goes on from a training state needs no networks to start from
+            from .checkpoint import check_pretrained
             check_pretrained(opt['path'])
         import torch
 

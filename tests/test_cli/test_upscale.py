@@ -724,6 +724,7 @@ MISTAKES = [
     (('-o', ''), '-o: expected a path, but got nothing'),
     (('-m', 'nowhere.pth'), 'nowhere.pth: no such checkpoint file'),
     (('-m', 'in'), 'in: no such checkpoint file'),
+    (('-m', './in'), './in: is a folder; expected a checkpoint'),
     (('-m', 'file'), 'file: not a readable checkpoint ('),
     (('-m', ''), '-m: a checkpoint is needed: -m MODEL, or -opt FILE that names one'),
     (('-opt', 'nowhere.yml'), 'nowhere.yml: no such option file'),
@@ -793,7 +794,7 @@ def test_a_network_that_upscales_nothing_is_refused(run, capsys):
     block = dict(type='PatchClassifier', num_classes=3, num_feat=8)
     save_checkpoint(dict(params=build_network(dict(block)).state_dict(), network_g=block), 'bad.pth')
     assert run('-m', 'bad.pth') == 2
-    assert one_line(capsys).startswith('basicsr: error: bad.pth: PatchClassifier makes ')
+    assert one_line(capsys).startswith('basicsr: error: bad.pth: network_g.type: PatchClassifier is no network that')
 
 
 def test_option_files(run, models, capsys, monkeypatch):
