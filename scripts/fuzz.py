@@ -296,7 +296,7 @@ ZERO = {
     'batch_size_per_gpu', 'gt_size', 'val_freq', 'print_freq', 'save_checkpoint_freq', 'scale', 'upscale', 'num_feat'
 }
 TEXTS = [  # YAML that is refused as such, or is none
-    'a: &a [x, x]\n' + ''.join(f'{chr(98 + i)}: &{chr(98 + i)} [{", ".join(9 * [f"*{chr(97 + i)}"])}]\n' for i in range(20)),
+    'a0: &a0 [x, x]\n' + ''.join(f'a{i + 1}: &a{i + 1} [{9 * f"*a{i}, "}]\n' for i in range(20)),
     100000 * '[', 'a: !!python/object/apply:os.system ["touch owned"]\n', 'name: a\nname: b\n', 'a: ' + 5000 * '9',
     'a: \0\n', '- a\n', '', '? [a]\n: b\n', 'a: {b: *c}\n', '&a [*a]\n', '%YAML 9.9\n---\na: 1\n', '\ud83d'
 ]  # yapf: disable
@@ -399,7 +399,7 @@ def wrong_weights() -> list:
 
 
 def wrong_descriptions() -> list:
-    """Changes of the content of a checkpoint after which it does not describe its network; no training looks at this."""
+    """Changes of the content of a checkpoint after which it does not describe its network. No training looks."""
     changes = []
     for value in (0, '4', 10**9, -4, None, [4], math.nan):
         changes += [set_in('scale', value), set_in('network_g', 'upscale', value)]
@@ -479,7 +479,7 @@ class Campaign:
         self.memory = args.memory * 2**20
         self.bases = work / 'bases'
 
-    def prepare(self) -> None:
+    def make_bases(self) -> None:
         """Makes the right inputs, and the results of right checkpoints to compare with."""
         torch.manual_seed(0)
         for name, size in (('gt', 96), ('lq', 24)):
@@ -554,7 +554,7 @@ class Campaign:
                     for half in (numbers[::2], numbers[1::2]):
                         self.pictures(command, half)
                 return
-            refused = ended.code == 2  # the folder as a whole, as of calibrate: its other pictures are still to be tried
+            refused = ended.code == 2  # the folder as a whole, as of calibrate: the others are still to be tried
             for number, name in list(left.items()):
                 results = [path for path in (folder / 'out').rglob(f'{Path(name).stem}*') if self.is_picture(path)]
                 if name in ended.output and not results:
@@ -671,7 +671,7 @@ def main(argv: Optional[list] = None) -> int:
     with tempfile.TemporaryDirectory(prefix='fuzz_') as work:
         os.environ['XDG_CACHE_HOME'] = os.path.join(work, 'cache')
         campaign = Campaign(args, Path(work))
-        campaign.prepare()
+        campaign.make_bases()
         workers = []
         for share in range(args.jobs):
             workers.append(os.fork())
