@@ -123,9 +123,8 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
     BasicSR moves it to the current CUDA device, which fails where there is none, and takes the newest file name,
     which after a kill may be a half-written file.
     """
-    import torch
-
     from basicsr.utils import check_resume
+    from .checkpoint import read_pth
 
     paths = []
     if opt['auto_resume']:
@@ -139,9 +138,9 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
             print(f'{path} is not complete, trying the state before it.', flush=True)
             continue
         try:
-            state = torch.load(path, map_location='cpu', weights_only=True)
+            state = read_pth(str(path))
             iteration = state['iter']
-        except Exception as error:  # what the unpickler raises has no common type
+        except (OptionError, OSError, KeyError, TypeError) as error:  # it cannot be read, or holds something else
             reason = ' '.join(str(error).split())[:200]
             raise OptionError('path.resume_state', f'{path} cannot be loaded: {reason}') from error
         opt['path']['resume_state'] = str(path)
