@@ -763,9 +763,10 @@ def test_only_branches_can_be_chosen_from(run, capsys, flag):
     ('network_g', None, 'has no network_g block; give the option file it was trained with by -opt'),
     ('network_g', 'x', "network_g: expected a block of options with a key 'type'"),
     ('network_g', dict(type='Nix'), "network_g.type: unknown type 'Nix'; accepted: "),
-    ('network_g', dict(fsrcnn(4, 2), num_feat='x'), 'network_g: makes no network: TypeError: '),
+    ('network_g', dict(fsrcnn(4, 2),
+                       num_feat='x'), "network_g.num_feat: expected an integer from 1 to 65536, but got 'x'"),
     ('network_g', pixels_block(3), 'does not fit the network SinglePixels: '),
-    ('network_g', dict(cdnsr_block(), branches=3), 'network_g: makes no network: TypeError: '),
+    ('network_g', dict(cdnsr_block(), branches=3), 'network_g.branches: expected a list of 2 to 5 branches, but got 3'),
     ('params', None, "expected 'params' or 'params_ema', but found network_g, scale"),
     ('params', 5, 'holds no weights: expected a dict of tensors'),
 ])
