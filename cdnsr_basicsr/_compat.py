@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
 from .options import OptionError, OptionLoader, force_yml_value, parse_force_yml
-from .zoo import find_checkpoint
 
 
 def _fill_functional_tensor(module: types.ModuleType) -> None:
@@ -125,9 +124,8 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
     BasicSR moves it to the current CUDA device, which fails where there is none, and takes the newest file name,
     which after a kill may be a half-written file.
     """
-    import torch
-
     from basicsr.utils import check_resume
+    from .checkpoint import read_pth
 
     paths = []
     if opt['auto_resume']:
@@ -141,9 +139,9 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
             print(f'{path} is not complete, trying the state before it.', flush=True)
             continue
         try:
-            state = torch.load(path, map_location='cpu', weights_only=True)
+            state = read_pth(str(path))
             iteration = state['iter']
-        except Exception as error:  # what the unpickler raises has no common type
+        except (OptionError, OSError, KeyError, TypeError) as error:  # it cannot be read, or holds something else
             reason = ' '.join(str(error).split())[:200]
             raise OptionError('path.resume_state', f'{path} cannot be loaded: {reason}') from error
         opt['path']['resume_state'] = str(path)
@@ -212,13 +210,19 @@ def _model_to_any_device(original: Callable) -> Callable:
     return model_to_device
 
 
-def _loads_by_name(original: Callable) -> Callable:
-    """Lets `pretrain_network_*` name a model where BasicSR knows paths only."""
+def _load_network(self, net, load_path: str, strict: bool = True, param_key: Optional[str] = 'params') -> None:
+    """BasicSR's load_network knows paths only, of .pth files that hold weights under `param_key`, and takes any values.
 
-    def load_network(self, net, load_path, *args: Any, **kwargs: Any) -> None:
-        original(self, net, find_checkpoint(load_path), *args, **kwargs)
+    Here it is whatever a checkpoint may be for a command: also a model's name, a .safetensors, weights as they are.
+    """
+    from basicsr.utils import get_root_logger
+    from .checkpoint import load_weights, start_weights
 
-    return load_network
+    net = self.get_bare_model(net)
+    weights = start_weights(load_path, param_key)
+    get_root_logger().info(f'Loading {type(net).__name__} from {load_path}.')
+    self._print_different_keys_loading(net, weights, strict)
+    load_weights(net, weights, type(net).__name__, load_path, strict)
 
 
 def _saved_when_complete(original: Callable, key: str) -> Callable:
@@ -336,6 +340,6 @@ def patch_basicsr() -> None:
     basicsr.train.load_resume_state = _load_resume_state
     for name, key in (('save_network', 'models'), ('save_training_state', 'training_states')):
         setattr(base_model.BaseModel, name, _saved_when_complete(getattr(base_model.BaseModel, name), key))
-    base_model.BaseModel.load_network = _loads_by_name(base_model.BaseModel.load_network)
+    base_model.BaseModel.load_network = _load_network
     base_model.BaseModel.resume_training = _resumes_as_configured(base_model.BaseModel.resume_training)
     base_model.BaseModel.model_to_device = _model_to_any_device(base_model.BaseModel.model_to_device)

@@ -1,20 +1,42 @@
 """Self-describing checkpoints: BasicSR's weights plus what is needed to build the network."""
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
+import os
 import torch
+import warnings
+import zipfile
 from collections.abc import Mapping
+from contextlib import contextmanager
 from os import path as osp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
-from typing import Any, Optional, Union
+from torch.nn.modules import module as torch_module
+from torch.overrides import TorchFunctionMode
+from typing import Any, Iterator, Optional, Union
 
 from .files import replace_when_done
-from .options import OptionError, check_network, one_line, read_options
+from .inference.engine import geometry
+from .options import OptionError, check_network, find_type, one_line, read_options
 from .zoo import find_checkpoint
 
+OURS = __name__.split('.')[0]
 ABOUT = ('network_g', 'scale')  # what a checkpoint says of itself
+CHECKSUM = 'sha256'  # in the metadata of a .safetensors, which has no checksums of its own
+WRAPPERS = ('params_ema', 'params', 'state_dict', 'model_state_dict', 'model', 'sd')  # what weights are found under
+PREFIXES = ('module.', '_orig_mod.')  # that DistributedDataParallel and torch.compile put before names of weights
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+WHOLE = (torch.int64, torch.int32, torch.bool)  # counters and indices among the buffers
+MOST_UNPACKED = 2**28  # bytes that compressed records may unpack to; torch.save compresses nothing
+MOST_SHARED = 16  # times that a stored number may be used; more would be weights out of nothing
+MOST_SCALE = 64
+SMALL = 2**12  # values of a tensor
+MOST_DEPTH, MOST_VALUES, MOST_LETTERS = 16, 10000, 200  # of a description
+# BasicSR's archs that make a larger image of one image. The others are for video, faces, noise, flow or features
+UPSCALE_IMAGES = ('ECBSR', 'EDSR', 'MSRResNet', 'RCAN', 'RRDBNet', 'SRVGGNetCompact', 'SwinIR')
 
 
 def save_checkpoint(content: dict, path: str) -> None:
@@ -33,7 +55,17 @@ def save_checkpoint(content: dict, path: str) -> None:
             return
         about = {key: json.dumps(content[key]) for key in ABOUT}
         tensors = {key: value.detach().clone().contiguous() for key, value in content['params'].items()}
+        about[CHECKSUM] = digest(tensors, about)
         temporary.write_bytes(save(tensors, {'format': 'pt', **about}))  # save_file would hide it from other users
+
+
+def digest(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> str:
+    """SHA-256 of weights and what is said of them."""
+    sha256 = hashlib.sha256(json.dumps([about.get(key) for key in ABOUT]).encode())
+    for key in sorted(tensors):
+        sha256.update(f'{key} {tensors[key].dtype} {tuple(tensors[key].shape)}'.encode())
+        sha256.update(tensors[key].contiguous().flatten().view(torch.uint8).numpy())
+    return sha256.hexdigest()
 
 
 def read_safetensors(path: str) -> dict:
@@ -43,9 +75,53 @@ def read_safetensors(path: str) -> dict:
             metadata = file.metadata() or {}
             content: dict = {key: json.loads(metadata[key]) for key in ABOUT if key in metadata}
             content['params'] = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError, RuntimeError) as error:
         raise OptionError(path, f'not a readable .safetensors file: {one_line(error)}') from error
+    if CHECKSUM in metadata and metadata[CHECKSUM] != digest(content['params'], metadata):
+        raise OptionError(path, f'is damaged: it is not what was written (its {CHECKSUM} is another)')
     return content
+
+
+def read_pth(path: str) -> Any:
+    """Content of a .pth file, without running code from it."""
+    with open(path, 'rb') as file:
+        if file.read(4) == b'PK\3\4':  # not of torch before 1.6
+            check_archive(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of kinds of tensors that are refused later
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # what the unpickler raises on a broken file has no common type
+        kind = type(error).__name__  # torch's own words advise to load it in an unsafe way
+        raise OptionError(
+            path, f'not a readable checkpoint ({kind}); accepted are files of weights that '
+            'torch.load reads with weights_only=True') from error
+
+
+def check_archive(path: str) -> None:
+    """Compares what torch.save has written with its checksums, which torch.load does not look at.
+
+    Raises:
+        OptionError: The file is damaged, or unpacks to very much more than its size.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            unpacked = sum(record.file_size for record in records if record.compress_type != zipfile.ZIP_STORED)
+            if unpacked > MOST_UNPACKED:
+                raise OptionError(
+                    path, f'is compressed and would unpack to {unpacked} bytes; accepted are '
+                    f'{MOST_UNPACKED}, or files as torch.save writes them, not compressed')
+            packed = sum(record.compress_size for record in records)
+            if packed > os.path.getsize(path):
+                raise OptionError(path, f'is damaged: its records would have {packed} bytes')
+            damaged = archive.testzip()
+    except OptionError:
+        raise
+    except Exception as error:  # of any type, as the damage wants it
+        raise OptionError(path, f'is damaged: {one_line(error) or type(error).__name__}') from error
+    if damaged is not None:
+        raise OptionError(path, f'is damaged: {damaged} is not what was written (its checksum is another)')
 
 
 def plain(value: Any) -> Any:
@@ -64,18 +140,12 @@ def load_checkpoint(path: str) -> dict:
         path: A file, or a model's name; see find_checkpoint.
 
     Raises:
-        OptionError: The file is missing or no checkpoint.
+        OptionError: The file is missing, damaged or no checkpoint.
     """
     path = find_checkpoint(path)
-    if osp.splitext(path)[1] == '.safetensors':
-        return read_safetensors(path)
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # what the unpickler raises on a broken file has no common type
-        kind = type(error).__name__  # torch's own words advise to load it in an unsafe way
-        raise OptionError(
-            path, f'not a readable checkpoint ({kind}); accepted are files of weights that '
-            'torch.load reads with weights_only=True') from error
+    if not os.path.getsize(path):
+        raise OptionError(path, 'is empty')
+    content = read_safetensors(path) if osp.splitext(path)[1] == '.safetensors' else read_pth(path)
     if not isinstance(content, dict):
         raise OptionError(path, f'expected a dict of weights, but got {type(content).__name__}')
     return content
@@ -113,7 +183,10 @@ def load_described(path: Optional[str], opt_path: Optional[str] = None) -> tuple
         raise OptionError(
             opt_path or path, 'has no network_g block; give the option file it was trained with by -opt, '
             'or make it describe itself by basicsr convert')
-    return build(block, weights_of(content, path), opt_path or path, path), plain(block)
+    net = build(block, weights_of(content, path), opt_path or path, path)
+    if not opt_path:
+        check_scale(content, block, path)
+    return net, plain(block)
 
 
 def load_branches(opt_path: str) -> list[nn.Module]:
@@ -138,44 +211,261 @@ def load_branches(opt_path: str) -> list[nn.Module]:
     ]
 
 
-def weights_of(content: dict, path: str) -> dict[str, torch.Tensor]:
-    """The weights in the content of a checkpoint, the EMA ones if there are any.
+def weights_of(content: dict, path: str, key: Optional[str] = None) -> dict[str, torch.Tensor]:
+    """The weights in the content of a checkpoint, whatever they are wrapped in; the EMA ones if there are any.
+
+    Args:
+        content: Of the checkpoint `path`.
+        key: What to look under first.
+
+    Returns:
+        Weights by name, in float32; the others are counters and indices.
 
     Raises:
-        OptionError: It holds none.
+        OptionError: It holds none, or tensors that are no weights.
     """
-    weights = content.get('params_ema', content.get('params'))
-    if weights is None:
-        raise OptionError(path, f"expected 'params' or 'params_ema', but found {', '.join(list(content)[:5])}")
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    state: Any = content
+    for _ in range(4):
+        if not isinstance(state, dict):
+            raise OptionError(path, 'holds no weights: expected a dict of tensors')
+        names = [name for name in (key, *WRAPPERS) if not isinstance(state.get(name), (torch.Tensor, type(None)))]
+        if not names:
+            break
+        state = state[names[0]]
+    tensors = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
+    if state is content and not (state and tensors):
+        raise OptionError(path, f"expected 'params' or 'params_ema', but found {names_of(content)}")
+    if not tensors:
         raise OptionError(path, 'holds no weights: expected a dict of tensors')
-    return {str(key)[7:] if str(key).startswith('module.') else str(key): value for key, value in weights.items()}
+    weights = {}
+    for name, value in state.items():
+        if not (isinstance(name, str) and len(name) <= MOST_LETTERS and name.isprintable()):
+            raise OptionError(path, f'holds no weights: expected names of layers, but got {repr(name)[:50]}')
+        for prefix in PREFIXES:
+            name = name[len(prefix):] if name.startswith(prefix) else name
+        check_tensor(name, value, path)
+        weights[name] = value.detach().to(torch.float32) if value.is_floating_point() else value
+    stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    if sum(value.numel() * value.itemsize for value in state.values()) > MOST_SHARED * sum(stored.values()):
+        raise OptionError(path, 'holds no weights: its tensors are larger than what is stored of them')
+    return weights
+
+
+def names_of(content: dict) -> str:
+    """A few of the names that a checkpoint holds, in a line."""
+    return ', '.join(' '.join(str(name).split())[:50] for name in list(content)[:5]) or 'nothing'
+
+
+def check_tensor(name: str, value: torch.Tensor, path: str) -> None:
+    """Refuses what no network's weights are."""
+    kind = str(value.dtype).rsplit('.', 1)[-1]
+    if value.layout != torch.strided or value.is_nested:
+        kind = f'sparse or nested {kind}'
+    elif value.is_quantized:
+        kind = f'quantised {kind}'
+    elif value.device.type != 'cpu':
+        kind = f'{kind} without values'
+    elif value.dtype in (*FLOATS, *WHOLE):
+        return
+    accepted = ', '.join(str(dtype).rsplit('.', 1)[-1] for dtype in FLOATS)
+    raise OptionError(path, f'{name} is {kind}; accepted are dense tensors of {accepted}')
+
+
+def start_weights(path: str, key: Optional[str] = None) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint to start from, of any network; see `weights_of`.
+
+    Raises:
+        OptionError: It cannot be read, or they are not finite.
+    """
+    weights = weights_of(load_checkpoint(path), path, key)
+    check_finite(weights, path)
+    return weights
+
+
+def check_pretrained(paths: Mapping[str, Any]) -> None:
+    """Refuses checkpoints to start from that cannot be found or loaded.
+
+    Args:
+        paths: The block `path` of an option file.
+    """
+    for key, value in paths.items():
+        if 'pretrain_network' not in str(key) or value is None:
+            continue
+        param_key = paths.get(str(key).replace('pretrain_network', 'param_key'))
+        for item in value if isinstance(value, list) else [value]:
+            if item is None:  # a branch without weights
+                continue
+            if not isinstance(item, str):
+                raise OptionError(f'path.{key}', f'expected a checkpoint, but got {item!r}')
+            try:
+                start_weights(item, param_key if isinstance(param_key, str) else None)
+            except OptionError as error:
+                raise OptionError(f'path.{key}', str(error)) from error
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], path: str) -> None:
+    """Refuses weights that are infinite or no numbers."""
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise OptionError(path, f'holds values that are not finite in {name}; its training has failed')
+
+
+def check_described(block: Any, where: str) -> None:
+    """Refuses a description of other than plain values, or longer than any network's: a file can hold an endless one.
+
+    Raises:
+        OptionError: Before anything has gone through it by recursion.
+    """
+    rest, values = [(block, 0)], 0
+    while rest:
+        value, depth = rest.pop()
+        values += 1
+        if isinstance(value, (Mapping, list, tuple)):
+            if values + len(value) > MOST_VALUES or depth == MOST_DEPTH:
+                raise OptionError(
+                    where, f'describes no network: it is nested in more than {MOST_DEPTH} levels or '
+                    f'has more than {MOST_VALUES} values')
+            items = [*value, *value.values()] if isinstance(value, Mapping) else value
+            rest += [(item, depth + 1) for item in items]
+        elif not isinstance(value, (str, int, float, type(None))):
+            raise OptionError(where, f'describes no network: holds a value of type {type(value).__name__}')
+        elif isinstance(value, str) and not (len(value) <= MOST_LETTERS and value.isprintable()):
+            raise OptionError(where, f'describes no network: holds a text of {len(value)} letters or unprintable ones')
+        elif isinstance(value, int) and abs(value) > 2**63:
+            raise OptionError(where, 'describes no network: holds a number of more than 63 bits')
+
+
+def check_scale(content: dict, block: Mapping, path: str) -> None:
+    """Refuses a scale that is none, or not that of the network which the same file describes."""
+    if 'scale' not in content:
+        return
+    scale, upscale = content['scale'], block.get('upscale', block.get('scale'))
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    if not number or not 1 <= scale <= MOST_SCALE:
+        raise OptionError(path, f'scale: expected a number from 1 to {MOST_SCALE}, but got {repr(scale)[:50]}')
+    if upscale not in (None, scale):
+        raise OptionError(path, f'scale: is {scale}, but its network_g is of x{upscale}')
+
+
+def check_upscales(block: Mapping, where: str) -> None:
+    """Refuses networks, and branches of networks, that make no larger image of one image.
+
+    Of archs that neither BasicSR nor this package has nothing is known; see `try_upscaling`.
+    """
+    from basicsr.utils.registry import ARCH_REGISTRY
+    arch = find_type(ARCH_REGISTRY, block, where)
+    package, takes = arch.__module__.split('.')[0], inspect.signature(arch).parameters
+    if (package == 'basicsr' and arch.__name__ not in UPSCALE_IMAGES) or (package == OURS and 'upscale' not in takes):
+        raise OptionError(f'{where}.type', f'{block["type"]} is no network that makes a larger image of an image')
+    branches = block.get('branches')
+    for i, branch in enumerate(branches if isinstance(branches, list) else ()):
+        check_upscales(branch, f'{where}.branches[{i}]')
+
+
+def try_upscaling(net: nn.Module, where: str) -> None:
+    """Refuses a network of an arch that is not known here, and makes no larger image of an image."""
+    for part in (net, *getattr(net, 'branches', ())):
+        if type(part).__module__.split('.')[0] not in ('basicsr', OURS):
+            try:
+                geometry(part)
+            except Exception as error:  # of any type, as the network puts it
+                raise OptionError(f'{where}.type', one_line(error)) from error
+
+
+class WithoutMemory(TorchFunctionMode):
+    """Within it, the larger tensors that networks are made of have shapes only, as on the device meta. The smaller ones
+    keep their values, which some archs compute with: SwinIR its depths, ECBSR its scales."""
+    FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Optional[dict] = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FACTORIES and kwargs.get('device') is None:
+            outline = func(*args, **{**kwargs, 'device': 'meta'})
+            if outline.numel() > SMALL:
+                return outline
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def no_larger_than(weights: Mapping[str, torch.Tensor], misfit: OptionError) -> Iterator[None]:
+    """Stops the building of a network that cannot be that of these weights, since it has many more."""
+    # some is built and thrown away, some is shared or computed
+    most = [4 * len(weights) + 1000, 4 * sum(value.numel() for value in weights.values()) + 10**7]
+
+    def count(parent: nn.Module, name: str, weight: Optional[nn.Parameter]) -> None:
+        most[0] -= 1
+        most[1] -= 0 if weight is None else weight.numel()
+        if min(most) < 0:
+            raise misfit
+
+    hook = torch_module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def load_weights(net: nn.Module,
+                 weights: Mapping[str, torch.Tensor],
+                 name: str,
+                 path: str,
+                 strict: bool = True) -> None:
+    """Loads weights into a network.
+
+    Raises:
+        OptionError: They are those of another network.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # an outline takes over nothing
+            net.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        lines = str(error).splitlines()[1:] or [str(error)]
+        raise OptionError(path, f'does not fit the network {name}: {lines[0].strip()[:200]}') from None
+    for key, value in net.state_dict().items():
+        if key in weights and value.is_floating_point() != weights[key].is_floating_point():
+            kinds = [str(tensor.dtype).rsplit('.', 1)[-1] for tensor in (value, weights[key])]
+            raise OptionError(path, f'does not fit the network {name}: {key} is {kinds[1]}, not {kinds[0]}')
 
 
 def build(block: Any, weights: dict[str, torch.Tensor], described_by: str, path: str) -> nn.Module:
-    """Builds a network in evaluation mode from its option block and all of its weights.
+    """Builds a network that upscales in evaluation mode from its option block and all of its weights.
+
+    Its shapes are compared with those of the weights before anything of its size is allocated.
 
     Args:
         block: network_g of the file `described_by`.
         weights: Weights of the file `path`.
 
     Raises:
-        OptionError: The block describes no network, or one of other weights.
+        OptionError: The block describes no network that upscales, or one of other weights.
     """
     from basicsr.archs import build_network
 
-    check_network(block, f'{described_by}: network_g')
+    where = f'{described_by}: network_g'
+    check_described(block, where)
+    check_upscales(block, where)
+    check_network(block, where)
+    misfit = OptionError(
+        path, f'does not fit the network {block["type"]}: it would have many more weights than the '
+        f'{len(weights)} tensors of the file')
     try:
-        net = build_network(block)
+        with no_larger_than(weights, misfit):
+            try:
+                with WithoutMemory():
+                    outline = build_network(block)
+            except OptionError:
+                raise
+            except Exception:  # an arch that wants to see values; or it has wrong arguments, and the next line raises
+                outline = None
+            if outline is not None:
+                load_weights(outline, weights, block['type'], path)
+            net = build_network(block)
+    except OptionError:
+        raise
     except Exception as error:  # wrong arguments of networks show in errors of any type
-        raise OptionError(f'{described_by}: network_g', f'makes no network: {type(error).__name__}: '
-                          f'{one_line(error)}') from error
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise OptionError(
-            path, f'does not fit the network {block["type"]}: {str(error).splitlines()[1].strip()[:200]}') from None
-    for name, weight in net.state_dict().items():
-        if not torch.isfinite(weight).all():
-            raise OptionError(path, f'holds values that are not finite in {name}; its training has failed')
-    return net.eval()
+        raise OptionError(where, f'makes no network: {type(error).__name__}: {one_line(error)}') from error
+    load_weights(net, weights, block['type'], path)
+    check_finite(net.state_dict(), path)
+    try_upscaling(net.eval(), where)
+    return net

@@ -21,8 +21,9 @@ from .inference.pixel_engine import is_pixel_routed
 from .inference.runtime import BACKENDS, ExportedErrorPredictor, ExportedNetwork, ExportedPart, installed, precisions
 from .options import OptionError, check_choice, check_keys, check_number, one_line
 
-FORMAT = 1  # of the folder; another number when its readers would misunderstand it
+FORMAT = 2  # of the folder; another number when its readers would misunderstand it
 DESCRIPTION = 'export.json'
+MOST_BYTES = 2**24  # of the description
 FILE_NAME = re.compile(r'classifier\.onnx|branch_\d\.onnx|export\.json')
 OPSET = 17
 TILE = 64  # side of the tile that multiply-accumulates are counted for
@@ -99,8 +100,15 @@ def export(net: nn.Module,
                 content['errors'] = dict(rule=ERRORS, price=net.classifier.price, costs=net.classifier.costs.tolist())
             content['routing'] = dict(rule=RULE, costs=upscaler.costs.tolist())
         content['about'] = about or {}
+        content['sha256'] = digest(content)
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
         return compare(net, {backend: load_exported(folder, backend) for backend in backends})
+
+
+def digest(content: dict) -> str:
+    """SHA-256 of what a description says, but for this number itself."""
+    said = {key: value for key, value in content.items() if key != 'sha256'}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def parts_of(net: nn.Module) -> dict[str, nn.Module]:
@@ -221,16 +229,20 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
     """
     folder = Path(folder)
     path = folder / DESCRIPTION
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OptionError(str(path), f'describes no exported network: {one_line(error)}') from error
     where = str(path)
+    try:
+        with path.open('rb') as file:
+            content = json.loads(file.read(MOST_BYTES))
+        sha256 = digest(content) if isinstance(content, dict) else ''
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionError(where, f'describes no exported network: {one_line(error)}') from error
     if isinstance(content, dict) and content.get('format') != FORMAT:
-        raise OptionError(where,
-                          f'expected format {FORMAT}, but got {content.get("format")!r}; export the network again')
-    keys = ('format', 'scale', 'channels', 'multiple', 'tile', 'branches')
+        raise OptionError(
+            where, f'expected format {FORMAT}, but got {repr(content.get("format"))[:50]}; export the network again')
+    keys = ('format', 'scale', 'channels', 'multiple', 'tile', 'branches', 'sha256')
     check_keys(content, (*keys, 'classifier', 'errors', 'routing', 'about'), where, keys)
+    if content['sha256'] != sha256:
+        raise OptionError(where, 'is not what was exported (its sha256 is another); export the network again')
     for key, most in (('scale', 64), ('multiple', 1024), ('tile', 4096)):
         check_number(content[key], f'{where}: {key}', 1, most, integer=True)
     check_choice(content['channels'], f'{where}: channels', (1, 3))
@@ -268,6 +280,8 @@ def read_part(folder: Path, block: Any, name: str, where: str) -> bytes:
     check_number(block['macs'], f'{where}: {name}.macs', 0, integer=True)
     check_choice(block['file'], f'{where}: {name}.file', (f'{name}.onnx', ))
     path = folder / block['file']
+    if not path.is_file():  # of a pipe nothing might ever come
+        raise OptionError(str(path), 'no such file, which the exported network needs')
     try:
         data = path.read_bytes()
     except OSError as error:

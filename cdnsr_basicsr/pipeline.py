@@ -23,7 +23,6 @@ from .files import RunLock
 from .memory import keep_freed_memory
 from .options import OptionError, apply_force_yml, check_options, one_line, read_options
 from .ranks import RankWatch
-from .zoo import check_pretrained
 
 # BasicSR's and our functions that turn an option file into objects
 SETUP = {
@@ -59,6 +58,7 @@ def run_pipeline(args: Namespace) -> int:
             load_plugins()
             check_options(opt, is_train)
             if not args.auto_resume:  # what goes on from a training state needs no networks to start from
+                from .checkpoint import check_pretrained
                 check_pretrained(opt['path'])
             import torch
 

@@ -9,7 +9,7 @@ import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Union
+from typing import Iterable, Optional, Union
 
 from .options import OptionError
 
@@ -71,6 +71,9 @@ def find_checkpoint(name_or_path: Union[str, os.PathLike]) -> str:
     if os.path.isfile(path):
         return path
     if not path or os.path.dirname(path) or os.path.splitext(path)[1]:
+        if os.path.exists(path):
+            kind = 'is a folder' if os.path.isdir(path) else 'is no file that could be read'
+            raise OptionError(given, f'{kind}; expected a checkpoint')
         raise OptionError(given, 'no such checkpoint file')
     for suffix in SUFFIXES:
         if (PRETRAINED / f'{path}{suffix}').is_file():
@@ -107,26 +110,6 @@ def known(name: str, names: set[str]) -> str:
     nearest = difflib.get_close_matches(name, names, n=1)
     meant = f'did you mean {nearest[0]}? ' if nearest else ''
     return f'{meant}known: {", ".join(sorted(names))}'
-
-
-def check_pretrained(paths: Mapping[str, Any]) -> None:
-    """Refuses checkpoints to start from that cannot be found.
-
-    Args:
-        paths: The block `path` of an option file.
-    """
-    for key, value in paths.items():
-        if 'pretrain_network' not in key or value is None:
-            continue
-        for item in value if isinstance(value, list) else [value]:
-            if item is None:  # a branch without weights
-                continue
-            if not isinstance(item, str):
-                raise OptionError(f'path.{key}', f'expected a checkpoint, but got {item!r}')
-            try:
-                find_checkpoint(item)
-            except OptionError as error:
-                raise OptionError(f'path.{key}', str(error)) from error
 
 
 def describe(models: Iterable[ShippedModel]) -> str:

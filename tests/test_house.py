@@ -18,7 +18,7 @@ OPTIONS = sorted((ROOT / 'options').glob('*.yml'))
 ALLOWED = {
     '__init__': {'_compat', 'archs', 'data', 'losses', 'models', 'options'},
     '__main__': {'cli'},
-    '_compat': {'options', 'zoo'},
+    '_compat': {'checkpoint', 'options'},
     'archs': set(),
     'losses': set(),
     'complexity': set(),
@@ -26,7 +26,7 @@ ALLOWED = {
     'files': set(),
     'options': set(),
     'zoo': {'options'},
-    'checkpoint': {'files', 'options', 'zoo'},
+    'checkpoint': {'files', 'inference', 'options', 'zoo'},
     'evaluation': {'data', 'options'},
     'inference': {'complexity', 'files'},
     'benchmark': {

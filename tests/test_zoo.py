@@ -12,7 +12,7 @@ from pathlib import Path
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.models.base_model import BaseModel
-from cdnsr_basicsr import cli, zoo
+from cdnsr_basicsr import checkpoint, cli, zoo
 from cdnsr_basicsr.calibration import calibration_path
 from cdnsr_basicsr.checkpoint import load_checkpoint, load_network
 from cdnsr_basicsr.evaluation import read_pairs, to_image, to_tensor
@@ -132,9 +132,10 @@ def test_an_unknown_name_is_told_what_there_is(folder, shipped, monkeypatch, cap
     with pytest.raises(OptionError, match='name; known: mine, tiny'):
         find_checkpoint('0')
     with pytest.raises(OptionError, match=r'^path.pretrain_network_t: fsrcnn: no such .* did you mean tiny_fsrcnn\?'):
-        zoo.check_pretrained(dict(pretrain_network_g='tiny_cdnsr', pretrain_network_t='fsrcnn', resume_state='x'))
+        checkpoint.check_pretrained(
+            dict(pretrain_network_g='tiny_cdnsr', pretrain_network_t='fsrcnn', resume_state='x'))
     with pytest.raises(OptionError, match='^path.pretrain_network_branches: expected a checkpoint, but got 5$'):
-        zoo.check_pretrained(dict(pretrain_network_branches=['tiny_fsrcnn', 5]))
+        checkpoint.check_pretrained(dict(pretrain_network_branches=['tiny_fsrcnn', 5]))
 
 
 def test_a_changed_file_is_refused(folder, shipped, capsys):

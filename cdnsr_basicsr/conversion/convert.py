@@ -6,7 +6,7 @@ from torch import nn
 from typing import Callable, NamedTuple, Optional
 
 from basicsr.archs import build_network
-from ..checkpoint import build, load_checkpoint, load_described, load_network, plain, save_checkpoint
+from ..checkpoint import build, load_checkpoint, load_described, load_network, plain, save_checkpoint, weights_of
 from ..files import replace_when_done
 from ..options import OptionError, one_line
 from . import Found, State, classsr, etds, pcsr, slice_to
@@ -67,26 +67,6 @@ class Converted(NamedTuple):
         return self.block.get('upscale', self.block.get('scale', 4))
 
 
-def state_of(content: dict, path: str) -> State:
-    """The weights in the content of a file.
-
-    Raises:
-        OptionError: It holds something else.
-    """
-    state = unwrapped(content)
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise OptionError(path, f'holds no dict of weights, but {", ".join(map(str, list(state)[:5])) or "nothing"}')
-    return state
-
-
-def unwrapped(content: dict) -> dict:
-    """What a checkpoint holds as weights, whatever they are wrapped in."""
-    for key in ('params_ema', 'params', 'state_dict', 'model', 'sd'):
-        if isinstance(content.get(key), dict):
-            return unwrapped(content[key])
-    return {str(key)[7:] if str(key).startswith('module.') else str(key): value for key, value in content.items()}
-
-
 def recognise(content: dict, path: str, family: str = 'auto', upscale: Optional[int] = None) -> tuple[str, Found]:
     """Finds out what network a file holds.
 
@@ -99,7 +79,9 @@ def recognise(content: dict, path: str, family: str = 'auto', upscale: Optional[
     Raises:
         OptionError: It is of no known family.
     """
-    state = state_of(content, path)
+    state, published = weights_of(content, path), content.get('model')
+    if isinstance(published, dict):
+        content = dict(content, model=dict(published, sd=state))
     for name, candidate in FAMILIES.items():
         if family in ('auto', name):
             try:

@@ -8,7 +8,6 @@ from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..checkpoint import load_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.engine import RoutedUpscaler
 from ..inference.tiling import PATCH_SIZE
@@ -121,7 +120,6 @@ class CDNSRModel(FastTraining, SRModel):
                 branch.compile()
 
     def _load_pretrained(self, net, path, label):
-        load_checkpoint(path)  # says in one line what is wrong with a file
         self.load_network(net, path, self.opt['path'].get(f'strict_load_{label}', True), 'params_ema')
 
     def _build_losses(self):

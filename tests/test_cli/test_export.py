@@ -69,7 +69,7 @@ def test_the_folder_says_what_it_holds(models):
     assert sorted(os.listdir(
         models / 'routed')) == ['branch_0.onnx', 'branch_1.onnx', 'branch_2.onnx', 'classifier.onnx', 'export.json']
     assert sorted(os.listdir(models / 'plain')) == ['branch_0.onnx', 'export.json']
-    assert (content['format'], content['scale'], content['channels'], content['multiple']) == (1, 2, 3, 1)
+    assert (content['format'], content['scale'], content['channels'], content['multiple']) == (2, 2, 3, 1)
     assert content['about']['source'] == 'routed.pth' and content['about']['network_g']['type'] == 'CDNSR'
     net = build_network(content['about']['network_g'])
     assert [block['macs'] for block in content['branches']] == [count_macs(branch, 64, 64) for branch in net.branches]
@@ -162,20 +162,23 @@ def test_missing_packages_are_named(models, picture, tmp_path, monkeypatch, caps
     assert upscale(models / 'plain', picture).shape == (142, 188, 3)  # running needs the runtime only
 
 
-def changed(folder, tmp_path, **entries):
-    """A copy of an exported folder with another description."""
+def changed(folder, tmp_path, sign=True, **entries):
+    """A copy of an exported folder with another description, which has the checksum that it should have if `sign`."""
     out = tmp_path / 'changed'
     shutil.copytree(folder, out)
     path = out / 'export.json'
     content = json.loads(path.read_text())
     content.update(entries)
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    content = {key: value for key, value in content.items() if value is not None}
+    if sign:
+        content['sha256'] = export.digest(content)
+    path.write_text(json.dumps(content))
     return out
 
 
 @pytest.mark.parametrize('entries,message', [
-    (dict(format=2), 'expected format 1, but got 2; export the network again'),
-    (dict(format=None), 'expected format 1, but got None'),
+    (dict(format=1), 'expected format 2, but got 1; export the network again'),
+    (dict(format=None), 'expected format 2, but got None'),
     (dict(scale=0), 'scale: expected an integer from 1 to 64, but got 0'),
     (dict(scale='2'), "scale: expected an integer from 1 to 64, but got '2'"),
     (dict(channels=4), 'channels: accepted: 1, 3; got 4'),
@@ -194,6 +197,21 @@ def test_a_wrong_description_is_one_line(models, picture, tmp_path, capsys, entr
     assert message in one_line(capsys)
 
 
+@pytest.mark.parametrize('key', ['scale', 'channels', 'multiple', 'tile', 'branches', 'routing', 'about', 'sha256'])
+def test_every_edit_of_a_description_is_noticed(models, picture, tmp_path, capsys, key):
+    """Also of what would be taken for a network: other costs route tiles otherwise."""
+    content = json.loads((models / 'routed/export.json').read_text())
+    value = content[key]
+    value = dict(
+        branches=lambda: [*value[:-1], dict(value[-1], macs=1)],
+        routing=lambda: dict(value, costs=[0, 0, 0]),
+        about=lambda: {},
+        sha256=lambda: value[:-1]).get(key, lambda: value + 1)()
+    assert upscale(changed(models / 'routed', tmp_path, sign=False, **{key: value}), picture) == 2
+    assert one_line(capsys).endswith('export.json: is not what was exported (its sha256 is another); export the '
+                                     'network again')
+
+
 def test_broken_folders_are_one_line(models, picture, tmp_path, capsys):
     folder = tmp_path / 'broken'
     shutil.copytree(models / 'routed', folder)
@@ -203,7 +221,10 @@ def test_broken_folders_are_one_line(models, picture, tmp_path, capsys):
     assert 'branch_1.onnx: is not the file that was exported' in one_line(capsys)
     (folder / 'branch_1.onnx').unlink()
     assert upscale(folder, picture) == 2
-    assert 'branch_1.onnx: cannot be read: No such file or directory' in one_line(capsys)
+    assert 'branch_1.onnx: no such file, which the exported network needs' in one_line(capsys)
+    os.mkfifo(folder / 'branch_1.onnx')  # nothing would ever come out of it
+    assert upscale(folder, picture) == 2
+    assert 'branch_1.onnx: no such file, which the exported network needs' in one_line(capsys)
     (folder / 'export.json').write_text('{"format": 1')
     assert upscale(folder, picture) == 2
     assert 'export.json: describes no exported network: ' in one_line(capsys)
@@ -212,7 +233,7 @@ def test_broken_folders_are_one_line(models, picture, tmp_path, capsys):
     assert 'expected a block of options, but got []' in one_line(capsys)
     (folder / 'export.json').unlink()
     assert upscale(folder, picture) == 2
-    assert 'broken: no such checkpoint file' in one_line(capsys)
+    assert 'broken: is a folder; expected a checkpoint' in one_line(capsys)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

@@ -203,3 +203,46 @@ def test_training_steps_are_timed_side_by_side(tmp_path):
             for row in rows][::2] == ['published way', 'batched', 'default, bfloat16', 'default, classifier frozen']
     for _, ms, images, _ in rows:
         assert float(ms) > 0 and abs(float(images) * float(ms) / 2000 - 1) < 0.1
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
+def test_a_small_campaign_of_damage_counts_every_case(tmp_path):
+    done = python('fuzz.py', '--pictures', '8', '--options', '6', '--checkpoints', '6', '--seed', '1', cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split(' | ') for line in done.stdout.splitlines() if line.startswith('| ')][2:]
+    cases = dict.fromkeys(('picture', 'option', 'checkpoint'), 0)
+    for kind, command, count, *ends in rows:
+        cases[kind[2:]] += int(count) if command != 'calibrate' or kind[2:] != 'picture' else 0
+        assert sum(map(int, (end.rstrip(' |') for end in ends))) == int(count)
+    assert cases == dict(picture=16, option=6, checkpoint=6)  # pictures go through upscale and prepare
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
+def test_a_campaign_finds_each_kind_of_bad_end(tmp_path):
+    """The same judge, of commands that end as they never should."""
+    (tmp_path / 'judge.py').write_text(f'''
+import os, sys, time
+sys.path.insert(0, {str(ROOT / 'scripts')!r})
+import fuzz
+from pathlib import Path
+
+def end(main, seconds=30):
+    fuzz.cli.main = main
+    return fuzz.said(fuzz.run(['x'], Path('.'), seconds, 2**30))
+
+def says(text, code):
+    return lambda argv: print(text, file=sys.stderr) or code
+
+print(end(says('', 0)), end(says('basicsr: error: x: is wrong', 2)), end(says('Failed: x: broken', 1)),
+      end(says('basicsr: error: x: BasicSR cannot set this up: TypeError', 2)), end(says('', 2)),
+      end(lambda argv: 1 / 0), end(lambda argv: bytearray(2**31)), end(lambda argv: os.abort()),
+      end(lambda argv: time.sleep(99), 1), sep=', ')
+seeds = fuzz.pictures()
+cases = [[fuzz.picture(seeds, n, seed) for n in range(20)] for seed in (0, 0, 1)]
+print(cases[0] == cases[1], cases[0] == cases[2])
+''')
+    env = dict(ENV, PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, 'judge.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        'right, one line, one line, unclear line, traceback, traceback, traceback, crash, hang', 'True False'
+    ], done.stderr

@@ -724,6 +724,7 @@ MISTAKES = [
     (('-o', ''), '-o: expected a path, but got nothing'),
     (('-m', 'nowhere.pth'), 'nowhere.pth: no such checkpoint file'),
     (('-m', 'in'), 'in: no such checkpoint file'),
+    (('-m', './in'), './in: is a folder; expected a checkpoint'),
     (('-m', 'file'), 'file: not a readable checkpoint ('),
     (('-m', ''), '-m: a checkpoint is needed: -m MODEL, or -opt FILE that names one'),
     (('-opt', 'nowhere.yml'), 'nowhere.yml: no such option file'),
@@ -762,9 +763,10 @@ def test_only_branches_can_be_chosen_from(run, capsys, flag):
     ('network_g', None, 'has no network_g block; give the option file it was trained with by -opt'),
     ('network_g', 'x', "network_g: expected a block of options with a key 'type'"),
     ('network_g', dict(type='Nix'), "network_g.type: unknown type 'Nix'; accepted: "),
-    ('network_g', dict(fsrcnn(4, 2), num_feat='x'), 'network_g: makes no network: TypeError: '),
+    ('network_g', dict(fsrcnn(4, 2),
+                       num_feat='x'), "network_g.num_feat: expected an integer from 1 to 65536, but got 'x'"),
     ('network_g', pixels_block(3), 'does not fit the network SinglePixels: '),
-    ('network_g', dict(cdnsr_block(), branches=3), 'network_g: makes no network: TypeError: '),
+    ('network_g', dict(cdnsr_block(), branches=3), 'network_g.branches: expected a list of 2 to 5 branches, but got 3'),
     ('params', None, "expected 'params' or 'params_ema', but found network_g, scale"),
     ('params', 5, 'holds no weights: expected a dict of tensors'),
 ])
@@ -793,7 +795,7 @@ def test_a_network_that_upscales_nothing_is_refused(run, capsys):
     block = dict(type='PatchClassifier', num_classes=3, num_feat=8)
     save_checkpoint(dict(params=build_network(dict(block)).state_dict(), network_g=block), 'bad.pth')
     assert run('-m', 'bad.pth') == 2
-    assert one_line(capsys).startswith('basicsr: error: bad.pth: PatchClassifier makes ')
+    assert one_line(capsys).startswith('basicsr: error: bad.pth: network_g.type: PatchClassifier is no network that')
 
 
 def test_option_files(run, models, capsys, monkeypatch):

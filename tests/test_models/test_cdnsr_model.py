@@ -4,6 +4,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+import zipfile
 from collections import OrderedDict
 from torch.utils.data import DataLoader, Dataset
 
@@ -218,6 +219,20 @@ def test_a_complete_state_that_cannot_be_loaded_is_an_error(opt, tmp_path):
     make(opt).save(0, 8)
     torch.save({'iter': 10, 'function': print}, tmp_path / 'training_states' / '10.state')
     with pytest.raises(OptionError, match='10.state cannot be loaded'):
+        load_resume_state({**opt, 'auto_resume': True})
+
+
+def test_a_state_with_a_flipped_bit_is_an_error(opt, tmp_path):
+    """torch.load would take it; the checksums of the archive tell."""
+    make(opt).save(0, 8)
+    path = tmp_path / 'training_states' / '8.state'
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+    data[largest.header_offset + 1000] ^= 1
+    path.write_bytes(data)
+    torch.load(path, weights_only=True)
+    with pytest.raises(OptionError, match='8.state cannot be loaded: .*is damaged: .* is not what was written'):
         load_resume_state({**opt, 'auto_resume': True})
 
 
