@@ -1,11 +1,24 @@
 """Reading option files and refusing wrong ones with one clear line."""
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
 import yaml
-from typing import Any, Iterable, Mapping, Optional
+from typing import Any, Iterable, Iterator, Mapping, Optional
+
+# what no network of use goes beyond; a mistake or a broken file does
+MAX_SCALE = 16
+MAX_DEPTH = 1000  # blocks, also those of all groups together
+MAX_NUMBER = 2**16
+MAX_LAYERS = 50000
+MAX_WEIGHTS = 2**30
+# arguments that say how often something is repeated
+DEPTHS = ('depths', 'num_block', 'num_blocks', 'num_group', 'num_map', 'num_conv', 'num_mlp', 'num_layer', 'num_d',
+          'n_layers_d', 'num_extract_block', 'num_reconstruct_block')
+# arguments of BasicSR's networks that are fractions, though their defaults are written as integers
+FRACTIONS = ('res_scale', 'max_residue_magnitude', 'narrow')
 
 
 class OptionError(ValueError):
@@ -23,6 +36,12 @@ class OptionError(ValueError):
 def one_line(error: BaseException) -> str:
     """What an error says, short and without line breaks."""
     return ' '.join(str(error).split())[:300]
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it, in a line of bounded length."""
+    text = repr(value)
+    return text if len(text) <= 100 else f'{text[:100]} ...'
 
 
 class OptionLoader(yaml.SafeLoader):
@@ -116,7 +135,7 @@ def check_keys(block: Any, accepted: Iterable[str], where: str, required: Iterab
         OptionError: With the place, the key and what is accepted.
     """
     if not isinstance(block, Mapping):
-        raise OptionError(where, f'expected a block of options, but got {block!r}')
+        raise OptionError(where, f'expected a block of options, but got {shown(block)}')
     accepted = list(accepted)
     for key in block:
         if key not in accepted:
@@ -127,19 +146,26 @@ def check_keys(block: Any, accepted: Iterable[str], where: str, required: Iterab
 
 
 def check_number(value: Any, where: str, low: float, high: Optional[float] = None, integer: bool = False) -> None:
-    """Refuses a value that is no number (an integer, if asked for) in [low, high]."""
+    """Refuses a value that is no finite number (an integer, if asked for) in [low, high]."""
     kinds = (int, ) if integer else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
-    if not fits:
-        span = f'at least {low}' if high is None else f'from {low} to {high}'
-        raise OptionError(where, f'expected {"an integer" if integer else "a number"} {span}, but got {value!r}')
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value < float('inf')
+    if not fits or value == float('-inf') or (high is not None and value > high):
+        span = f' at least {low}' if low > float('-inf') else ''
+        span = span if high is None else f' from {low} to {high}'
+        raise OptionError(where, f'expected {"an integer" if integer else "a number"}{span}, but got {shown(value)}')
 
 
 def check_choice(value: Any, where: str, accepted: Iterable[Any]) -> None:
     """Refuses a value that is none of those accepted."""
     accepted = list(accepted)
     if value not in accepted:
-        raise OptionError(where, f'accepted: {", ".join(str(item) for item in accepted)}; got {value!r}')
+        raise OptionError(where, f'accepted: {", ".join(str(item) for item in accepted)}; got {shown(value)}')
+
+
+def check_flag(value: Any, where: str) -> None:
+    """Refuses a value that is neither true nor false; 'no', 0 and 1 are none of them."""
+    if not isinstance(value, bool):
+        raise OptionError(where, f'accepted: true, false; got {shown(value)}')
 
 
 def check_routing(block: Any, where: str) -> None:
@@ -147,7 +173,7 @@ def check_routing(block: Any, where: str) -> None:
     check_keys(block, ('k', 'adaptive', 'refinement', 'budget'), where)
     check_number(block.get('k', 0), f'{where}.k', float('-inf'))
     for key in ('adaptive', 'refinement'):
-        check_choice(block.get(key, False), f'{where}.{key}', [True, False])
+        check_flag(block.get(key, False), f'{where}.{key}')
     if block.get('budget') is not None:
         check_number(block['budget'], f'{where}.budget', 0)
         if block.get('k') or block.get('adaptive'):
@@ -165,9 +191,9 @@ def read_routing(path: str) -> dict:
 def find_registered(registry: Any, name: Any, where: str) -> Any:
     """The class or function of this name in one of BasicSR's registries."""
     for candidate in (name, f'{name}_basicsr'):
-        if candidate in registry:
+        if isinstance(name, str) and candidate in registry:
             return registry.get(candidate)
-    raise OptionError(where, f'unknown type {name!r}; accepted: {", ".join(sorted(registry.keys()))}')
+    raise OptionError(where, f'unknown type {shown(name)}; accepted: {", ".join(sorted(registry.keys()))}')
 
 
 def find_type(registry: Any, block: Any, where: str) -> Any:
@@ -194,18 +220,145 @@ def check_arguments(target: Any, block: Mapping, where: str, given: Iterable[str
     check_keys(arguments, accepted, where, sorted(required))
 
 
+def of_basicsr_or_ours(target: Any) -> bool:
+    """Whether a class or function is known here, so that its arguments may be judged by their names."""
+    return (inspect.getmodule(target) or inspect).__name__.split('.')[0] in ('basicsr', __name__.split('.')[0])
+
+
+def check_argument(value: Any, default: Any, where: str, exact: bool) -> None:
+    """Refuses a network's argument of another kind than its default, and numbers that no network has.
+
+    Args:
+        value: What the block says.
+        default: The constructor's; `Parameter.empty` if it has none.
+        where: The argument's place, for messages. Its last part is its name.
+        exact: Whether an integer as default means that the argument is one; in the networks of others it may not.
+    """
+    name, required = where.rsplit('.', 1)[-1], default is inspect.Parameter.empty
+    counted = name.startswith('num_') or name.endswith('_channels')
+    if name in ('upscale', 'scale'):
+        check_number(value, where, 1, MAX_SCALE, integer=exact)
+    elif isinstance(default, (tuple, list)):
+        if not isinstance(value, (tuple, list)) or len(value) > MAX_DEPTH:
+            raise OptionError(where, f'expected a list of numbers such as {list(default)}, but got {shown(value)}')
+        integer = all(isinstance(item, int) for item in default)
+        for i, item in enumerate(value):
+            check_number(item, f'{where}[{i}]', int(integer) or -MAX_NUMBER, MAX_NUMBER, integer=integer)
+    elif name in DEPTHS and default is not None:
+        check_number(value, where, 0, MAX_DEPTH, integer=True)
+    elif name.endswith('_path') and value is not None:
+        check_path(value, where)
+    elif isinstance(default, bool) or (required and name.startswith('with_')):
+        check_flag(value, where)
+    elif isinstance(default, str) or (required and name.endswith('_type')):
+        if not isinstance(value, str) and not (default == '' and value is None):
+            raise OptionError(where, f'expected a word, but got {shown(value)}')
+    elif isinstance(default, (int, float)) or counted:
+        integer = counted or (exact and isinstance(default, int) and name not in FRACTIONS)
+        check_number(value, where, int(counted) or -MAX_NUMBER, MAX_NUMBER, integer=integer)
+    elif isinstance(default, type) and not required:
+        raise OptionError(where, 'takes a class, which an option file cannot name; leave it out')
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        check_number(value, where, -MAX_NUMBER, MAX_NUMBER)
+    elif isinstance(value, Mapping) and exact:
+        raise OptionError(where, f'expected a value or a list, but got {shown(value)}')
+
+
+def upscales(target: Any) -> bool:
+    """Whether a network's constructor takes a scale, as those of all networks for super-resolution do."""
+    return not {'upscale', 'scale'}.isdisjoint(inspect.signature(target).parameters)
+
+
 def check_network(block: Any, where: str) -> None:
-    """Checks a network block and the networks inside it (branches, classifier) against their constructors."""
+    """Checks a network block and the networks inside it against their constructors, without building anything.
+
+    Kinds of values follow from the constructors' defaults. Numbers have to be plausible: scales of 1 to MAX_SCALE,
+    depths of at most MAX_DEPTH, also multiplied, others of at most MAX_NUMBER. The networks that `branches` and
+    `backbone` name must be ones that upscale, a `classifier` one that classifies.
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
     from basicsr.utils.registry import ARCH_REGISTRY
-    given = ('num_classes', ) if where.endswith('.classifier') else ()
-    check_arguments(find_type(ARCH_REGISTRY, block, where), block, where, given)
+    target = find_type(ARCH_REGISTRY, block, where)
+    parameters, inner = inspect.signature(target).parameters, re.sub(r'\[\d+\]$', '', where).rsplit('.', 1)[-1]
+    if inner in ('branches', 'backbone') and not upscales(target):
+        raise OptionError(f'{where}.type', f'{block["type"]} is no network that upscales')
+    if inner == 'classifier' and 'num_classes' not in parameters:
+        raise OptionError(f'{where}.type', f'{block["type"]} is no classifier, which takes num_classes')
+    check_arguments(target, block, where, ('num_classes', ) if inner == 'classifier' else ())
+    depth = 1
     for key, value in block.items():
-        if isinstance(value, Mapping) and 'type' in value:
-            check_network(value, f'{where}.{key}')
-        elif isinstance(value, list):
+        place = f'{where}.{key}'
+        default = parameters[key].default if key in parameters else inspect.Parameter.empty
+        if key == 'branches':
+            if not isinstance(value, list) or not 2 <= len(value) <= 5:
+                raise OptionError(place, f'expected a list of 2 to 5 branches, but got {shown(value)}')
             for index, item in enumerate(value):
-                if isinstance(item, Mapping):
-                    check_network(item, f'{where}.{key}[{index}]')
+                if not isinstance(item, Mapping):
+                    raise OptionError(f'{place}[{index}]', f'expected a block with a type, but got {shown(item)}')
+                check_network(item, f'{place}[{index}]')
+        elif default is inspect.Parameter.empty and key in ('classifier', 'backbone'):
+            check_network(value, place)
+        elif isinstance(value, Mapping) and 'type' in value:
+            check_network(value, place)
+        elif key != 'type':
+            check_argument(value, default, place, of_basicsr_or_ours(target) and 'backbone' not in parameters)
+            if key in DEPTHS and value is not None:
+                depth *= max(1, sum(value) if isinstance(value, (tuple, list)) else value)
+    if depth > MAX_DEPTH:
+        raise OptionError(where, f'would be {depth} blocks deep; at most {MAX_DEPTH} are accepted')
+
+
+@contextlib.contextmanager
+def bounded_size(where: str) -> Iterator[None]:
+    """Refuses a network while it is being built, as soon as it has more than MAX_LAYERS layers or MAX_WEIGHTS weights.
+
+    It counts before weights are initialised, which is when their memory is first touched.
+    """
+    from torch.nn.modules import module
+    layers = weights = 0
+
+    def count_layer(parent: Any, name: str, layer: Any) -> None:
+        nonlocal layers
+        layers += 1
+        if layers > MAX_LAYERS:
+            raise OptionError(where, f'has more than {MAX_LAYERS} layers')
+
+    def count_weights(parent: Any, name: str, weight: Any) -> None:
+        nonlocal weights
+        weights += weight.numel() if weight is not None else 0
+        if weights > MAX_WEIGHTS:
+            raise OptionError(where, f'has more than {MAX_WEIGHTS} weights')
+
+    hooks = [
+        module.register_module_module_registration_hook(count_layer),
+        module.register_module_parameter_registration_hook(count_weights)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def built_network(block: Any, where: str) -> Any:
+    """Builds a network, of plausible size, from its checked block.
+
+    Raises:
+        OptionError: Its values do not go together, or it is too large.
+    """
+    from basicsr.archs import build_network
+    check_network(block, where)
+    try:
+        with bounded_size(where):
+            return build_network(block)
+    except OptionError:
+        raise
+    except Exception as error:  # wrong arguments of networks show in errors of any type
+        if isinstance(error, MemoryError) or 'allocate memory' in str(error):
+            raise OptionError(where, 'is larger than the memory') from error
+        raise OptionError(where, f'makes no network: {type(error).__name__}: {one_line(error)}') from error
 
 
 def check_loss(block: Any, where: str) -> None:
@@ -217,7 +370,7 @@ def check_loss(block: Any, where: str) -> None:
 def check_path(value: Any, where: str) -> None:
     """Refuses a path that does not exist."""
     if not isinstance(value, str):
-        raise OptionError(where, f'expected a path, but got {value!r}')
+        raise OptionError(where, f'expected a path, but got {shown(value)}')
     if not os.path.exists(os.path.expanduser(value)):
         raise OptionError(where, f'no such file or folder: {value}')
 

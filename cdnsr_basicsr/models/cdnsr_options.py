@@ -1,7 +1,7 @@
 """What an option file for CDNSRModel may hold."""
 from ..inference.engine import PRECISIONS
 from ..inference.tiling import PATCH_SIZE
-from ..options import OptionError, check_choice, check_keys, check_number, check_tested
+from ..options import OptionError, check_choice, check_flag, check_keys, check_number, check_tested
 
 DISTILLATION_LOSSES = ('kd', 'feature', 'csd', 'cs')
 # in the order in which they are summed and logged, and which part each one trains, if it is one part alone
@@ -144,7 +144,7 @@ def check_training(opt):
     check_choice(train_opt.get('precision', 'float32'), 'train.precision', list(PRECISIONS))
     check_choice(train_opt.get('balance', 'warn'), 'train.balance', ['warn', 'auto'])
     for key in ('channels_last', 'compile'):
-        check_choice(train_opt.get(key, False), f'train.{key}', [True, False])
+        check_flag(train_opt.get(key, False), f'train.{key}')
     if 'feature_extractor' in train_opt:
         check_keys(train_opt['feature_extractor'], KEYS['feature_extractor'], 'train.feature_extractor')
 

@@ -1,5 +1,5 @@
 """What an option file for FastSRModel may hold."""
-from ..options import OptionError, check_choice, check_tested
+from ..options import OptionError, check_choice, check_flag, check_tested
 from .cdnsr_options import check_blocks, check_loss_block
 
 # what FastSRModel and BasicSR's pipelines read, block by block
@@ -27,7 +27,7 @@ def check_training(train_opt):
         raise OptionError('train.pixel_opt', 'a pixel loss is needed')
     check_loss_block(train_opt['pixel_opt'], 'pixel')
     check_choice(train_opt.get('precision', 'float32'), 'train.precision', ['float32', 'bfloat16'])
-    check_choice(train_opt.get('channels_last', True), 'train.channels_last', [True, False])
+    check_flag(train_opt.get('channels_last', True), 'train.channels_last')
 
 
 def check_options(opt, is_train):

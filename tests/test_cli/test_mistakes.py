@@ -26,6 +26,7 @@ MISTAKES = [
     ('network_g:mixture', 'hard', 'network_g.mixture: accepted: gumbel, softmax'),
     ('network_g:branches:1:nf', 52, 'network_g.branches[1].nf: unknown key; accepted: num_feat, '),
     ('network_g:branches:2:type', 'CARN_L', "network_g.branches[2].type: unknown type 'CARN_L'"),
+    ('network_g:branches:0:num_feat', 'abc', 'network_g.branches[0].num_feat: expected an integer from 1 to 65536'),
     ('network_g:classifier:width', 8, 'network_g.classifier.width: unknown key; accepted: num_classes, num_feat'),
     ('network_g:classifier', None, "network_g: key 'classifier' is missing"),
     ('network_g:branches:0:upscale', 3, 'network_g.branches[0].upscale: must be 4'),
@@ -101,7 +102,6 @@ IN_BASICSR = [
     ('train:optim_g:type', 'Adamm', 'NotImplementedError: optimizer Adamm'),
     ('train:optim_g:beta', 1, 'TypeError'),
     ('train:scheduler:type', 'Cosine', 'NotImplementedError: Scheduler Cosine'),
-    ('network_g:branches:0:num_feat', 'abc', 'TypeError'),
 ]
 
 
