@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 from . import load_plugins
+from .checks import check_options
 from .files import RunLock
 from .memory import keep_freed_memory
-from .options import OptionError, apply_force_yml, check_options, one_line, read_options
+from .options import OptionError, apply_force_yml, one_line, read_options
 from .ranks import RankWatch
 from .zoo import check_pretrained
 
