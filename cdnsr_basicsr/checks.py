@@ -5,6 +5,7 @@ import copy
 import importlib.util
 import inspect
 import os
+import re
 from typing import Any, Callable, Iterable, Mapping
 
 from .options import (OptionError, check_argument, check_arguments, check_choice, check_flag, check_keys, check_list,
@@ -22,6 +23,16 @@ OPTIMIZERS = ('ASGD', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'NAdam',
 SCHEDULERS = ('CosineAnnealingRestartLR', 'MultiStepLR', 'MultiStepRestartLR')
 # BasicSR's models that have a discriminator
 GAN_MODELS = ('SRGANModel', 'HiFaceGANModel', 'StyleGAN2Model', 'VideoGANModel', 'VideoRecurrentGANModel')
+# what BasicSR's pipelines read, besides what models do; or no longer read, but its option files still say
+HEAD_KEYS = ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'path', 'train', 'val', 'logger',
+             'dist_params', 'find_unused_parameters', 'gpu_ids', 'set_CUDA_VISIBLE_DEVICES')
+TRAIN_KEYS = ('total_iter', 'warmup_iter', 'scheduler', 'fix_iter', 'net_d_iters', 'net_d_init_iters')
+PATH_KEYS = ('resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root', 'strict_load')
+# the degradation of RealESRGANModel and RealESRNetModel, at the top of their option files
+DEGRADATION = ('resize_prob', 'resize_range', 'gaussian_noise_prob', 'noise_range', 'poisson_scale_range',
+               'gray_noise_prob', 'jpeg_range', 'second_blur_prob', 'resize_prob2', 'resize_range2',
+               'gaussian_noise_prob2', 'noise_range2', 'poisson_scale_range2', 'gray_noise_prob2', 'jpeg_range2',
+               'gt_size')
 # what BasicSR's models and those of this package read of `val`
 VAL_KEYS = ('val_freq', 'save_img', 'save_map', 'pbar', 'metrics', 'suffix', 'flip_seq', 'center_frame_only',
             'num_val_samples', 'use_chop')
@@ -91,6 +102,15 @@ def bare_model(model: Any, **attributes: Any) -> Any:
     instance = object.__new__(model)
     vars(instance).update(attributes)
     return instance
+
+
+def check_known(model: Any, block: Mapping, where: str, accepted: Iterable[str]) -> None:
+    """Refuses keys that one of BasicSR's models, in the version at hand, does not read. Others are left to them."""
+    if model.__module__.split('.')[0] != 'basicsr':
+        return
+    source = ''.join(inspect.getsource(parent) for parent in inspect.getmro(model)[:-1])
+    read = set(re.findall(r"opt(?:\['train'\])?(?:\.get\(|\[)'(\w+)'", source))
+    check_keys(block, (read | set(accepted)) & (set(block) | set(accepted)), where)
 
 
 def check_optimizer(model: Any, block: Any, where: str) -> Any:
@@ -172,7 +192,7 @@ def check_scheduler(model: Any, block: Any, optimizer: Any, total: float, lr: fl
         raise OptionError(
             f'{where}.restart_weights', f'expected a weight for each of {count}, but got '
             f"{shown(block.get('restart_weights', [1]))}")
-    check_number(block.get('gamma', 0.1), f'{where}.gamma', 0, 10)
+    check_number(block.get('gamma', 0.1), f'{where}.gamma', 1e-9, 10)
     check_number(block.get('eta_min', 0), f'{where}.eta_min', 0, lr)
     check_whole(block.get('last_epoch', -1), f'{where}.last_epoch', -1, -1)
     if 'periods' in block and sum(block['periods']) < total:
@@ -220,7 +240,7 @@ def check_layers(value: Any, where: str, vgg_type: str, optional: bool) -> None:
 
 def check_metrics(model: Any, metrics: Any, datasets: Mapping) -> None:
     """Checks val.metrics: what would fail at the first validation, too."""
-    from basicsr.utils.registry import METRIC_REGISTRY
+    from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY
     if metrics is None:
         return
     check_keys(metrics, metrics, 'val.metrics')
@@ -246,8 +266,10 @@ def check_metrics(model: Any, metrics: Any, datasets: Mapping) -> None:
             check_choice(block.get('input_order', 'HWC'), f'{where}.input_order', ('HWC', ))
             check_choice(block.get('convert_to', 'y'), f'{where}.convert_to', WORDS['convert_to'])
         for key, data in datasets.items():
-            if not str(key).startswith('train') and 'img2' in parameters and data.get('dataroot_gt') is None:
-                raise OptionError(where, f'compares with GT, but datasets.{key} has none (dataroot_gt)')
+            without = data.get('dataroot_gt') is None or 'SingleImageDataset' in names_in(
+                find_type(DATASET_REGISTRY, data, f'datasets.{key}'))
+            if not str(key).startswith('train') and 'img2' in parameters and without:
+                raise OptionError(where, f"compares with GT, but datasets.{key}, a {data['type']}, has none")
 
 
 def check_validation(model: Any, block: Any, is_train: bool, datasets: Mapping) -> None:
@@ -292,9 +314,19 @@ def check_logger(block: Any) -> None:
             raise OptionError('logger.wandb.project', 'needs the package wandb: pip install wandb')
 
 
-def check_paths(block: Any) -> None:
-    """Checks the values of the block `path`, except whether checkpoints can be found."""
+def check_paths(model: Any, block: Any, networks: Iterable[str]) -> None:
+    """Checks the block `path`, except whether checkpoints can be found.
+
+    Args:
+        model: The model's class.
+        block: The block.
+        networks: Names of the networks: g, d ...
+    """
     check_keys(block, block, 'path')
+    if 'pretrain_model_g' in block:
+        raise OptionError('path.pretrain_model_g', 'is an old name, which is read no more; it is pretrain_network_g')
+    names = [f'{key}_{name}' for name in networks for key in ('pretrain_network', 'param_key', 'strict_load')]
+    check_known(model, block, 'path', (*PATH_KEYS, *names))
     for key, value in block.items():
         where = f'path.{key}'
         if str(key).startswith('strict_load'):
@@ -311,9 +343,11 @@ def check_paths(block: Any) -> None:
 
 
 def check_training(model: Any, opt: Mapping) -> None:
-    """Checks the block `train`; keys that are unknown here are left to the model."""
+    """Checks the block `train`; unknown keys are left to the models of others."""
+    from basicsr.models.sr_model import SRModel
     block = opt['train']
     check_keys(block, block, 'train', ('optim_g', 'scheduler', 'total_iter'))
+    check_known(model, block, 'train', TRAIN_KEYS)
     check_whole(block['total_iter'], 'train.total_iter', 1, MAX_ITER)
     for key, value in block.items():
         if str(key).endswith('_opt') and value is not None:
@@ -336,6 +370,11 @@ def check_training(model: Any, opt: Mapping) -> None:
                       ('r1_reg_weight', MAX_WEIGHT), ('path_reg_weight', MAX_WEIGHT)):
         if key in block:
             check_number(block[key], f'train.{key}', 0, high)
+    if block.get('ema_decay') == 1:
+        raise OptionError('train.ema_decay', '1 would keep the first weights for ever; expected less, such as 0.999')
+    if model.init_training_settings is SRModel.init_training_settings:
+        if not block.get('pixel_opt') and not block.get('perceptual_opt'):
+            raise OptionError('train.pixel_opt', 'a loss is needed: pixel_opt or perceptual_opt')
     if of_basicsr_or_ours(model) and names_in(model) & set(GAN_MODELS):
         if opt.get('network_d') is None:
             raise OptionError('network_d', f"is missing from the option file; {opt['model_type']} needs it")
@@ -509,7 +548,8 @@ def check_head(opt: Mapping, required: Iterable[str]) -> None:
     if dist_params is not None:
         check_keys(dist_params, ('backend', 'port'), 'dist_params')
         check_choice(dist_params.get('backend', 'nccl'), 'dist_params.backend', ('nccl', 'gloo'))
-        check_number(dist_params.get('port') or 29500, 'dist_params.port', 1, 65535, integer=True)
+        if dist_params.get('port') is not None:
+            check_number(dist_params['port'], 'dist_params.port', 1, 65535, integer=True)
 
 
 def check_options(opt: dict, is_train: bool) -> None:
@@ -537,17 +577,21 @@ def check_options(opt: dict, is_train: bool) -> None:
 
     if of_basicsr_or_ours(model) and opt.get('network_g') is None:
         raise OptionError('network_g', 'is missing from the option file')
-    for key, block in opt.items():
-        if str(key).startswith('network_'):
-            check_network(block, key)
-        elif isinstance(key, str) and 'RealESR' in model.__name__:
-            check_degradation(key, block, key)
+    networks = {key: block for key, block in opt.items() if str(key).startswith('network_')}
+    check_known(model, opt, 'option file', (*HEAD_KEYS, *networks))
+    for key, block in networks.items():
+        check_network(block, key)
+    if names_in(model) & {'RealESRGANModel', 'RealESRNetModel'}:
+        if is_train and opt.get('high_order_degradation', True):
+            check_keys(opt, opt, 'option file', DEGRADATION)
+        for key, value in opt.items():
+            check_degradation(str(key), value, str(key))
     if is_train:
         check_training(model, opt)
         check_logger(opt['logger'])
     check_datasets(opt['datasets'], is_train, opt)
     if opt.get('val') is not None:
         check_validation(model, opt['val'], is_train, opt['datasets'])
-    check_paths(opt['path'])
+    check_paths(model, opt['path'], [key[len('network_'):] for key in opt if str(key).startswith('network_')])
     if hasattr(model, 'check_options'):
         model.check_options(opt, is_train)
