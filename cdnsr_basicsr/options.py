@@ -14,6 +14,9 @@ MAX_DEPTH = 1000  # blocks, also those of all groups together
 MAX_NUMBER = 2**16
 MAX_LAYERS = 50000
 MAX_WEIGHTS = 2**30
+MAX_VALUES = 10**5  # of an option file
+MAX_BYTES = 2**22
+MAX_NAME = 150  # bytes; BasicSR puts more around it
 # arguments that say how often something is repeated
 DEPTHS = ('depths', 'num_block', 'num_blocks', 'num_group', 'num_map', 'num_conv', 'num_mlp', 'num_layer', 'num_d',
           'n_layers_d', 'num_extract_block', 'num_reconstruct_block')
@@ -45,7 +48,26 @@ def shown(value: Any) -> str:
 
 
 class OptionLoader(yaml.SafeLoader):
-    """YAML loader that builds plain data only and reads ``2e-4`` as a number, as YAML 1.2 does."""
+    """YAML loader that builds plain data only and reads ``2e-4`` as a number, as YAML 1.2 does.
+
+    What a few lines of aliases could blow up to billions of values is refused before it is built.
+    """
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and self.values_in(node, {}) > MAX_VALUES:
+            raise yaml.constructor.ConstructorError(None, None, f'aliases make more than {MAX_VALUES} values of it',
+                                                    node.start_mark)
+        return node
+
+    def values_in(self, node: yaml.Node, known: dict[int, int]) -> int:
+        """Values in a node once all its aliases are written out; `known` holds those of the nodes already counted."""
+        if id(node) not in known:
+            known[id(node)] = MAX_VALUES + 1  # one that holds itself is infinite
+            items = node.value if isinstance(node, yaml.CollectionNode) else []
+            parts = [part for item in items for part in (item if isinstance(item, tuple) else (item, ))]
+            known[id(node)] = 1 + sum(self.values_in(part, known) for part in parts)
+        return known[id(node)]
 
     def construct_mapping_once(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -77,7 +99,12 @@ def read_options(path: str) -> dict:
     """
     try:
         with open(path, encoding='utf-8') as file:
-            opt = yaml.load(file, Loader=OptionLoader)
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise OptionError(path, f'is larger than an option file can be, {MAX_BYTES >> 20} MiB')
+        opt = yaml.load(text, Loader=OptionLoader)
+    except OptionError:
+        raise
     except FileNotFoundError:
         raise OptionError(path, 'no such option file') from None
     except (OSError, UnicodeDecodeError) as error:
@@ -155,6 +182,27 @@ def check_number(value: Any, where: str, low: float, high: Optional[float] = Non
         raise OptionError(where, f'expected {"an integer" if integer else "a number"}{span}, but got {shown(value)}')
 
 
+def check_whole(value: Any, where: str, low: int, high: int) -> None:
+    """Refuses a value that is no whole number in [low, high]; 5e3 is one."""
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not fits or value != int(value):
+        raise OptionError(where, f'expected a whole number from {low} to {high}, but got {shown(value)}')
+
+
+def check_list(value: Any, where: str, *lengths: int) -> None:
+    """Refuses a value that is no list, or an empty one, or, if asked for, one of other lengths."""
+    if not isinstance(value, (list, tuple)) or len(value) not in (lengths or range(1, MAX_NUMBER)):
+        count = f' of {" or ".join(map(str, lengths))} values' if lengths else ''
+        raise OptionError(where, f'expected a list{count}, but got {shown(value)}')
+
+
+def check_name(value: Any, where: str) -> None:
+    """Refuses a value that could not name a folder of its own."""
+    fits = isinstance(value, str) and 0 < len(os.fsencode(value)) <= MAX_NAME and value.isprintable()
+    if not fits or value != value.strip() or set(value) & set('/\\') or value in ('.', '..'):
+        raise OptionError(where, f'expected the name of a folder, but got {shown(value)}')
+
+
 def check_choice(value: Any, where: str, accepted: Iterable[Any]) -> None:
     """Refuses a value that is none of those accepted."""
     accepted = list(accepted)
@@ -203,16 +251,18 @@ def find_type(registry: Any, block: Any, where: str) -> Any:
     return find_registered(registry, block['type'], f'{where}.type')
 
 
-def check_arguments(target: Any, block: Mapping, where: str, given: Iterable[str] = ()) -> None:
+def check_arguments(target: Any, block: Mapping, where: str, given: Iterable[str] = (),
+                    taken: Iterable[str] = ()) -> None:
     """Compares a block's keys with the arguments of what it builds.
 
     Args:
         target: Class or function to be called with the block's values.
         block: Option block; its ``type`` is left out.
         where: The block's place, for messages.
-        given: Arguments that the caller adds by itself.
+        given: Arguments that the caller adds where the block has none.
+        taken: Arguments that the caller gives, so that the block may not.
     """
-    parameters = list(inspect.signature(target).parameters.values())
+    parameters = [value for name, value in inspect.signature(target).parameters.items() if name not in taken]
     named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     required = {parameter.name for parameter in named if parameter.default is parameter.empty} - set(given)
     arguments = {key: value for key, value in block.items() if key != 'type'}
@@ -361,12 +411,6 @@ def built_network(block: Any, where: str) -> Any:
         raise OptionError(where, f'makes no network: {type(error).__name__}: {one_line(error)}') from error
 
 
-def check_loss(block: Any, where: str) -> None:
-    """Checks a loss block against the loss's constructor."""
-    from basicsr.utils.registry import LOSS_REGISTRY
-    check_arguments(find_type(LOSS_REGISTRY, block, where), block, where)
-
-
 def check_path(value: Any, where: str) -> None:
     """Refuses a path that does not exist."""
     if not isinstance(value, str):
@@ -375,108 +419,7 @@ def check_path(value: Any, where: str) -> None:
         raise OptionError(where, f'no such file or folder: {value}')
 
 
-def check_dataset(block: Any, where: str) -> None:
-    """Checks a dataset block: type, folders, and the dataset's own check if it has one."""
-    from basicsr.utils.registry import DATASET_REGISTRY
-    dataset = find_type(DATASET_REGISTRY, block, where)
-    training = ('batch_size_per_gpu', 'num_worker_per_gpu') if where == 'datasets.train' else ()
-    check_keys(block, block, where, ('name', *training))
-    for key in training:
-        check_number(block[key], f'{where}.{key}', int(key == 'batch_size_per_gpu'), integer=True)
-    for key in ('dataroot_gt', 'dataroot_lq', 'meta_info_file'):
-        path = block.get(key)
-        if isinstance(path, str):
-            check_path(path, f'{where}.{key}')
-            if os.path.isdir(os.path.expanduser(path)) and not os.listdir(os.path.expanduser(path)):
-                raise OptionError(f'{where}.{key}', f'is an empty folder: {path}')
-    if hasattr(dataset, 'check_options'):
-        dataset.check_options(block, where)
-
-
 def check_tested(opt: Mapping) -> None:
     """Refuses to test a network without weights."""
     if not opt['path'].get('pretrain_network_g'):
         raise OptionError('path.pretrain_network_g', 'is needed for a test: a checkpoint, or the name of a model')
-
-
-def check_schedule(train_opt: Mapping) -> None:
-    """Refuses what BasicSR would fail of at the first step, or at the end of the last period."""
-    scheduler, total = train_opt['scheduler'], train_opt['total_iter']
-    periods = scheduler.get('periods') if isinstance(scheduler, Mapping) else None
-    if isinstance(periods, list):
-        for period in periods:
-            check_number(period, 'train.scheduler.periods', 1)
-        if sum(periods) < total:
-            raise OptionError('train.scheduler.periods', f'end at iteration {sum(periods)}, before total_iter {total}')
-    if 'warmup_iter' in train_opt:
-        check_number(train_opt['warmup_iter'], 'train.warmup_iter', -1, integer=True)
-    if 'ema_decay' in train_opt:
-        check_number(train_opt['ema_decay'], 'train.ema_decay', 0, 1)
-
-
-def check_options(opt: dict, is_train: bool) -> None:
-    """Checks an option file before BasicSR reads it: types, network and loss arguments, files, our own blocks.
-
-    A model or dataset class may bring its own check as a static method ``check_options``; that is where this
-    plugin's blocks refuse unknown keys. Blocks of other BasicSR models are left to them. Whether networks to start from
-    can be found is not asked here.
-
-    Args:
-        opt: Content of the option file.
-        is_train: Whether it is about to be trained (otherwise tested).
-
-    Raises:
-        OptionError: For the first mistake found.
-    """
-    from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
-
-    for key in ['name', 'model_type', 'num_gpu', 'datasets', 'path'] + (['train', 'logger'] if is_train else ['val']):
-        if opt.get(key) is None:
-            raise OptionError(key, 'is missing from the option file')
-    blocks = {'datasets': (), 'path': (), 'train': (), 'logger': (), 'val': ('save_img', )}
-    if is_train:
-        blocks.update(
-            train=('optim_g', 'scheduler', 'total_iter'),
-            val=('save_img', 'val_freq'),
-            logger=('print_freq', 'save_checkpoint_freq', 'use_tb_logger'))
-    elif isinstance(opt['val'], Mapping) and opt['val'].get('save_img'):
-        blocks.update(val=('suffix', ))
-    for key, required in blocks.items():
-        if opt.get(key) is not None:
-            check_keys(opt[key], opt[key], key, required)
-    if not isinstance(opt['name'], str) or os.path.basename(opt['name']) != opt['name'] or opt['name'] in ('.', '..'):
-        raise OptionError('name', f'expected the name of a folder, but got {opt["name"]!r}')
-    if opt.get('manual_seed') is not None:
-        check_number(opt['manual_seed'], 'manual_seed', 0, integer=True)
-    model = find_registered(MODEL_REGISTRY, opt['model_type'], 'model_type')
-
-    for key, block in opt.items():
-        if str(key).startswith('network_'):
-            check_network(block, key)
-    if is_train:
-        for key, block in opt['train'].items():
-            if str(key).endswith('_opt') and block is not None:
-                check_loss(block, f'train.{key}')
-        check_number(opt['train']['total_iter'], 'train.total_iter', 1)
-        check_schedule(opt['train'])
-        for block, keys in (('logger', ('print_freq', 'save_checkpoint_freq')), ('val', ('val_freq', ))):
-            for key in keys:
-                if key in (opt.get(block) or {}):
-                    check_number(opt[block][key], f'{block}.{key}', 1)
-        if 'train' not in opt['datasets']:
-            raise OptionError('datasets.train', 'is missing from the option file')
-    metrics = (opt.get('val') or {}).get('metrics') or {}
-    check_keys(metrics, metrics, 'val.metrics')
-    for name, block in metrics.items():
-        metric = find_type(METRIC_REGISTRY, block, f'val.metrics.{name}')
-        arguments = {key: value for key, value in block.items() if key != 'better'}
-        check_arguments(metric, arguments, f'val.metrics.{name}', given=('img', 'img2'))
-        check_choice(block.get('better', 'higher'), f'val.metrics.{name}.better', ('higher', 'lower'))
-        check_number(block.get('crop_border', 0), f'val.metrics.{name}.crop_border', 0, integer=True)
-
-    for name, block in opt['datasets'].items():
-        check_dataset(block, f'datasets.{name}')
-    if opt['path'].get('resume_state') is not None:
-        check_path(opt['path']['resume_state'], 'path.resume_state')
-    if hasattr(model, 'check_options'):
-        model.check_options(opt, is_train)

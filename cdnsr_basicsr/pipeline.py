@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 from . import load_plugins
+from .checks import check_options
 from .files import RunLock
 from .memory import keep_freed_memory
-from .options import OptionError, apply_force_yml, check_options, one_line, read_options
+from .options import OptionError, apply_force_yml, one_line, read_options
 from .ranks import RankWatch
 
 # BasicSR's and our functions that turn an option file into objects
@@ -56,10 +57,12 @@ def run_pipeline(args: Namespace) -> int:
         try:
             apply_force_yml(opt, args.force_yml)
             load_plugins()
+            from .data.checks import check_data
             check_options(opt, is_train)
             if not args.auto_resume:  # what goes on from a training state needs no networks to start from
                 from .checkpoint import check_pretrained
                 check_pretrained(opt['path'])
+            check_data(opt)
             import torch
 
             from basicsr import test, train
@@ -138,8 +141,10 @@ class _Run:
 
     def of_training(self, train: Any) -> dict[str, Callable]:
         """Functions to be put into the module basicsr.train."""
+        from .data.checks import Named
         resume, create, build = train.load_resume_state, train.create_train_val_dataloader, train.build_model
         rename, init, run = train.mkdir_and_rename, train.init_tb_loggers, self
+        make_dataset = train.build_dataset
 
         def load_resume_state(opt: dict) -> Optional[dict]:
             run._begin(opt, opt['path']['experiments_root'])
@@ -166,25 +171,32 @@ class _Run:
         def build_model(opt: dict) -> Any:
             return run._watched(build(opt))
 
+        def build_dataset(opt: dict) -> Any:
+            return Named(make_dataset(opt))
+
         class MessageLogger(train.MessageLogger):
 
             def __call__(self, log_vars: dict) -> None:
                 run._check_losses(log_vars)
                 super().__call__(log_vars)
 
-        functions = (load_resume_state, mkdir_and_rename, init_tb_loggers, create_train_val_dataloader, build_model,
-                     MessageLogger)
+        functions = (load_resume_state, mkdir_and_rename, init_tb_loggers, create_train_val_dataloader, build_dataset,
+                     build_model, MessageLogger)
         return {function.__name__: function for function in functions}
 
     def of_test(self, test: Any) -> dict[str, Callable]:
         """Functions to be put into the module basicsr.test."""
-        make = test.make_exp_dirs
+        from .data.checks import Named
+        make, make_dataset = test.make_exp_dirs, test.build_dataset
 
         def make_exp_dirs(opt: dict) -> None:
             self._begin(opt, opt['path']['results_root'])
             make(opt)
 
-        return {'make_exp_dirs': make_exp_dirs}
+        def build_dataset(opt: dict) -> Any:
+            return Named(make_dataset(opt))
+
+        return {'make_exp_dirs': make_exp_dirs, 'build_dataset': build_dataset}
 
     @property
     def total_iter(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from basicsr.archs import build_network
 from basicsr.models import build_model
-from cdnsr_basicsr import options
+from cdnsr_basicsr import checks
 from cdnsr_basicsr.options import read_options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,11 +36,12 @@ ALLOWED = {
     'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
     'data': {'archs', 'checkpoint', 'files', 'losses', 'options'},
     'export': {'files', 'inference', 'options'},
+    'checks': {'options'},
     'memory': set(),
     'models': {'checkpoint', 'inference', 'losses', 'options'},
     'cli': {
-        '__init__', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'inference', 'memory',
-        'options', 'zoo'
+        '__init__', 'benchmark', 'calibration', 'checkpoint', 'checks', 'conversion', 'data', 'export', 'inference',
+        'memory', 'options', 'zoo'
     },
 }
 
@@ -103,9 +104,9 @@ def test_every_import_is_a_declared_dependency():
 def test_option_file_builds(path, monkeypatch):
     opt = read_options(str(path))
     assert opt['name'] == path.stem and opt['num_gpu'] == 'auto'
-    monkeypatch.setattr(options, 'check_path', lambda value, where: None)
+    monkeypatch.setattr(checks, 'check_path', lambda value, where: None)
     monkeypatch.setattr('os.path.isfile', lambda path: True)
-    options.check_options(opt, path.stem.startswith('train'))
+    checks.check_options(opt, path.stem.startswith('train'))
     net = build_network(opt['network_g'])
     assert net(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8 * opt['scale'], 8 * opt['scale'])
     for block in opt['datasets'].values():

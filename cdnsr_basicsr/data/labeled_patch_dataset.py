@@ -63,8 +63,9 @@ class LabeledPatchDataset(PairedImageDataset):
         for key in ('classes', 'balance'):
             if opt.get(key) and opt.get('label_file') is None:
                 raise OptionError(f'{where}.{key}', 'needs label_file, the labels that `basicsr label` wrote')
-        if opt.get('label_file') is not None and not osp.isfile(opt['label_file']):
-            raise OptionError(f'{where}.label_file', f"no such file: {opt['label_file']} (`basicsr label` writes it)")
+        label_file = opt.get('label_file')
+        if label_file is not None and not (isinstance(label_file, str) and osp.isfile(label_file)):
+            raise OptionError(f'{where}.label_file', f'no such file: {label_file} (`basicsr label` writes it)')
 
     def _read_labels(self, opt):
         label_file = opt['label_file']

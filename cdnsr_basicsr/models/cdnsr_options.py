@@ -1,7 +1,7 @@
 """What an option file for CDNSRModel may hold."""
 from ..inference.engine import PRECISIONS
 from ..inference.tiling import PATCH_SIZE
-from ..options import OptionError, check_choice, check_flag, check_keys, check_number, check_tested
+from ..options import OptionError, check_choice, check_flag, check_keys, check_number, check_path, check_tested
 
 DISTILLATION_LOSSES = ('kd', 'feature', 'csd', 'cs')
 # in the order in which they are summed and logged, and which part each one trains, if it is one part alone
@@ -62,7 +62,7 @@ def check_blocks(opt, arch, keys):
         raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
     check_keys(opt, keys['option file'], 'option file')
     for name, accepted in keys.items():
-        if opt.get(name):
+        if opt.get(name) is not None:
             check_keys(opt[name], accepted, name)
 
 
@@ -124,6 +124,7 @@ def check_loss_block(block, name):
     check_number(block.get('num_negatives', 1), f'{where}.num_negatives', 1, integer=True)
     if block.get('reduction') == 'none':
         raise OptionError(f'{where}.reduction', 'none leaves no single value to minimise; accepted: mean, sum')
+    check_number(block.get('target', 0), f'{where}.target', 0, 1)
     for layer, weight in (block.get('layer_weights') or {}).items():
         check_number(weight, f'{where}.layer_weights.{layer}', 0)
 
@@ -147,6 +148,9 @@ def check_training(opt):
         check_flag(train_opt.get(key, False), f'train.{key}')
     if 'feature_extractor' in train_opt:
         check_keys(train_opt['feature_extractor'], KEYS['feature_extractor'], 'train.feature_extractor')
+        weights = train_opt['feature_extractor'].get('weights', 'imagenet')
+        if weights not in ('imagenet', 'random'):
+            check_path(weights, 'train.feature_extractor.weights')
 
     freeze = train_opt.get('freeze') or []
     if freeze not in ([], ['branches'], ['classifier']):

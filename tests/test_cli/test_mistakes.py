@@ -57,25 +57,30 @@ MISTAKES = [
     ('val:metrics:psnr:crop_border', None, "val.metrics.psnr: key 'crop_border' is missing"),
     ('val:val_freq', None, "val: key 'val_freq' is missing"),
     ('logger:print_freq', None, "logger: key 'print_freq' is missing"),
-    ('train:total_iter', 'abc', "train.total_iter: expected a number at least 1, but got 'abc'"),
+    ('train:total_iter', 'abc', "train.total_iter: expected a whole number from 1 to 100000000, but got 'abc'"),
     ('train:freeze', ['branches'], 'train.freeze: branches without weights would stay random'),
-    ('datasets:train:batch_size_per_gpu', 'x', 'datasets.train.batch_size_per_gpu: expected an integer at least 1'),
+    ('datasets:train:batch_size_per_gpu', 'x',
+     'datasets.train.batch_size_per_gpu: expected an integer from 1 to 65536'),
     ('datasets:train:gt_size', None, "datasets.train: key 'gt_size' is missing"),
     ('datasets:val:name', None, "datasets.val: key 'name' is missing"),
     ('network_g:branches', [1, 2], "network_g.branches[0]: expected a block with a type, but got 1"),
-    ('scale', '4', "scale: is '4', but network_g.upscale is 4"),
+    ('scale', '4', "scale: expected a number from 1 to 16, but got '4'"),
     ('name', None, 'name: is missing from the option file'),
     ('name', '../x', "name: expected the name of a folder, but got '../x'"),
-    ('manual_seed', 'abc', "manual_seed: expected an integer at least 0, but got 'abc'"),
-    ('logger:save_checkpoint_freq', 0, 'logger.save_checkpoint_freq: expected a number at least 1, but got 0'),
-    ('logger:print_freq', 'abc', "logger.print_freq: expected a number at least 1, but got 'abc'"),
-    ('val:val_freq', 0, 'val.val_freq: expected a number at least 1, but got 0'),
-    ('val:metrics:psnr:crop_border', -4, 'val.metrics.psnr.crop_border: expected an integer at least 0'),
+    ('manual_seed', 'abc', "manual_seed: expected an integer from 0 to 2147483648, but got 'abc'"),
+    ('logger:save_checkpoint_freq', 0, 'logger.save_checkpoint_freq: expected a whole number from 1 to'),
+    ('logger:print_freq', 'abc', "logger.print_freq: expected a whole number from 1 to"),
+    ('val:val_freq', 0, 'val.val_freq: expected a whole number from 1 to'),
+    ('val:metrics:psnr:crop_border', -4, 'val.metrics.psnr.crop_border: expected an integer from 0 to'),
     ('val:metrics:psnr:better', 'hihger', 'val.metrics.psnr.better: accepted: higher, lower'),
     ('train:total_iter', 1000000, 'train.scheduler.periods: end at iteration '),
-    ('train:warmup_iter', 'abc', 'train.warmup_iter: expected an integer'),
+    ('train:warmup_iter', 'abc', 'train.warmup_iter: expected a whole number from -1 to'),
     ('train:ema_decay', 2, 'train.ema_decay: expected a number from 0 to 1, but got 2'),
     ('logger', None, 'logger: is missing from the option file'),
+    ('train:optim_g:lr', 'abc', "train.optim_g.lr: expected a number from 0 to 1000000.0, but got 'abc'"),
+    ('train:optim_g:type', 'Adamm', "train.optim_g.type: accepted: Adam; got 'Adamm'"),
+    ('train:optim_g:beta', 1, 'train.optim_g.beta: unknown key; accepted: amsgrad, betas, '),
+    ('train:scheduler:type', 'Cosine', 'train.scheduler.type: accepted: CosineAnnealingRestartLR, MultiStepLR, '),
 ]
 
 
@@ -95,22 +100,6 @@ def test_option_mistakes(work, train_opt, write, no_pipeline, capsys, key, value
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f'basicsr: error: my.yml: {message}')
     assert not no_pipeline
-
-
-IN_BASICSR = [
-    ('train:optim_g:lr', 'abc', 'TypeError'),
-    ('train:optim_g:type', 'Adamm', 'NotImplementedError: optimizer Adamm'),
-    ('train:optim_g:beta', 1, 'TypeError'),
-    ('train:scheduler:type', 'Cosine', 'NotImplementedError: Scheduler Cosine'),
-]
-
-
-@pytest.mark.parametrize('key,value,message', IN_BASICSR)
-def test_mistakes_that_basicsr_finds(work, train_opt, write, capsys, key, value, message):
-    set_in(train_opt, key, value)
-    assert cli.main(['train', '-opt', write(train_opt, 'my.yml')]) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith('basicsr: error: my.yml: BasicSR cannot set this up: ' + message)
 
 
 def test_an_error_in_training_keeps_its_traceback(work, train_opt, write, monkeypatch):
