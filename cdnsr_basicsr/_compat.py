@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import types
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
@@ -253,11 +254,21 @@ def _resumes_progress(original: Callable) -> Callable:
     return resume_training
 
 
+def _window_reverse(windows: Any, window_size: int, h: int, w: int) -> Any:
+    """Windows (number of them * b, window_size, window_size, c) as an image (b, h, w, c), in SwinIR.
+
+    Upstream's takes b for a number, so that an exported SwinIR makes something else of every other number of images.
+    """
+    x = windows.view(-1, h // window_size, w // window_size, window_size, window_size, windows.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, h, w, windows.shape[-1])
+
+
 def patch_basicsr() -> None:
     """Mends BasicSR's functions in place. Calling it again does nothing."""
     provide_missing_modules()
     import basicsr.test
     import basicsr.train
+    from basicsr.archs import swinir_arch
     from basicsr.models import base_model
     from basicsr.utils import dist_util, options
 
@@ -265,6 +276,8 @@ def patch_basicsr() -> None:
         return
     options.patched_by_cdnsr_basicsr = True
 
+    warnings.filterwarnings('ignore', 'torch.meshgrid', UserWarning)  # SwinIR's, of a default that may change
+    swinir_arch.window_reverse = _window_reverse
     options.ordered_yaml = _ordered_yaml
     options._postprocess_yml_value = force_yml_value  # upstream's evaluates lists
     options.osp = types.SimpleNamespace(**{**vars(os.path), 'expanduser': _expanduser_each})

@@ -25,11 +25,11 @@ from .complexity import count_macs
 from .evaluation import PairStore, quality, to_image, to_tensor
 from .export import check_backend, in_backend
 from .files import replace_when_done
-from .inference.engine import PRECISIONS, RoutedUpscaler, algorithm_search, deployed, is_routed
+from .inference.engine import (PRECISIONS, RoutedUpscaler, algorithm_search, common_geometry, deployed, is_routed,
+                               run_padded)
 from .inference.pixel_engine import default_patch_size, is_pixel_routed, make_upscaler, route
 from .inference.runtime import precisions as precisions_of
 from .inference.speed import is_out_of_memory, machine
-from .inference.tiling import pad_to
 from .memory import keep_freed_memory
 from .options import OptionError, read_options, read_routing
 
@@ -127,21 +127,32 @@ def load(model: str) -> nn.Module:
     return net
 
 
-def one_tile_at_a_time(net: nn.Module, lq: torch.Tensor, patch_size: int, step: int) -> tuple[torch.Tensor, list[int]]:
+def one_tile_at_a_time(net: nn.Module,
+                       lq: torch.Tensor,
+                       patch_size: int,
+                       step: int,
+                       multiple: int = 1) -> tuple[torch.Tensor, list[int]]:
     """The published way: for each tile the classifier, one branch, and a mean where tiles overlap.
+
+    Args:
+        net: A CDNSR network.
+        lq: of shape (1, c, h, w), in [0, 1].
+        patch_size: Side of a tile, a multiple of `multiple`; a smaller image is padded to such a side.
+        step: Distance of tiles.
+        multiple: What the branches want the sides of tiles to be multiples of.
 
     Returns:
         The result, and the class of each tile.
     """
     height, width = lq.shape[2:]
-    output, count = (lq.new_zeros(1, 3, height * net.upscale, width * net.upscale) for _ in range(2))
+    output, count = (lq.new_zeros(*lq.shape[:2], height * net.upscale, width * net.upscale) for _ in range(2))
     classes = []
     for top in range(0, max(height - patch_size, 0) + step, step):
         for left in range(0, max(width - patch_size, 0) + step, step):
             top, left = max(0, min(top, height - patch_size)), max(0, min(left, width - patch_size))
             tile = lq[:, :, top:top + patch_size, left:left + patch_size]
             classes.append(int(net.classifier(tile).argmax()))
-            upscaled = net.branches[classes[-1]](tile)
+            upscaled = run_padded(net.branches[classes[-1]], tile, net.upscale, multiple)
             there = (..., slice(top * net.upscale, top * net.upscale + upscaled.shape[2]),
                      slice(left * net.upscale, left * net.upscale + upscaled.shape[3]))
             output[there] += upscaled
@@ -228,17 +239,15 @@ class Bench:
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
                 with torch.autocast(lq.device.type, dtype, enabled=dtype != torch.float32):
-                    height, width = (-(-length // multiple) * multiple for length in lq.shape[2:])
-                    padded = pad_to(lq[0], height, width).unsqueeze(0)
-                    padded = padded.contiguous(memory_format=torch.channels_last) if row.tuned else padded
-                    output = branch(padded)[..., :lq.shape[2] * scale, :lq.shape[3] * scale].float()
-                    return output, whole_of_one, alone
+                    lq = lq.contiguous(memory_format=torch.channels_last) if row.tuned else lq
+                    return run_padded(branch, lq, scale, multiple).float(), whole_of_one, alone
         elif row.kind in LOOPS:
             patch_size, step = LOOPS[row.kind] or (upscaler.patch_size, upscaler.step)
             tile = RoutedUpscaler(net, patch_size, step)
+            patch_size = tile.patch_size  # a multiple
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
-                output, classes = one_tile_at_a_time(net, lq, patch_size, step)
+                output, classes = one_tile_at_a_time(net, lq, patch_size, step, multiple)
                 spent = sum(tile.branch_macs[kind] + tile.classifier_macs for kind in classes)
                 spent *= min(1, lq.shape[2] / patch_size) * min(1, lq.shape[3] / patch_size)  # of a small picture
                 counts = np.bincount(classes, minlength=len(branches)).tolist()
@@ -298,8 +307,11 @@ class Bench:
             name = type(self.net).__name__
             return dict(network=name, branches=[name] * len(mflops), mflops=mflops)
         branches = list(self.net.branches) if is_routed(self.net) else [self.net]
-        channels = RoutedUpscaler(branches[0], 32).channels
-        mflops = [2 * count_macs(branch, 32, 32, channels, papers=True) / 1e6 for branch in branches]
+        _, channels, multiple = common_geometry(branches)
+        side = -(-32 // multiple) * multiple
+        mflops = [
+            2 * count_macs(branch, side, side, channels, papers=True) * (32 / side)**2 / 1e6 for branch in branches
+        ]
         return dict(
             network=type(self.net).__name__, branches=[type(branch).__name__ for branch in branches], mflops=mflops)
 

@@ -102,7 +102,8 @@ def describe(net: nn.Module) -> list[str]:
 
 def speed_of(calibration: Calibration, upscaler: RoutedUpscaler) -> Optional[Speed]:
     """The measured speed, if it was measured on this machine and for such tiles."""
-    if (calibration.machine, calibration.patch_size) != (machine(upscaler.device), upscaler.patch_size):
+    patch_size = -(-calibration.patch_size // upscaler.multiple) * upscaler.multiple
+    if (calibration.machine, patch_size) != (machine(upscaler.device), upscaler.patch_size):
         return None
     return Speed(calibration.max_tiles, calibration.tile_ms)
 

@@ -10,7 +10,7 @@ from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..checkpoint import load_checkpoint
 from ..inference.difficulty_map import draw_difficulty_map
-from ..inference.engine import RoutedUpscaler
+from ..inference.engine import RoutedUpscaler, geometry
 from ..inference.tiling import PATCH_SIZE
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
@@ -68,11 +68,14 @@ class CDNSRModel(FastTraining, SRModel):
     check_options = staticmethod(check_options)
 
     def _check_scale(self, net, where):
-        channels, scale = self.opt['network_g']['classifier'].get('num_in_ch', 3), self.opt['scale']
-        with torch.no_grad():
-            size = tuple(net.eval()(torch.zeros(1, channels, 8, 8)).shape[-2:])
-        if size != (8 * scale, 8 * scale):
-            raise OptionError(where, f'makes {size} out of (8, 8); expected a network of scale {scale}')
+        try:
+            scale, _, multiple = geometry(net)
+        except ValueError as error:
+            raise OptionError(where, str(error)) from error
+        if scale != self.opt['scale']:
+            raise OptionError(where, f"enlarges {scale} times; expected a network of scale {self.opt['scale']}")
+        if self.is_train:
+            self.check_patches(multiple, where)
 
     def model_to_device(self, net):
         for i, branch in enumerate(net.branches):

@@ -15,7 +15,7 @@ from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, fsrcnn
+from tests.conftest import carn, fsrcnn, swinir
 from tests.test_archs.test_cdnsr import spread
 from tests.test_data.test_prepare import photograph
 
@@ -138,6 +138,24 @@ def test_one_tile_at_a_time_is_the_mean_of_tiles(tiny_net, size):
     output, classes = one_tile_at_a_time(net, lq, 16, 14)
     torch.testing.assert_close(output, expected)
     assert len(classes) == math.prod(1 + max(0, -(-(length - 16) // 14)) for length in size)
+
+
+@torch.no_grad()
+def test_windows_that_do_not_divide_tiles_run_in_every_row(tmp_path, tiny_net, photographs):
+    block = tiny_net(4, [fsrcnn(4), swinir(7)])
+    model = str(tmp_path / 'net.pth')
+    save_checkpoint(dict(params=build_network(block).state_dict(), network_g=block, scale=4), model)
+    bench = Bench(Settings(None, None, 'cpu', 'macs', False, None), model, 'torch')
+    hard, lq = bench.net.branches[1], torch.rand(1, 3, 28, 42)
+    bench.net.classifier.fc.bias.data = torch.tensor([0., 99.])
+    macs = count_macs(hard, 28, 42) / (16 * 28 * 42) / 1000
+    for row in rows_of(model, True, ['float32'], [9.]):
+        output, spent, counts = bench.runner(row)(lq)
+        assert output.shape == (1, 3, 112, 168) and (counts[0], counts[1] > 0) == (0, True)
+        if row.kind == 'whole':
+            torch.testing.assert_close(output, hard(lq), atol=1e-5, rtol=0)
+            assert spent == pytest.approx(macs)
+    assert bench.describe()['mflops'][1] == pytest.approx(2 * count_macs(hard, 35, 35) * (32 / 35)**2 / 1e6)
 
 
 def test_what_did_not_fit_into_memory_is_a_dash(tmp_path):
