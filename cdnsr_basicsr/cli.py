@@ -79,6 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--whole',
         action='store_true',
         help='write whole photographs into OUT/gt and OUT/lq, for validation, instead of patches')
+    command.add_argument(
+        '--gray', action='store_true', help='write gray images, for networks of one channel (color: y in the dataset)')
     command.add_argument('--workers', type=count, default=None, metavar='N', help='threads (default: all CPUs)')
     command.add_argument('--overwrite', action='store_true', help='replace a finished OUT')
 
@@ -312,7 +314,7 @@ def run_pipeline(args: argparse.Namespace) -> int:
 def run_prepare(args: argparse.Namespace) -> int:
     from .data.prepare import prepare
     done = prepare(args.input, args.output, args.scale, args.scales, args.crop, args.step, args.workers, args.whole,
-                   args.overwrite)
+                   args.overwrite, args.gray)
     print(f'Wrote {done.pairs} {"photographs" if args.whole else "patches"} to {args.output}.')
     for path in done.too_small:
         print(f'Left out, smaller than a patch: {path}', file=sys.stderr)

@@ -27,14 +27,14 @@ ALLOWED = {
     'options': set(),
     'zoo': {'options'},
     'checkpoint': {'files', 'options', 'zoo'},
-    'evaluation': {'data', 'options'},
+    'evaluation': {'data', 'inference', 'options'},
     'inference': {'complexity', 'files'},
     'benchmark': {
         '__init__', 'archs', 'calibration', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference',
         'memory', 'options'
     },
     'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
-    'data': {'archs', 'checkpoint', 'files', 'losses', 'options'},
+    'data': {'archs', 'checkpoint', 'files', 'inference', 'losses', 'options'},
     'export': {'files', 'inference', 'options'},
     'memory': set(),
     'models': {'checkpoint', 'inference', 'losses', 'options'},

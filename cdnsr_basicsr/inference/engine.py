@@ -115,6 +115,10 @@ def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
+class NotFinite(ArithmeticError):
+    """An image came out with values that are no finite numbers."""
+
+
 def weights_of(net: nn.Module) -> list[tuple[torch.Tensor, int]]:
     """A network's weights and their versions, by which it is seen that they have changed."""
     return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in [*net.parameters(), *net.buffers()]]
@@ -326,6 +330,7 @@ class RoutedUpscaler:
             raise ValueError('Expected a budget or target_ms, but got both.')
         self.measured: Optional[Speed] = None
         self.short_of_memory = False
+        self.exact: Optional[RoutedUpscaler] = None  # the same in float32, once that is wanted
         self.branches: Optional[list[nn.Module]] = None
         self.copied: list[tuple[torch.Tensor, int]] = []  # the weights that the copies were made of, and their versions
 
@@ -354,6 +359,17 @@ class RoutedUpscaler:
     def refresh(self) -> None:
         """Takes over the network's weights at the next image, whatever their versions say."""
         self.copied = []
+
+    def by_precision(self) -> Iterator[RoutedUpscaler]:
+        """This engine, and then, for an image that its precision cannot hold, the same in float32; says so once."""
+        yield self
+        if any(dtype != torch.float32 for dtype in self.dtypes):
+            if self.exact is None:
+                say_overflow()
+                self.exact = copy.copy(self)
+                self.exact.dtypes = [torch.float32] * len(self.dtypes)
+                self.exact.branches = self.exact.measured = None
+            yield self.exact
 
     def _copy(self) -> None:
         """Takes over the network's present weights, if they have changed."""
@@ -566,6 +582,12 @@ class RoutedUpscaler:
             self.given_max_tiles = max_tiles
         saving_memory(say=not self.short_of_memory)
         self.short_of_memory = True
+
+
+def say_overflow() -> None:
+    """Says that an image is done in another precision than was asked for."""
+    logging.getLogger('basicsr').warning(
+        'Values overflow in this precision: images that have them are done again in float32.')
 
 
 def saving_memory(say: bool = True) -> None:

@@ -9,7 +9,7 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..checkpoint import load_checkpoint
-from ..inference.difficulty_map import draw_difficulty_map
+from ..inference.difficulty_map import draw_difficulty_map, in_bgr
 from ..inference.engine import RoutedUpscaler, geometry
 from ..inference.tiling import PATCH_SIZE
 from ..losses import VGG19Features, squared_error
@@ -305,7 +305,7 @@ class CDNSRModel(FastTraining, SRModel):
             stats['squared_error'] += torch.bincount(owner, error.square().mean(dim=0).flatten(), num_classes)
         tb_logger = self.validated[2]
         if self.opt['val'].get('save_map') or tb_logger is not None and self.tb_images < TB_IMAGES:
-            image = tensor2img([self.output])
+            image = in_bgr(tensor2img([self.output]))
             difficulty_map = draw_difficulty_map(image, class_map.numpy(), num_classes)
             if self.opt['val'].get('save_map'):
                 imwrite(difficulty_map, map_path(self.opt, self.lq_path[0], *self.validated[:2]))

@@ -309,16 +309,63 @@ def test_all_of_pngsuite(run, models, shared, capfd):
             assert_same(result, slow(models[1]['cdnsr_x2'], pixels))
 
 
-def test_gray_networks_take_gray_pictures(run, models, capsys):
-    pictures = {f'{n}.png': save(f'in/{n}.png', photo(20, 33, n)) for n in (1, 2)}
-    save('in/3.png', photo(20, 33))
-    save('in/4.png', photo(20, 33, 4))
-    assert run(model='gray') == 1
-    assert written() == ['1.png', '2.png']
+# R, G and B from 0 to 1 to the Y, Cb and Cr of 8 bits that networks are trained on (ITU-R BT.601)
+YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]])
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
+def test_gray_networks_make_the_luma_and_leave_the_colours(run, models, dtype):
+    """Y, Cb and Cr by their definition; gray has luma alone."""
+    pictures = {f'{n}.{kind}': photo(70, 33, n, dtype, n) for n in (1, 2, 3, 4) for kind in ('png', 'tif')}
+    pictures['equal.png'] = photo(20, 33, 1, dtype)[..., [0, 0, 0]]
+    pictures['equal.tif'] = photo(20, 33, 4, dtype)[..., [0, 0, 0, 3]]
+    pictures['small.png'] = photo(1, 2, 3, dtype)
+    white, net = np.iinfo(dtype).max, models[1]['gray']
+
+    def upscaled(plane):
+        """Full-range gray as the network makes it of studio range."""
+        luma = torch.from_numpy(np.asarray((16 + 219 * plane) / 255, np.float32))
+        with torch.no_grad():
+            return (255 * net(luma[None, None])[0, 0].double().numpy() - 16) / 219
+
     for name, pixels in pictures.items():
-        assert_same(load(Path('out', name)), slow(models[1]['gray'], pixels))
-    errors = capsys.readouterr().err.splitlines()
-    assert errors == [f'Failed: in/{n}.png: has colours, but the network takes gray pictures only' for n in (3, 4)]
+        save(f'in/{name}', pixels)
+        values = pixels / white
+        if pixels.shape[2] < 3:
+            expected = np.stack([upscaled(values[..., i]) for i in range(pixels.shape[2])], axis=2)
+        else:
+            y, cb, cr = np.moveaxis(values[..., :3] @ YCBCR.T, 2, 0)
+            chroma = torch.from_numpy(np.stack([cb, cr]))[None]
+            chroma = F.interpolate(chroma, scale_factor=2, mode='bicubic', align_corners=False)[0].numpy()
+            result = np.stack([219 * upscaled(y / 219), *chroma], axis=2) @ np.linalg.inv(YCBCR).T
+            expected = np.dstack([result, *(upscaled(values[..., i]) for i in range(3, pixels.shape[2]))])
+        pictures[name] = np.rint(expected * white).clip(0, white).astype(dtype)
+    assert run('--patch-size', 16, model='gray') == 0
+    assert written() == sorted(pictures)
+    for name, expected in pictures.items():
+        if name == '2.png' and dtype == 'uint16':  # which PNG has not here
+            expected = expected[..., [0, 0, 0, 1]]
+        result = load(Path('out', name))
+        assert_same(result, expected)
+        assert 'equal' not in name or (result[..., :1] == result[..., 1:3]).all()
+
+
+def test_gray_networks_that_route_pixels_have_any_scale(run, models, tmp_path):
+    """A network of zeros leaves PCSR's bilinear part."""
+    block = dict(type='PCSR', upscale=2, backbone=dict(fsrcnn(4, 2), num_in_ch=1, num_out_ch=1))
+    net = build_network(block)
+    for value in net.parameters():
+        value.data.zero_()
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=2), tmp_path / 'pcsr.pth')
+    pixels = save('in/a.png', photo(40, 30))
+    assert run('-m', tmp_path / 'pcsr.pth', '--scale', 2.5) == 0
+    image = torch.from_numpy(pixels / 255).permute(2, 0, 1)[None]
+    size = dict(size=(100, 75), align_corners=False)
+    cubic, linear = (
+        F.interpolate(image, mode=mode, **size)[0].permute(1, 2, 0).numpy() for mode in ('bicubic', 'bilinear'))
+    luma = [(image @ [0.299, 0.587, 0.114])[..., np.newaxis] for image in (cubic, linear)]
+    expected = cubic - luma[0] + luma[1]
+    assert_same(load(Path('out/a.png')), np.rint(expected * 255).clip(0, 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize('precision,tolerance', [('float32', 1), ('bfloat16', 8), ('float16', 2)])

@@ -489,6 +489,6 @@ def test_branches_of_any_window_train_and_validate(opt):
     assert model.upscaler(model.net_g).multiple == 42 and model.metric_results['psnr'] > 0
 
     opt['datasets']['train']['gt_size'] = 128
-    words = r'gt_size: 128 makes LQ patches of 32 pixels, but network_g.branches\[1\] takes multiples of 6 only, such as '
-    with pytest.raises(OptionError, match=f'{words}gt_size 120 or 144'):
+    words = r'gt_size: 128 makes LQ patches of 32 pixels, but network_g.branches\[1\] takes multiples of 6 only, such '
+    with pytest.raises(OptionError, match=f'{words}as gt_size 120 or 144'):
         make(opt)
