@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import tempfile
 import torch
 from pathlib import Path
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from typing import NamedTuple, Optional, Sequence
 
 from .evaluation import PairStore, quality_of, to_tensor
-from .files import replace_when_done
+from .files import make_writable, replace_when_done
 from .inference.engine import RoutedUpscaler, is_routed
 from .inference.speed import Speed, cache_folder, machine
 from .inference.tiling import PATCH_SIZE
@@ -139,9 +138,7 @@ def calibrate(net: nn.Module,
     except ValueError as error:
         raise OptionError(model, str(error)) from error
     path = calibration_path(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):  # not after all has been measured
-        raise OptionError(str(path), 'cannot be written: no permission')
+    make_writable(path.parent)
     step, scale = plain.step, plain.scale
     precisions = ['float32'] if precision == 'float32' else ['float32', precision]
     with tempfile.TemporaryDirectory() as folder, tqdm(desc='calibrate', unit='photograph', disable=None) as bar:

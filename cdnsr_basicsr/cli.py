@@ -14,8 +14,8 @@ from typing import Any, Iterator, NoReturn, Optional, Sequence
 
 from . import __version__, load_plugins
 from .memory import keep_freed_memory
-from .options import (OptionError, apply_force_yml, check_keys, check_number, check_options, one_line, read_options,
-                      read_routing)
+from .options import (OptionError, apply_force_yml, check_keys, check_model_of_cdnsr, check_number, check_options,
+                      one_line, read_options, read_routing)
 from .zoo import check_pretrained, describe, shipped_models
 
 CHECKPOINT = 'checkpoint of the network, or name of a model (basicsr models)'
@@ -286,6 +286,9 @@ def run_pipeline(args: argparse.Namespace) -> int:
         apply_force_yml(opt, args.force_yml)
         load_plugins()
         check_options(opt, is_train)
+        missing = check_model_of_cdnsr(opt, is_train)
+        if missing and os.environ.get('RANK', '0') == '0':
+            print(f'basicsr: warning: {missing}', file=sys.stderr)
         if not args.auto_resume:  # what goes on from a training state needs no networks to start from
             check_pretrained(opt['path'])
         import torch
@@ -548,6 +551,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     check_budgets(args.budgets)
     load_plugins()
     from .benchmark import benchmark, markdown, write_report
+    from .files import make_writable
     patch_size, step = args.patch_size, args.step
     check_tile(patch_size or 128, step)
     if args.oracle and not args.budgets:
@@ -556,6 +560,8 @@ def run_benchmark(args: argparse.Namespace) -> int:
         if args.device not in (None, 'cpu'):
             raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')
         args.device = 'cpu'
+    if args.output:
+        make_writable(args.output)
     measured, text = benchmark(args.models, args.data,
                                args.budgets, args.precision, args.repeat, args.limit, patch_size, step,
                                str(choose_device(args.device)), args.backends, args.oracle, args.branches, args.cost,

@@ -240,6 +240,28 @@ def check_dataset(block: Any, where: str) -> None:
         dataset.check_options(block, where)
 
 
+def check_model_of_cdnsr(opt: Mapping, is_train: bool) -> Optional[str]:
+    """Looks whether CDNSR is trained or tested by another model than its own.
+
+    Returns:
+        What is then missing, to be said; None if nothing is.
+
+    Raises:
+        OptionError: The model cannot train it.
+    """
+    net, model = opt.get('network_g'), opt['model_type']
+    if not isinstance(net, Mapping) or net.get('type') != 'CDNSR' or model == 'CDNSRModel':
+        return None
+    classifier = net.get('classifier')
+    if is_train and isinstance(classifier, Mapping) and classifier.get('type') == 'ErrorPredictor':
+        raise OptionError('model_type', f'{model} cannot train an ErrorPredictor, to which only errors have a gradient '
+                          '(train.error_opt); use CDNSRModel')
+    missing = ['annealing of tau'] * is_train + ['tiles in validation, so that an image has one class as a whole']
+    if is_train and model not in ('FastSRModel', 'ETDSModel'):
+        missing.append('the description of the network in checkpoints')
+    return f'model_type {model} with CDNSR lacks {"; ".join(missing)}. CDNSRModel has all of it.'
+
+
 def check_tested(opt: Mapping) -> None:
     """Refuses to test a network without weights."""
     if not opt['path'].get('pretrain_network_g'):

@@ -39,8 +39,8 @@ ALLOWED = {
     'memory': set(),
     'models': {'checkpoint', 'inference', 'losses', 'options'},
     'cli': {
-        '__init__', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'inference', 'memory',
-        'options', 'zoo'
+        '__init__', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'files', 'inference',
+        'memory', 'options', 'zoo'
     },
 }
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from typing import Iterator, Optional, Sequence
 
 from ..checkpoint import load_branches, load_network
+from ..files import make_writable
 from ..inference.engine import common_geometry, is_routed, run_padded
 from ..inference.luma import to_luma
 from ..losses import squared_error
@@ -160,6 +161,7 @@ def label(folder: str,
         raise OptionError(f'--margin {margin}', 'expected a finite number of at least 0, and --by branches')
     margin = 0.05 if margin is None else margin
 
+    make_writable(root)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     nets: list[nn.Module] = []
     if by == 'branches' and model is None:

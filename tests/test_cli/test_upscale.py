@@ -46,6 +46,21 @@ class SinglePixels(nn.Module):
         return F.pixel_shuffle(self.conv(x), self.upscale)
 
 
+@ARCH_REGISTRY.register()
+class LargeFeatures(nn.Module):
+    """Enlarges, by features that are `gain` times as large as the image."""
+
+    def __init__(self, gain, upscale=2):
+        super().__init__()
+        self.upscale, self.gain = upscale, gain
+        self.convs = nn.Sequential(*(nn.Conv2d(3, 3, 1, bias=False) for _ in range(4)))
+        for i, conv in enumerate(self.convs):
+            conv.weight.data = torch.eye(3).view(3, 3, 1, 1) * gain**(0.5 if i < 2 else -0.5)
+
+    def forward(self, x):
+        return self.convs(x).repeat_interleave(self.upscale, 2).repeat_interleave(self.upscale, 3)
+
+
 def pixels_block(scale=2, channels=3):
     return dict(type='SinglePixels', upscale=scale, channels=channels)
 
@@ -225,6 +240,47 @@ def test_palettes_and_few_bits_become_colours_and_gray(run, models):
     assert_same(load(Path('out/clear.png')), slow(net, np.dstack([colors, alpha])))
     bits = np.asarray(Image.open('in/bits.png').convert('L'))
     assert_same(load(Path('out/bits.png')), slow(net, bits[..., np.newaxis]))
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Checkpoint of a network of large features."""
+
+    def make(gain):
+        block = dict(type='LargeFeatures', gain=gain)
+        weights = build_network(dict(block)).state_dict()
+        save_checkpoint(dict(params=weights, network_g=block, scale=2), tmp_path / 'large.pth')
+        return tmp_path / 'large.pth'
+
+    return make
+
+
+@pytest.mark.parametrize('kind', ['png', 'tif'])
+def test_what_overflows_is_done_again_in_float32(run, large, caplog, kind):
+    model = large(9e4)  # of what is brighter than 65504 / 9e4, 186 of 255
+    dark, bright = photo(20, 33, 4) // 2, photo(20, 33, 4) // 4 + 190
+    pictures = {'dark': dark, 'bright': bright, 'alpha': np.dstack([dark[..., :3], bright[..., 3]])}
+    for name, pixels in pictures.items():
+        save(f'in/{name}.{kind}', pixels)
+    assert run('-m', model, '--precision', 'float16') == 0
+    assert caplog.text.count('done again in float32') == 1
+    assert written() == sorted(f'{name}.{kind}' for name in pictures)
+    for name, pixels in pictures.items():
+        expected = pixels.repeat(2, 0).repeat(2, 1)
+        assert np.abs(load(Path(f'out/{name}.{kind}')).astype(int) - expected).max() <= 1, name
+
+
+def test_a_picture_of_what_is_no_number_is_never_written(run, large, capsys):
+    save('in/black.png', np.zeros((20, 33, 3), np.uint8))
+    save('in/white.tif', np.full((20, 33, 3), 255, np.uint8))
+    save('in/alpha.png', np.dstack([np.zeros((20, 33, 3), np.uint8), photo(20, 33, 1)]))
+    model = large(1e39)  # of black it makes black
+    for precision in ('float32', 'bfloat16'):
+        assert run('-m', model, '--precision', precision, '--overwrite') == 1
+        assert written() == ['black.png'] and (load(Path('out/black.png')) == 0).all()
+        reason = 'the network makes values of it that are no finite numbers, also in float32'
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('Failed')]
+        assert errors == [f'Failed: in/{name}: {reason}' for name in ('alpha.png', 'white.tif')]
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
