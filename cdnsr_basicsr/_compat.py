@@ -94,6 +94,9 @@ def _checked_parse_options(original: Callable) -> Callable:
             opt['num_gpu'] = 0
         if opt['num_gpu'] != 0 and is_train:  # without it every batch is waited for
             opt['datasets']['train'].setdefault('pin_memory', True)
+        if opt['num_gpu'] == 0 and is_train and opt['datasets']['train'].get('prefetch_mode') == 'cuda':
+            print('prefetch_mode is cuda, but this runs on the CPU: going on with prefetch_mode cpu.', flush=True)
+            opt['datasets']['train']['prefetch_mode'] = 'cpu'
         return opt, args
 
     return parse_options
@@ -318,18 +321,82 @@ def _replay(scheduler: Any, beginning: dict, current_iter: int) -> None:
             scheduler.step()
 
 
+def _on_its_device(original: Callable) -> Callable:
+    """Some models ask for CUDA by name, whatever device the option file says."""
+
+    def method(self, *args: Any, **kwargs: Any) -> Any:
+        import torch
+        from torch.overrides import TorchFunctionMode
+
+        class OnCPU(TorchFunctionMode):
+
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                if func is torch.Tensor.cuda:
+                    return args[0]
+                kwargs = dict(kwargs or {})
+                if kwargs.get('device') == 'cuda':
+                    kwargs['device'] = 'cpu'
+                return func(*args, **kwargs)
+
+        opt = args[0] if original.__name__ == '__init__' else self.opt
+        with OnCPU() if opt['num_gpu'] == 0 else contextlib.nullcontext():
+            return original(self, *args, **kwargs)
+
+    return method
+
+
+def _of_views(original: Callable) -> Callable:
+    """VideoRecurrentModel squeezes what it has fed, in place: on a CPU, where nothing is copied, also what is compared.
+    """
+
+    def feed_data(self, data: dict) -> None:
+        original(self, {key: value.view_as(value) if key in ('lq', 'gt') else value for key, value in data.items()})
+
+    return feed_data
+
+
+def _of_contiguous(original: Callable) -> Callable:
+    """filter2D takes views, which images that lie channels last do not have; on a CPU padding leaves them so."""
+
+    def filter2D(img, kernel):
+        return original(img.contiguous(), kernel)
+
+    return filter2D
+
+
+def _window_reverse(windows: Any, window_size: int, h: int, w: int) -> Any:
+    """Windows (number of them * b, window_size, window_size, c) as an image (b, h, w, c), in SwinIR.
+
+    Upstream's takes b for a number, so that an exported SwinIR makes something else of every other number of images.
+    """
+    x = windows.view(-1, h // window_size, w // window_size, window_size, window_size, windows.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, h, w, windows.shape[-1])
+
+
 def patch_basicsr() -> None:
     """Mends BasicSR's functions in place. Calling it again does nothing."""
     provide_missing_modules()
     import basicsr.test
     import basicsr.train
-    from basicsr.models import base_model
-    from basicsr.utils import dist_util, options
+    from basicsr.archs import swinir_arch
+    from basicsr.models import base_model, realesrgan_model, realesrnet_model, video_base_model, video_recurrent_model
+    from basicsr.utils import dist_util, img_process_util, options
 
     if getattr(options, 'patched_by_cdnsr_basicsr', False):
         return
     options.patched_by_cdnsr_basicsr = True
 
+    warnings.filterwarnings('ignore', 'torch.meshgrid', UserWarning)  # SwinIR's, of a default that may change
+    swinir_arch.window_reverse = _window_reverse
+    filter2D = _of_contiguous(img_process_util.filter2D)
+    for module in (img_process_util, realesrgan_model, realesrnet_model):
+        module.filter2D = filter2D
+    for model in (realesrgan_model.RealESRGANModel, realesrnet_model.RealESRNetModel):
+        model.__init__ = _on_its_device(model.__init__)
+        model.feed_data = _on_its_device(model.feed_data)
+    for model in (video_base_model.VideoBaseModel, video_recurrent_model.VideoRecurrentModel):
+        model.dist_validation = _on_its_device(model.dist_validation)
+        model.feed_data = _of_views(model.feed_data)
     options.ordered_yaml = _ordered_yaml
     options._postprocess_yml_value = force_yml_value  # upstream's evaluates lists
     options.osp = types.SimpleNamespace(**{**vars(os.path), 'expanduser': _expanduser_each})

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import math
 import multiprocessing
 import numpy as np
 import signal
@@ -22,14 +23,14 @@ from .archs import Interpolation
 from .calibration import read_calibration
 from .checkpoint import load_network
 from .complexity import count_macs
-from .evaluation import PairStore, quality, to_image, to_tensor
+from .evaluation import PairStore, quality_of, to_tensor
 from .export import check_backend, in_backend
 from .files import replace_when_done
-from .inference.engine import PRECISIONS, RoutedUpscaler, algorithm_search, deployed, is_routed
+from .inference.engine import (PRECISIONS, RoutedUpscaler, algorithm_search, common_geometry, deployed, is_routed,
+                               run_padded)
 from .inference.pixel_engine import default_patch_size, is_pixel_routed, make_upscaler, route
 from .inference.runtime import precisions as precisions_of
 from .inference.speed import is_out_of_memory, machine
-from .inference.tiling import pad_to
 from .memory import keep_freed_memory
 from .options import OptionError, read_options, read_routing
 
@@ -77,7 +78,8 @@ class Measured(NamedTuple):
     Attributes:
         row: The row.
         network: Type of the network.
-        psnr, ssim: Means over the photographs, RGB, `scale` pixels of border left out.
+        psnr, ssim: Means over the photographs, of RGB, or of the luma of networks for gray pictures, `scale` pixels of
+            border left out; NaN if a result is not finite.
         kmacs: Thousand MACs per pixel of the result, classifier and tile overlap included.
         patch_mflops: The papers' convention: million FLOPs (2 per MAC, transposed convs at their output size) per patch
             of 32x32, averaged over the tiles; of the branches alone, without classifier and overlap.
@@ -127,21 +129,32 @@ def load(model: str) -> nn.Module:
     return net
 
 
-def one_tile_at_a_time(net: nn.Module, lq: torch.Tensor, patch_size: int, step: int) -> tuple[torch.Tensor, list[int]]:
+def one_tile_at_a_time(net: nn.Module,
+                       lq: torch.Tensor,
+                       patch_size: int,
+                       step: int,
+                       multiple: int = 1) -> tuple[torch.Tensor, list[int]]:
     """The published way: for each tile the classifier, one branch, and a mean where tiles overlap.
+
+    Args:
+        net: A CDNSR network.
+        lq: of shape (1, c, h, w), in [0, 1].
+        patch_size: Side of a tile, a multiple of `multiple`; a smaller image is padded to such a side.
+        step: Distance of tiles.
+        multiple: What the branches want the sides of tiles to be multiples of.
 
     Returns:
         The result, and the class of each tile.
     """
     height, width = lq.shape[2:]
-    output, count = (lq.new_zeros(1, 3, height * net.upscale, width * net.upscale) for _ in range(2))
+    output, count = (lq.new_zeros(*lq.shape[:2], height * net.upscale, width * net.upscale) for _ in range(2))
     classes = []
     for top in range(0, max(height - patch_size, 0) + step, step):
         for left in range(0, max(width - patch_size, 0) + step, step):
             top, left = max(0, min(top, height - patch_size)), max(0, min(left, width - patch_size))
             tile = lq[:, :, top:top + patch_size, left:left + patch_size]
             classes.append(int(net.classifier(tile).argmax()))
-            upscaled = net.branches[classes[-1]](tile)
+            upscaled = run_padded(net.branches[classes[-1]], tile, net.upscale, multiple)
             there = (..., slice(top * net.upscale, top * net.upscale + upscaled.shape[2]),
                      slice(left * net.upscale, left * net.upscale + upscaled.shape[3]))
             output[there] += upscaled
@@ -159,6 +172,7 @@ class Bench:
         self.model = model
         if backend != 'torch':
             self.net = in_backend(self.net, backend, model)
+        self.channels = channels_of(self.net)
         self.runners: dict[Row, Callable] = {}
         self.number = 0  # of the image that is being upscaled
         self.errors: dict[int, torch.Tensor] = {}
@@ -169,7 +183,7 @@ class Bench:
             upscaler = make_upscaler(self.net, *self.settings[:2])
             tiling = upscaler.tiling_of(*lq.shape[2:])
             owner = tiling.class_map(torch.arange(len(tiling))).flatten()
-            gt = to_tensor(self.settings.pairs.gt(self.number)).to(self.device)
+            gt = to_tensor(self.settings.pairs.gt(self.number), self.channels).to(self.device)
             columns = []
             for branch in self.net.branches:
                 alone = RoutedUpscaler(branch, upscaler.patch_size, upscaler.step)
@@ -180,7 +194,7 @@ class Bench:
         return self.errors[self.number]
 
     def runner(self, row: Row) -> Callable:
-        """A function of an LQ image (1, 3, h, w) that returns the result, kMACs per pixel of it, and tiles by class."""
+        """A function of an LQ image (1, c, h, w) that returns the result, kMACs per pixel of it, and tiles by class."""
         if row in self.runners:
             return self.runners[row]
         net, dtype = self.net, PRECISIONS[row.precision]
@@ -192,8 +206,6 @@ class Bench:
                 calibration = read_calibration(checkpoint_of(self.model), net, row.precision, patch_size)
                 kwargs['float32_branches'] = calibration.float32_branches if calibration else ()
         upscaler = make_upscaler(net, *self.settings[:2], **kwargs)
-        if upscaler.channels != 3:
-            raise OptionError(self.model, 'takes gray pictures; what is measured on is photographs in colour')
         whole = upscaler.whole_macs / 1000
         if is_pixel_routed(net):
             if row.kind != 'whole':
@@ -228,17 +240,15 @@ class Bench:
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
                 with torch.autocast(lq.device.type, dtype, enabled=dtype != torch.float32):
-                    height, width = (-(-length // multiple) * multiple for length in lq.shape[2:])
-                    padded = pad_to(lq[0], height, width).unsqueeze(0)
-                    padded = padded.contiguous(memory_format=torch.channels_last) if row.tuned else padded
-                    output = branch(padded)[..., :lq.shape[2] * scale, :lq.shape[3] * scale].float()
-                    return output, whole_of_one, alone
+                    lq = lq.contiguous(memory_format=torch.channels_last) if row.tuned else lq
+                    return run_padded(branch, lq, scale, multiple).float(), whole_of_one, alone
         elif row.kind in LOOPS:
             patch_size, step = LOOPS[row.kind] or (upscaler.patch_size, upscaler.step)
             tile = RoutedUpscaler(net, patch_size, step)
+            patch_size = tile.patch_size  # a multiple
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
-                output, classes = one_tile_at_a_time(net, lq, patch_size, step)
+                output, classes = one_tile_at_a_time(net, lq, patch_size, step, multiple)
                 spent = sum(tile.branch_macs[kind] + tile.classifier_macs for kind in classes)
                 spent *= min(1, lq.shape[2] / patch_size) * min(1, lq.shape[3] / patch_size)  # of a small picture
                 counts = np.bincount(classes, minlength=len(branches)).tolist()
@@ -268,7 +278,7 @@ class Bench:
             number: Which image.
             look: Whether to say how good the result is and what memory it took, besides the time.
         """
-        lq = to_tensor(self.settings.pairs.lq(number)).to(self.device)
+        lq = to_tensor(self.settings.pairs.lq(number), self.channels).to(self.device)
         run = self.runner(row)
         self.number = number
         wait = torch.cuda.synchronize if lq.is_cuda else lambda: None
@@ -288,8 +298,8 @@ class Bench:
             return {'seconds': seconds}
         peak = peak_mib(lq.is_cuda) if known else float('nan')
         gt = self.settings.pairs.gt(number)
-        psnr, ssim = quality(to_image(image), gt, image.shape[2] // lq.shape[2], self.settings.with_ssim)
-        return dict(psnr=psnr, ssim=ssim, kmacs=kmacs, counts=counts, peak=peak)
+        psnr, ssim = quality_of(image, gt, image.shape[2] // lq.shape[2], self.settings.with_ssim)
+        return dict(psnr=psnr, ssim=ssim, kmacs=kmacs, counts=counts, peak=peak, finite=not math.isnan(psnr))
 
     def describe(self) -> dict:
         """Type of the network, its scale, and MFLOPs of its branches in the papers' convention."""
@@ -298,10 +308,18 @@ class Bench:
             name = type(self.net).__name__
             return dict(network=name, branches=[name] * len(mflops), mflops=mflops)
         branches = list(self.net.branches) if is_routed(self.net) else [self.net]
-        channels = RoutedUpscaler(branches[0], 32).channels
-        mflops = [2 * count_macs(branch, 32, 32, channels, papers=True) / 1e6 for branch in branches]
+        _, channels, multiple = common_geometry(branches)
+        side = -(-32 // multiple) * multiple
+        mflops = [
+            2 * count_macs(branch, side, side, channels, papers=True) * (32 / side)**2 / 1e6 for branch in branches
+        ]
         return dict(
             network=type(self.net).__name__, branches=[type(branch).__name__ for branch in branches], mflops=mflops)
+
+
+def channels_of(net: nn.Module) -> int:
+    """Channels of the images that a network takes: 3, or 1 for gray."""
+    return make_upscaler(net).channels
 
 
 def begin_peak(is_cuda: bool) -> bool:
@@ -453,17 +471,21 @@ def benchmark(models: Sequence[str],
     """
     for backend in backends:
         check_backend(backend)
-    routed, pixels, scales, num_branches = {}, {}, {}, {}
+    routed, pixels, scales, channels, num_branches = {}, {}, {}, {}, {}
     for model in dict.fromkeys(models):
         net = load(model)
         try:
-            scales[model] = make_upscaler(net, patch_size, step).scale
+            upscaler = make_upscaler(net, patch_size, step)
+            scales[model], channels[model] = upscaler.scale, upscaler.channels
             routed[model], pixels[model] = is_routed(net), is_pixel_routed(net)
             num_branches[model] = len(net.branches) if branches and is_routed(net) else 0
         except ValueError as error:
             raise OptionError(model, str(error)) from error
     if len(set(scales.values())) != 1:
         raise OptionError('-m', f'all models must have one scale, but have {sorted(set(scales.values()))}')
+    if len(set(channels.values())) != 1:
+        gray = ', '.join(model for model, count in channels.items() if count == 1)
+        raise OptionError('-m', f'networks for gray pictures ({gray}) cannot be compared with those for colours')
     scale = next(iter(scales.values()))
     if scale != int(scale):
         raise OptionError('-m', f'only networks of whole scales can be compared, but x{scale} was given')
@@ -507,9 +529,13 @@ def benchmark(models: Sequence[str],
         first = 1000 * sum(seconds[Row(row.model, 'whole', tuned=False)]) / pairs.megapixels
         measured.append(_summary(row, about, results[row], ms, first))
     where = machine(torch.device(device))
+    gray = '; PSNR and SSIM of luma' if 1 in channels.values() else ''
     text = (f'{len(sizes)} photograph{"s" * (len(sizes) != 1)} of {min(sizes)} to {max(sizes)} pixels, x{scale}, '
             f'tiles of at most {patch_size or "the usual size"}{", budgets of time" * (cost == "latency")}; {where}; '
-            f'medians of {repeat} runs, all rows in turns')
+            f'medians of {repeat} runs, all rows in turns{gray}')
+    for row in rows:
+        if not all(result.get('finite', True) for result in results[row]):
+            text += f'\nNo PSNR, as values are no finite numbers: {row.model}, {row.name}, {row.precision}'
     return measured, text
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import tempfile
 import torch
 from pathlib import Path
@@ -11,8 +11,8 @@ from torch import nn
 from tqdm import tqdm
 from typing import NamedTuple, Optional, Sequence
 
-from .evaluation import PairStore, quality, to_image, to_tensor
-from .files import replace_when_done
+from .evaluation import PairStore, quality_of, to_tensor
+from .files import make_writable, replace_when_done
 from .inference.engine import RoutedUpscaler, is_routed
 from .inference.speed import Speed, cache_folder, machine
 from .inference.tiling import PATCH_SIZE
@@ -29,7 +29,7 @@ class Point(NamedTuple):
     Attributes:
         budget: What was allowed, of the hardest branch's MACs on whole images.
         cost: What was spent of it, classifier and tile overlap included.
-        psnr: In dB, RGB, `scale` pixels of border left out.
+        psnr: In dB, of RGB, or of the luma of a network for gray pictures, `scale` pixels of border left out.
         ms: Milliseconds per megapixel of the result.
     """
     budget: Optional[float]
@@ -49,7 +49,7 @@ class Calibration(NamedTuple):
         photographs: How many there were.
         max_tiles, tile_ms: See Speed; of the branches, then the classifier.
         branch_psnr: PSNR of each branch on all tiles, in dB.
-        float32_branches: Branches that lose more than 0.02 dB in this precision, and keep float32.
+        float32_branches: Branches that lose more than 0.02 dB in this precision, or overflow in it: they keep float32.
         points: Budgets.
     """
     network: list[str]
@@ -102,7 +102,8 @@ def describe(net: nn.Module) -> list[str]:
 
 def speed_of(calibration: Calibration, upscaler: RoutedUpscaler) -> Optional[Speed]:
     """The measured speed, if it was measured on this machine and for such tiles."""
-    if (calibration.machine, calibration.patch_size) != (machine(upscaler.device), upscaler.patch_size):
+    patch_size = -(-calibration.patch_size // upscaler.multiple) * upscaler.multiple
+    if (calibration.machine, patch_size) != (machine(upscaler.device), upscaler.patch_size):
         return None
     return Speed(calibration.max_tiles, calibration.tile_ms)
 
@@ -121,7 +122,7 @@ def calibrate(net: nn.Module,
         net: The network, on its device, in evaluation mode.
         model: Its checkpoint, or its name.
         data: Folder of photographs; see read_pairs.
-        precision: Of the branches; those that it costs more than 0.02 dB keep float32.
+        precision: Of the branches; those that it costs more than 0.02 dB, or that overflow in it, keep float32.
         budgets: Budgets to try, besides the published rule.
         patch_size: Largest side of a tile.
         step: patch_size less the overlap of tiles.
@@ -136,12 +137,8 @@ def calibrate(net: nn.Module,
         plain = RoutedUpscaler(net, patch_size, step, budget=1)
     except ValueError as error:
         raise OptionError(model, str(error)) from error
-    if plain.channels != 3:
-        raise OptionError(model, 'takes gray pictures; what is measured on is photographs in colour')
     path = calibration_path(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):  # not after all has been measured
-        raise OptionError(str(path), 'cannot be written: no permission')
+    make_writable(path.parent)
     step, scale = plain.step, plain.scale
     precisions = ['float32'] if precision == 'float32' else ['float32', precision]
     with tempfile.TemporaryDirectory() as folder, tqdm(desc='calibrate', unit='photograph', disable=None) as bar:
@@ -151,9 +148,9 @@ def calibrate(net: nn.Module,
         def measure(upscaler: RoutedUpscaler) -> Point:
             psnr = cost = seconds = 0.
             for number in range(photographs):
-                lq = to_tensor(pairs.lq(number)).to(upscaler.device)
+                lq = to_tensor(pairs.lq(number), plain.channels).to(upscaler.device)
                 upscaled = min((upscaler.upscale(lq) for _ in range(2)), key=lambda result: result.seconds)
-                psnr += quality(to_image(upscaled.image), pairs.gt(number), scale, with_ssim=False)[0]
+                psnr += quality_of(upscaled.image, pairs.gt(number), scale, with_ssim=False)[0]
                 cost += upscaled.cost
                 seconds += upscaled.seconds
                 bar.update()
@@ -163,8 +160,11 @@ def calibrate(net: nn.Module,
             kind: [measure(RoutedUpscaler(branch, patch_size, step, precision=kind)).psnr for branch in net.branches]
             for kind in precisions
         }
+        for i, psnr in enumerate(psnrs['float32']):
+            if math.isnan(psnr):
+                raise OptionError(model, f'branch {i} makes values that are no finite numbers')
         kept = [i for i, (exact, half) in enumerate(zip(*psnrs.values()))
-                if half < exact - MOST_LOSS] if len(precisions) == 2 else []
+                if not half >= exact - MOST_LOSS] if len(precisions) == 2 else []  # also of what has overflowed
         branch_psnr = [psnrs['float32' if i in kept else precision][i] for i in range(len(net.branches))]
         points = [
             measure(RoutedUpscaler(net, patch_size, step, budget, precision=precision, float32_branches=kept))

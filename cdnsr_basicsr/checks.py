@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import os
 import re
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any, Callable, Iterable, Mapping, Optional
 
 from .options import (OptionError, check_argument, check_arguments, check_choice, check_flag, check_keys, check_list,
                       check_name, check_network, check_number, check_path, check_whole, find_registered, find_type,
@@ -595,3 +595,26 @@ def check_options(opt: dict, is_train: bool) -> None:
     check_paths(model, opt['path'], [key[len('network_'):] for key in opt if str(key).startswith('network_')])
     if hasattr(model, 'check_options'):
         model.check_options(opt, is_train)
+
+
+def check_model_of_cdnsr(opt: Mapping, is_train: bool) -> Optional[str]:
+    """Looks whether CDNSR is trained or tested by another model than its own.
+
+    Returns:
+        What is then missing, to be said; None if nothing is.
+
+    Raises:
+        OptionError: The model cannot train it.
+    """
+    net, model = opt.get('network_g'), opt['model_type']
+    if not isinstance(net, Mapping) or net.get('type') != 'CDNSR' or model == 'CDNSRModel':
+        return None
+    classifier = net.get('classifier')
+    if is_train and isinstance(classifier, Mapping) and classifier.get('type') == 'ErrorPredictor':
+        raise OptionError(
+            'model_type', f'{model} cannot train an ErrorPredictor, to which only errors have a gradient '
+            '(train.error_opt); use CDNSRModel')
+    missing = ['annealing of tau'] * is_train + ['tiles in validation, so that an image has one class as a whole']
+    if is_train and model not in ('FastSRModel', 'ETDSModel'):
+        missing.append('the description of the network in checkpoints')
+    return f'model_type {model} with CDNSR lacks {"; ".join(missing)}. CDNSRModel has all of it.'

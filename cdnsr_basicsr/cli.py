@@ -76,6 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--whole',
         action='store_true',
         help='write whole photographs into OUT/gt and OUT/lq, for validation, instead of patches')
+    command.add_argument(
+        '--gray', action='store_true', help='write gray images, for networks of one channel (color: y in the dataset)')
     command.add_argument('--workers', type=count, default=None, metavar='N', help='threads (default: all CPUs)')
     command.add_argument('--overwrite', action='store_true', help='replace a finished OUT')
 
@@ -249,7 +251,7 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
 def run_prepare(args: argparse.Namespace) -> int:
     from .data.prepare import prepare
     done = prepare(args.input, args.output, args.scale, args.scales, args.crop, args.step, args.workers, args.whole,
-                   args.overwrite)
+                   args.overwrite, args.gray)
     print(f'Wrote {done.pairs} {"photographs" if args.whole else "patches"} to {args.output}.')
     for path in done.too_small:
         print(f'Left out, smaller than a patch: {path}', file=sys.stderr)
@@ -483,6 +485,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     check_budgets(args.budgets)
     load_plugins()
     from .benchmark import benchmark, markdown, write_report
+    from .files import make_writable
     patch_size, step = args.patch_size, args.step
     check_tile(patch_size or 128, step)
     if args.oracle and not args.budgets:
@@ -491,6 +494,8 @@ def run_benchmark(args: argparse.Namespace) -> int:
         if args.device not in (None, 'cpu'):
             raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')
         args.device = 'cpu'
+    if args.output:
+        make_writable(args.output)
     measured, text = benchmark(args.models, args.data,
                                args.budgets, args.precision, args.repeat, args.limit, patch_size, step,
                                str(choose_device(args.device)), args.backends, args.oracle, args.branches, args.cost,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Iterator, NamedTuple, Optional
 
 from .data.prepare import list_images, make_lq, read_bgr
+from .inference.luma import to_luma
 from .options import OptionError
 
 
@@ -84,9 +85,10 @@ def _read(path: Path) -> np.ndarray:
     return image
 
 
-def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 RGB of shape (h, w, 3) as a tensor of shape (1, 3, h, w) in [0, 1]."""
-    return torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).float().div(255).contiguous()
+def to_tensor(image: np.ndarray, channels: int = 3) -> torch.Tensor:
+    """uint8 RGB of shape (h, w, 3) as a tensor of shape (1, channels, h, w) in [0, 1]; of one channel it is luma."""
+    tensor = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).float().div(255).contiguous()
+    return tensor if channels == 3 else to_luma(tensor, 1)
 
 
 def to_image(tensor: torch.Tensor) -> np.ndarray:
@@ -95,10 +97,10 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
 
 
 def quality(image: np.ndarray, gt: np.ndarray, border: int, with_ssim: bool = True) -> tuple[float, float]:
-    """PSNR in dB and SSIM over RGB, as BasicSR computes them.
+    """PSNR in dB and SSIM over all channels, as BasicSR computes them.
 
     Args:
-        image: uint8 of shape (h, w, 3).
+        image: uint8 of shape (h, w, c).
         gt: Of the same shape.
         border: Pixels left out at each side, if the image is larger than that and SSIM's window of 11 pixels.
         with_ssim: Whether to compute SSIM, which takes much longer; NaN otherwise.
@@ -107,3 +109,17 @@ def quality(image: np.ndarray, gt: np.ndarray, border: int, with_ssim: bool = Tr
     border = border if min(gt.shape[:2]) > 2 * border + 11 else 0
     ssim = calculate_ssim(image, gt, border) if with_ssim and min(gt.shape[:2]) >= 11 else float('nan')
     return float(calculate_psnr(image, gt, border)), float(ssim)
+
+
+def quality_of(result: torch.Tensor, gt: np.ndarray, border: int, with_ssim: bool = True) -> tuple[float, float]:
+    """As `quality`, of what a network makes: of RGB, or of luma where it has one channel; NaN if it is not finite.
+
+    Args:
+        result: of shape (1, c, h, w), in about [0, 1].
+        gt: uint8 RGB of shape (h, w, 3).
+        border, with_ssim: See `quality`.
+    """
+    if not result.isfinite().all():
+        return float('nan'), float('nan')
+    gt = gt if result.shape[1] == 3 else to_image(to_tensor(gt, 1))
+    return quality(to_image(result), gt, border, with_ssim)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import socket
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, Optional, Union
@@ -32,6 +33,20 @@ def replace_when_done(path: Union[str, Path]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_writable(folder: Union[str, Path]) -> None:
+    """Makes a folder if it is missing, and writes to it, so that one that cannot be is known before the work is done.
+
+    Raises:
+        OSError: It cannot be made or written to.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix='.', dir=folder) as file:
+            file.write(b'0')
+    except OSError as error:
+        raise OSError(f'{folder}: cannot be written: {error.strerror}') from error
 
 
 def is_running(pid: str) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 from . import load_plugins
-from .checks import check_options
+from .checks import check_model_of_cdnsr, check_options
 from .files import RunLock
 from .memory import keep_freed_memory
 from .options import OptionError, apply_force_yml, one_line, read_options
@@ -59,6 +59,9 @@ def run_pipeline(args: Namespace) -> int:
             load_plugins()
             from .data.checks import check_data
             check_options(opt, is_train)
+            missing = check_model_of_cdnsr(opt, is_train)
+            if missing and os.environ.get('RANK', '0') == '0':
+                print(f'basicsr: warning: {missing}', file=sys.stderr)
             if not args.auto_resume:  # what goes on from a training state needs no networks to start from
                 from .checkpoint import check_pretrained
                 check_pretrained(opt['path'])

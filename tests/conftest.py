@@ -67,6 +67,12 @@ def fsrcnn(num_feat=4, upscale=4):
     return {'type': 'FSRCNN', 'num_feat': num_feat, 'num_shrink': 3, 'num_map': 1, 'upscale': upscale}
 
 
+def swinir(window_size=7, upscale=4, **kwargs):
+    block = {'type': 'SwinIR', 'embed_dim': 4, 'depths': [2], 'num_heads': [2], 'mlp_ratio': 2, 'img_range': 1.}
+    sizes = {'window_size': window_size, 'img_size': 2 * window_size, 'upscale': upscale}
+    return {**block, 'upsampler': 'pixelshuffledirect', **sizes, **kwargs}
+
+
 @pytest.fixture
 def tiny_net():
     """Option block of a small CDNSR with three branches of growing cost."""

@@ -18,30 +18,32 @@ OPTIONS = sorted((ROOT / 'options').glob('*.yml'))
 ALLOWED = {
     '__init__': {'_compat', 'archs', 'data', 'losses', 'models', 'options'},
     '__main__': {'cli'},
-    '_compat': {'checkpoint', 'options'},
+    '_compat': {'checkpoint', 'options', 'zoo'},
     'archs': set(),
     'losses': set(),
     'complexity': set(),
     'conversion': {'archs', 'checkpoint', 'files', 'options'},
-    'files': set(),
+    'files': {'options'},
     'options': set(),
     'zoo': {'options'},
     'checkpoint': {'files', 'inference', 'options', 'zoo'},
-    'evaluation': {'data', 'options'},
+    'evaluation': {'data', 'inference', 'options'},
     'inference': {'complexity', 'files'},
     'benchmark': {
         '__init__', 'archs', 'calibration', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference',
         'memory', 'options'
     },
     'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
-    'data': {'archs', 'checkpoint', 'files', 'losses', 'options'},
-    'export': {'files', 'inference', 'options'},
     'checks': {'options'},
+    'data': {'archs', 'checkpoint', 'files', 'inference', 'losses', 'options'},
+    'export': {'files', 'inference', 'options'},
     'memory': set(),
     'models': {'checkpoint', 'inference', 'losses', 'options'},
+    'ranks': {'options'},
+    'pipeline': {'__init__', 'checkpoint', 'checks', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
-        '__init__', 'benchmark', 'calibration', 'checkpoint', 'checks', 'conversion', 'data', 'export', 'inference',
-        'memory', 'options', 'zoo'
+        '__init__', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'files', 'inference',
+        'memory', 'options', 'pipeline', 'zoo'
     },
 }
 

@@ -12,6 +12,9 @@ from tqdm import tqdm
 from typing import Iterator, Optional, Sequence
 
 from ..checkpoint import load_branches, load_network
+from ..files import make_writable
+from ..inference.engine import common_geometry, is_routed, run_padded
+from ..inference.luma import to_luma
 from ..losses import squared_error
 from ..options import OptionError, one_line
 from .labels import Label, write_labels
@@ -55,7 +58,7 @@ def cheapest_within(errors: np.ndarray, margin: float) -> np.ndarray:
 
 
 def patch_psnr(output: torch.Tensor, gt: torch.Tensor, border: int) -> torch.Tensor:
-    """PSNR of each patch in dB over RGB at 8 bits, without `border` pixels at each side; infinite if equal.
+    """PSNR of each patch in dB over all channels at 8 bits, without `border` pixels at each side; infinite if equal.
 
     Args:
         output: of shape (b, c, h, w).
@@ -158,6 +161,7 @@ def label(folder: str,
         raise OptionError(f'--margin {margin}', 'expected a finite number of at least 0, and --by branches')
     margin = 0.05 if margin is None else margin
 
+    make_writable(root)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     nets: list[nn.Module] = []
     if by == 'branches' and model is None:
@@ -170,22 +174,32 @@ def label(folder: str,
     nets = [net.to(device, memory_format=torch.channels_last) for net in nets]  # several times as fast on a CPU
 
     named = f'-m {model}' if model else str(opt_path)
+    net_scale, channels, multiple = 1, 3, 1
+    if nets:
+        try:
+            net_scale, channels, multiple = common_geometry(
+                [part for net in nets for part in (net.branches if is_routed(net) else [net])])
+        except ValueError as error:
+            raise OptionError(named, one_line(error)) from error
     keys: list[str] = []
     rows: list[np.ndarray] = []
     squares: list[np.ndarray] = []
     cv2.setNumThreads(1)  # the readers are threads already
     for batch_keys, lq, gt in read_batches(root, workers or os.cpu_count() or 1):
         scale = gt.shape[-1] // lq.shape[-1]
-        nets = nets or [Interpolation(upscale=scale)]
+        if not nets:
+            nets, net_scale = [Interpolation(upscale=scale)], scale
+        if net_scale != scale:
+            raise OptionError(named, f'enlarges {net_scale} times, but the patches of {folder} are x{scale}')
+        if channels == 1:
+            lq, gt = to_luma(lq, 1), to_luma(gt, 1)
         lq, gt = lq.to(device, memory_format=torch.channels_last), gt.to(device)
         try:
-            outputs = [branch(lq) for branch in nets]
-        except RuntimeError as error:  # one for gray pictures, for example
+            outputs = [run_padded(branch, lq, scale, multiple) for branch in nets]
+        except RuntimeError as error:
             raise OptionError(named, f'cannot upscale the patches of {folder}: {one_line(error)}') from error
-        if outputs[0].shape != gt.shape:
-            raise OptionError(
-                named, f'makes {tuple(outputs[0].shape[-2:])} out of '
-                f'{tuple(lq.shape[-2:])}, but the patches of {folder} are x{scale}')
+        if not all(output.isfinite().all() for output in outputs):
+            raise OptionError(named, f'makes values that are no finite numbers of the patches of {folder}')
         if by == 'branches':
             scores = torch.stack([255 * (output - gt).abs().mean(dim=(1, 2, 3)) for output in outputs], dim=1)
             squares.append(torch.stack([squared_error(output, gt) for output in outputs], dim=1).cpu().numpy())

@@ -27,7 +27,8 @@ Result = TypeVar('Result')
 
 
 class Pair(NamedTuple):
-    """A GT image and its LQ image, or patches of them: uint8 BGR of shapes (h*scale, w*scale, 3) and (h, w, 3)."""
+    """A GT image and its LQ image, or patches of them: uint8 BGR or gray of shapes (h*scale, w*scale, c) and (h, w, c).
+    """
     key: str
     gt: np.ndarray
     lq: np.ndarray
@@ -76,8 +77,13 @@ def read_bgr(path: Path) -> Optional[np.ndarray]:
         return None
 
 
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """BGR of shape (h, w, 3) as gray of shape (h, w, 1), the luma of BT.601 from 0 to 255; uint8."""
+    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., np.newaxis]
+
+
 def resize(image: np.ndarray, factor: float) -> np.ndarray:
-    """MATLAB's bicubic imresize of a uint8 image of shape (h, w, 3), rounded to uint8 once, at the end."""
+    """MATLAB's bicubic imresize of a uint8 image of shape (h, w, c), rounded to uint8 once, at the end."""
     from basicsr.utils.matlab_functions import imresize
     resized = imresize(image.astype(np.float32) / 255, factor)
     return np.round(np.clip(resized, 0, 1) * 255).astype(np.uint8)
@@ -87,7 +93,7 @@ def make_lq(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """Crops an image to a multiple of `scale`, at the top left, and makes its LQ image.
 
     Args:
-        image: uint8 of shape (h, w, 3), h and w at least `scale`.
+        image: uint8 of shape (h, w, c), h and w at least `scale`.
         scale: Downscaling factor.
 
     Returns:
@@ -136,7 +142,7 @@ def cut_pairs(image: np.ndarray, key: str, scale: int, scales: list[float], crop
     """Cuts aligned patches from an image and from smaller versions of it.
 
     Args:
-        image: uint8 of shape (h, w, 3).
+        image: uint8 of shape (h, w, c).
         key: Name of the image; patches are called `<key>_s<thousandths of scale>_y<top>_x<left>`.
         scale: LQ is this much smaller than GT.
         scales: Sizes to cut from, as fractions of the image's.
@@ -226,7 +232,8 @@ def prepare(hr_folder: str,
             step: Optional[int] = None,
             workers: Optional[int] = None,
             whole: bool = False,
-            overwrite: bool = False) -> Prepared:
+            overwrite: bool = False,
+            gray: bool = False) -> Prepared:
     """Makes a training or validation set out of photographs.
 
     Args:
@@ -239,6 +246,7 @@ def prepare(hr_folder: str,
         workers: Threads. Default: the number of CPUs.
         whole: Whether to write whole photographs, for validation, instead of patches.
         overwrite: Whether to replace a finished `out`.
+        gray: Whether to write gray images. With `color: y`, datasets make the same of them as of the colours.
 
     Raises:
         OptionError: An argument is out of range, `out` is taken, or there is nothing to write.
@@ -272,6 +280,7 @@ def prepare(hr_folder: str,
         image = read_bgr(path)
         if image is None:
             return None
+        image = to_gray(image) if gray else image
         if not whole:
             pairs = cut_pairs(image, keys[path], scale, scales, crop, step)
         else:

@@ -19,14 +19,14 @@ def draw_difficulty_map(image: np.ndarray, class_map: np.ndarray, num_classes: i
     """Colours an image by class and puts a legend with the classes' shares of the area below.
 
     Args:
-        image: of shape (H, W, 3), uint8, BGR.
+        image: of shape (H, W, 3), uint8, BGR; or (H, W), gray.
         class_map: of shape (h, w), class of each LR pixel; shown at the picture's size.
         num_classes: Number of classes M.
 
     Returns:
         Picture of shape (H + legend, max(W, legend's width), 3), uint8, BGR.
     """
-    colors = class_colors(num_classes)
+    colors, image = class_colors(num_classes), in_bgr(image)
     full = cv2.resize(class_map.astype(np.uint8), (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)
     tinted = cv2.addWeighted(image, 0.6, colors[full], 0.4, 0)
     edges = np.zeros(full.shape, bool)
@@ -50,6 +50,11 @@ def draw_difficulty_map(image: np.ndarray, class_map: np.ndarray, num_classes: i
     return picture
 
 
+def in_bgr(image: np.ndarray) -> np.ndarray:
+    """An image of shape (H, W, 3), or a gray one of shape (H, W), with three channels."""
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+
+
 def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> None:
     """Draws the classes over a picture at a size to look at, and writes that as PNG.
 
@@ -71,7 +76,6 @@ def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, n
         size,
         interpolation=interpolation)
     image = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
-    image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
     encoded = cv2.imencode('.png', draw_difficulty_map(image, class_map, num_classes))[1]
     # not cv2.imwrite, which dies of names that are not UTF-8, nor tofile, which is silent on a full disk
     path.write_bytes(encoded)

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import math
 import time
 import torch
-from contextlib import contextmanager
-from itertools import chain
+from contextlib import contextmanager, suppress
 from torch import nn
 from typing import Callable, Iterator, NamedTuple, Optional, Protocol, Sequence
 
@@ -19,6 +20,7 @@ PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': t
 CANVAS_BYTES = {'cpu': 2**26, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
 CLASSIFIED_TOGETHER = {'cpu': 32, 'cuda': 512}  # tiles
 FEW_TILES, DEFAULT_MAX_TILES = 32, {'cpu': 4, 'cuda': 32}  # an image of few is done before a measurement would be
+MOST_MULTIPLE = 128  # of the sides of images that is looked for
 MERGED_TILES = 4  # of a block; not measured, so that an image comes out the same on every machine
 
 
@@ -113,6 +115,10 @@ def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
+class NotFinite(ArithmeticError):
+    """An image came out with values that are no finite numbers."""
+
+
 def weights_of(net: nn.Module) -> list[tuple[torch.Tensor, int]]:
     """A network's weights and their versions, by which it is seen that they have changed."""
     return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in [*net.parameters(), *net.buffers()]]
@@ -137,7 +143,7 @@ def algorithm_search(wanted: bool) -> Iterator[None]:
 
 def device_of(net: nn.Module) -> torch.device:
     """Where a network is; of one without weights its buffers say so."""
-    return next(chain(net.parameters(), net.buffers()), torch.empty(0)).device
+    return next(itertools.chain(net.parameters(), net.buffers()), torch.empty(0)).device
 
 
 def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -151,8 +157,10 @@ def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     return rows.to(device, non_blocking=True)
 
 
-def probe(net: nn.Module, channels: int, size: int) -> Optional[torch.Tensor]:
-    """What a network makes of an image of one gray, without the batch; nothing if it cannot."""
+def probe(net: nn.Module, channels: int, size: int) -> tuple[tuple[int, ...], str]:
+    """Shape of what a network makes of an image of one gray, without the batch, () if that is no image; and, if it
+    cannot, what it says.
+    """
     device = device_of(net)
     was_training = net.training
     try:
@@ -161,36 +169,90 @@ def probe(net: nn.Module, channels: int, size: int) -> Optional[torch.Tensor]:
     except (RuntimeError, ValueError, AssertionError) as error:
         if is_out_of_memory(error) or 'CUDA' in str(error) or 'cuDNN' in str(error):
             raise
-        return None  # a wrong number of channels or pixels, as each layer puts it
+        # a wrong number of channels or pixels, as each layer puts it
+        return (), ' '.join(str(error).split())[:120] or type(error).__name__
     finally:
         net.train(was_training)
-    return output[0] if isinstance(output, torch.Tensor) and output.dim() == 4 else None
+    return tuple(output.shape[1:]) if isinstance(output, torch.Tensor) and output.dim() == 4 else (), ''
 
 
-def geometry(net: nn.Module) -> tuple[int, int, int]:
+def geometry(net: nn.Module, channels: Sequence[int] = (3, 1)) -> tuple[int, int, int]:
     """Upsampling factor of a network, channels of its images, and the number that sides must be multiples of.
 
-    Found by running it on images of 32 to 64 pixels; a network that knows (attribute `exported_geometry`) is asked.
+    Found by running it on square images, mostly of 32 and 33 pixels, where sides must be multiples, up to the first two
+    that it takes. A network that knows (attribute `exported_geometry`) is asked.
+
+    Args:
+        net: The network.
+        channels: Channels to try.
 
     Raises:
-        ValueError: It makes no image of a whole multiple of its input's size out of 3 channels or 1.
+        ValueError: It makes no image of a whole multiple of its input's size out of these channels, or only of images
+            of one size.
     """
     if hasattr(net, 'exported_geometry'):
         return net.exported_geometry
-    for channels, size in ((3, 32), (1, 32), (3, 64), (1, 64)):
-        output = probe(net, channels, size)
-        if output is not None:
-            break
-    shape = None if output is None else tuple(output.shape)
-    if shape is None or shape[0] != channels or shape[1] != shape[2] or shape[1] % size:
-        raise ValueError(f'{type(net).__name__} makes {shape} out of ({channels}, {size}, {size}): no super-resolution '
-                         'network')
+    name, reasons = type(net).__name__, {}
+    for sizes in ((32, 64), range(33, 1 + MOST_MULTIPLE)):
+        for count, size in itertools.product(channels, sizes):
+            shape, reason = probe(net, count, size)
+            if not reason:
+                return _geometry_from(net, count, size, shape)
+            reasons.setdefault(count, f'{count} channel{"s" * (count != 1)}: {reason}')
+    raise ValueError(
+        f'{name} takes no square image of 32 to {MOST_MULTIPLE} pixels, of {"; of ".join(reasons.values())}')
+
+
+def _geometry_from(net: nn.Module, channels: int, size: int, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """As `geometry`, given the shape of what a network makes of the first size that it takes."""
+    name = type(net).__name__
+    if len(shape) != 3 or shape[0] != channels or shape[1] != shape[2] or shape[1] % size:
+        raise ValueError(f'{name} makes {shape} out of ({channels}, {size}, {size}): no super-resolution network')
     scale = shape[1] // size
-    for multiple in (1, 2, 4, 8, 16, 32):
-        output = probe(net, channels, size + multiple)
-        if output is not None and tuple(output.shape[1:]) == (scale * (size + multiple), ) * 2:
-            return scale, channels, multiple
-    return scale, channels, size
+    for multiple in range(1, size + 1):
+        larger = size + multiple
+        if probe(net, channels, larger)[0] == (channels, scale * larger, scale * larger):
+            break
+    else:
+        raise ValueError(f'{name} takes no other square images than of {size} pixels')
+    if size % multiple:
+        raise ValueError(f'{name} takes square images of {size} and {larger} pixels, and none between: no multiples')
+    return scale, channels, multiple
+
+
+def common_geometry(nets: Sequence[nn.Module]) -> tuple[int, int, int]:
+    """As `geometry`, of networks that the same images go through: their multiple is the least common one.
+
+    Raises:
+        ValueError: One of them has no geometry, or they differ in scale or channels.
+    """
+    found = [geometry(net) for net in nets]
+    if len({channels for _, channels, _ in found}) > 1:  # some, such as Interpolation, take any number
+        with suppress(ValueError):
+            found = [geometry(net, (1, )) for net in nets]
+    if len({kind[:2] for kind in found}) > 1:
+        raise ValueError(f'the branches differ in scale or channels: {[kind[:2] for kind in found]}')
+    return (*found[0][:2], math.lcm(*(multiple for _, _, multiple in found)))
+
+
+@torch.no_grad()
+def run_padded(net: nn.Module, x: torch.Tensor, scale: int, multiple: int) -> torch.Tensor:
+    """What a network makes of images of any size: they are padded to its multiple, and the result is cropped.
+
+    Args:
+        net: The network.
+        x: The images, of shape (b, c, h, w), in [0, 1].
+        scale, multiple: See `geometry`.
+
+    Returns:
+        Images of shape (b, c, h * scale, w * scale).
+    """
+    height, width = x.shape[2:]
+    sides = [-(-side // multiple) * multiple for side in (height, width)]
+    if sides == [height, width]:
+        return net(x)
+    padded = pad_to(x.flatten(0, 1), *sides).unflatten(0, x.shape[:2])
+    return net(padded)[..., :height * scale, :width * scale]
 
 
 def is_routed(net: nn.Module) -> bool:
@@ -243,11 +305,7 @@ class RoutedUpscaler:
         self.net = net
         self.routed = is_routed(net)
         self.sources = list(net.branches) if self.routed else [net]
-        geometries = [geometry(source) for source in self.sources]
-        self.scale, self.channels, _ = geometries[0]
-        if any(found[:2] != (self.scale, self.channels) for found in geometries):
-            raise ValueError(f'the branches differ in scale or channels: {[found[:2] for found in geometries]}')
-        self.multiple = max(multiple for _, _, multiple in geometries)
+        self.scale, self.channels, self.multiple = common_geometry(self.sources)
         self.patch_size = patch_size = -(-patch_size // self.multiple) * self.multiple
         self.step = max(1, patch_size - (4 if self.routed else 8)) if step is None else step
         self.budget, self.target_ms, self.cost_kind = budget, target_ms, cost
@@ -255,7 +313,13 @@ class RoutedUpscaler:
         self.dtypes = [torch.float32 if i in float32_branches else dtype for i in range(len(self.sources))]
         self.device = device_of(net)
         self.kind = kind_of(self.device)
-        self.classifier_macs = count_macs(net.classifier, patch_size, patch_size, self.channels) if self.routed else 0
+        self.classifier_macs = 0
+        if self.routed:
+            try:
+                self.classifier_macs = count_macs(net.classifier, patch_size, patch_size, self.channels)
+            except RuntimeError as error:
+                text = f'the classifier takes no images of {self.channels} channel{"s" * (self.channels != 1)}: {error}'
+                raise ValueError(text) from error
         self.branch_macs = [count_macs(branch, patch_size, patch_size, self.channels) for branch in self.sources]
         if budget is not None and cost == 'macs' and max(self.branch_macs) == 0:
             raise ValueError('the branches have no multiply-accumulates to count; use cost latency')
@@ -266,6 +330,7 @@ class RoutedUpscaler:
             raise ValueError('Expected a budget or target_ms, but got both.')
         self.measured: Optional[Speed] = None
         self.short_of_memory = False
+        self.exact: Optional[RoutedUpscaler] = None  # the same in float32, once that is wanted
         self.branches: Optional[list[nn.Module]] = None
         self.copied: list[tuple[torch.Tensor, int]] = []  # the weights that the copies were made of, and their versions
 
@@ -294,6 +359,17 @@ class RoutedUpscaler:
     def refresh(self) -> None:
         """Takes over the network's weights at the next image, whatever their versions say."""
         self.copied = []
+
+    def by_precision(self) -> Iterator[RoutedUpscaler]:
+        """This engine, and then, for an image that its precision cannot hold, the same in float32; says so once."""
+        yield self
+        if any(dtype != torch.float32 for dtype in self.dtypes):
+            if self.exact is None:
+                say_overflow()
+                self.exact = copy.copy(self)
+                self.exact.dtypes = [torch.float32] * len(self.dtypes)
+                self.exact.branches = self.exact.measured = None
+            yield self.exact
 
     def _copy(self) -> None:
         """Takes over the network's present weights, if they have changed."""
@@ -506,6 +582,12 @@ class RoutedUpscaler:
             self.given_max_tiles = max_tiles
         saving_memory(say=not self.short_of_memory)
         self.short_of_memory = True
+
+
+def say_overflow() -> None:
+    """Says that an image is done in another precision than was asked for."""
+    logging.getLogger('basicsr').warning(
+        'Values overflow in this precision: images that have them are done again in float32.')
 
 
 def saving_memory(say: bool = True) -> None:

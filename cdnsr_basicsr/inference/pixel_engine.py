@@ -8,7 +8,7 @@ from torch import nn
 from typing import Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 
 from .engine import (PRECISIONS, RoutedUpscaler, Rows, TensorRows, algorithm_search, deployed, device_of, same_weights,
-                     saving_memory, to_device, weights_of)
+                     saving_memory, say_overflow, to_device, weights_of)
 from .speed import is_out_of_memory, kind_of
 from .tiling import LEAST_SIZE, PATCH_SIZE, fit
 
@@ -151,6 +151,7 @@ class PixelUpscaler:
         self.kind = kind_of(self.device)
         self.max_tiles = max_tiles or MAX_TILES[self.kind]
         self.copied: Optional[list] = None
+        self.exact: Optional[PixelUpscaler] = None  # the same in float32, once that is wanted
         self.short_of_memory = False
         parts = ([net.classifier] if self.routed else []) + list(net.samplers)
         # of first layers per LR pixel, of the classifier per pixel of the result, and of each sampler per pixel
@@ -161,6 +162,16 @@ class PixelUpscaler:
     def refresh(self) -> None:
         """Takes over the network's weights at the next image, whatever their versions say."""
         self.copied = None
+
+    def by_precision(self) -> Iterator[PixelUpscaler]:
+        """This engine, and then, for an image that its precision cannot hold, the same in float32; says so once."""
+        yield self
+        if self.dtype != torch.float32:
+            if self.exact is None:
+                say_overflow()
+                self.exact = copy.copy(self)
+                self.exact.dtype, self.exact.copied = torch.float32, None
+            yield self.exact
 
     def _copy(self) -> None:
         """Takes over the network's present weights, if they have changed."""

@@ -1,29 +1,30 @@
 """Upscaling files: what `basicsr upscale` does."""
 from __future__ import annotations
 
+import math
 import numpy as np
 import os
 import time
 import torch
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tqdm import tqdm
 from typing import Iterable, Iterator, NamedTuple, Optional, Union
 
 from ..files import replace_when_done
 from .difficulty_map import save_difficulty_map
-from .engine import Plan, RoutedUpscaler
+from .engine import NotFinite, Plan, RoutedUpscaler
 from .image_io import EXTENSIONS, ImageError, Picture, check_writable, read_image, write_image
+from .luma import from_luma, in_colours, to_gray, to_luma
 from .pixel_engine import PixelPlan, PixelUpscaler
 
 Engine, EnginePlan = Union[RoutedUpscaler, PixelUpscaler], Union[Plan, PixelPlan]
 
 CONVERTED_ROWS = 256  # of a strip, that are turned into pixels at a time: small enough for the cache
-GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B in luma (ITU-R BT.601)
 
 
 class PictureRows:
-    """Some channels of a picture as Rows: as many as the network takes, in [0, 1].
+    """Some channels of a picture as Rows, as a network takes them: RGB in [0, 1], or luma.
 
     Args:
         pixels: of shape (h, w, c), uint8 or uint16; c is 1 or 3.
@@ -37,7 +38,8 @@ class PictureRows:
     def rows(self, top: int, bottom: int) -> torch.Tensor:
         part = self.pixels[top:bottom].astype(np.float32)
         part /= np.iinfo(self.pixels.dtype).max
-        return torch.from_numpy(part).permute(2, 0, 1).expand(self.channels, -1, -1)
+        image = torch.from_numpy(part).permute(2, 0, 1)
+        return to_luma(image, 0) if self.channels == 1 else image.expand(3, -1, -1)
 
 
 def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> Iterator[np.ndarray]:
@@ -47,55 +49,80 @@ def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> It
         strips: of shape (rows, w, c), in about [0, 1].
         dtype: uint8 or uint16.
         gray: Whether to make one channel of three.
+
+    Raises:
+        NotFinite: Some values are no finite numbers, which pixels would not tell.
     """
-    white, waiting, weights = np.iinfo(dtype).max, None, None
+    white, waiting = np.iinfo(dtype).max, None
+
+    def finished(values: torch.Tensor, total: torch.Tensor) -> np.ndarray:
+        if not math.isfinite(total):
+            raise NotFinite
+        return values.numpy().astype(dtype, copy=False)
+
     for strip in strips:
         for part in strip.split(CONVERTED_ROWS):
-            if gray and part.shape[2] == 3:
-                weights = part.new_tensor(GRAY_WEIGHTS) if weights is None else weights
-                part = (part * weights).sum(dim=2, keepdim=True)
+            part = to_gray(part, 2) if gray and part.shape[2] == 3 else part
+            total = part.sum()  # finite where all values are
             values = part.mul(white).round_().clamp_(0, white).to(torch.uint8 if white == 255 else torch.int32)
             if not values.is_cuda:
-                yield values.numpy().astype(dtype, copy=False)
+                yield finished(values, total)
                 continue
-            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            host.copy_(values, non_blocking=True)
+            host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in (values, total)]
+            for there, here in zip(host, (values, total)):
+                there.copy_(here, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(values.device))
             if waiting:
                 waiting[1].synchronize()
-                yield waiting[0].numpy().astype(dtype, copy=False)
+                yield finished(*waiting[0])
             waiting = (host, copied)
     if waiting:
         waiting[1].synchronize()
-        yield waiting[0].numpy().astype(dtype, copy=False)
+        yield finished(*waiting[0])
 
 
 def upscaled_strips(upscaler: Engine, picture: Picture) -> tuple[EnginePlan, Iterator[np.ndarray]]:
     """Upscales a picture of any number of channels.
 
-    Gray is computed as three equal channels, if the network takes three; alpha is upscaled like a gray picture.
+    Gray is computed as three equal channels, if the network takes three. If it takes one, a picture in colours gets its
+    luma from the network, and its Cb and Cr by bicubic interpolation. Alpha is upscaled like a gray picture.
 
     Returns:
         What is run for the colours, and strips of pixels (rows, w * scale, c) like the picture's.
-
-    Raises:
-        ImageError: The network is one for gray pictures, and this one has colours.
     """
     pixels, colors = picture.pixels, picture.pixels.shape[2] // 3 * 2 + 1
-    if upscaler.channels < colors:
-        raise ImageError('has colours, but the network takes gray pictures only')
-    planes = [pixels[..., :colors]] + [pixels[..., colors:]] * (pixels.shape[2] > colors)
-    rows = [PictureRows(plane, upscaler.channels) for plane in planes]
-    plan = upscaler.plan(rows[0])
-    strips = to_arrays(upscaler.strips(rows[0], plan), pixels.dtype, gray=colors == 1)
-    if len(planes) == 1:
+    if upscaler.channels == 1 and colors == 3 and is_gray(pixels):
+        plan, strips = upscaled_plane(upscaler, pixels[..., :1])
+        strips = (np.repeat(strip, 3, axis=2) for strip in strips)
+    else:
+        plan, strips = upscaled_plane(upscaler, pixels[..., :colors])
+    if pixels.shape[2] == colors:
         return plan, strips
-    alpha, level = planes[1], planes[1].flat[0]
+    alpha = pixels[..., colors:]
+    level = alpha.flat[0]
     if (alpha == level).all():  # mostly it is opaque everywhere
         return plan, (np.concatenate([strip, np.full((*strip.shape[:2], 1), level)], axis=2) for strip in strips)
-    alphas = to_arrays(upscaler.strips(rows[1], upscaler.plan(rows[1])), pixels.dtype, gray=True)
+    _, alphas = upscaled_plane(upscaler, alpha)
     return plan, (np.concatenate(pair, axis=2) for pair in zip(strips, alphas))
+
+
+def is_gray(pixels: np.ndarray) -> bool:
+    """Whether the first three channels of a picture (h, w, c) are equal everywhere."""
+    blocks = (pixels[top:top + CONVERTED_ROWS] for top in range(0, len(pixels), CONVERTED_ROWS))
+    return all((block[..., 1:3] == block[..., :1]).all() for block in blocks)
+
+
+def upscaled_plane(upscaler: Engine, pixels: np.ndarray) -> tuple[EnginePlan, Iterator[np.ndarray]]:
+    """Upscales gray or RGB pixels, of shape (h, w, 1 or 3); see `upscaled_strips`."""
+    rows = PictureRows(pixels, upscaler.channels)
+    plan = upscaler.plan(rows)
+    strips = upscaler.strips(rows, plan)
+    if upscaler.channels == 1 and pixels.shape[2] == 3:
+        strips = in_colours(strips, PictureRows(pixels, 3), upscaler.size_of(rows.height, rows.width))
+    elif upscaler.channels == 1:
+        strips = map(from_luma, strips)
+    return plan, to_arrays(strips, pixels.dtype, gray=pixels.shape[2] == 1)
 
 
 class Summary(NamedTuple):
@@ -247,21 +274,25 @@ def _upscale_file(upscaler: Engine, path: Path, result: Path, large: Path, save_
         result = large
         if result.exists() and not overwrite:
             return None
-    try:
-        plan, strips = upscaled_strips(upscaler, picture)
-    except ImageError as error:
-        raise ImageError(f'{path}: {error}') from None
-    bar = tqdm(total=shape[0], desc=path.name, unit='row', leave=False, disable=None, delay=2)
 
-    def watched() -> Iterator[np.ndarray]:
-        for strip in strips:
-            yield strip
-            bar.update(len(strip))
-        if temporary is not None:  # pixels have their classes now, and the result has no name yet
-            save_difficulty_map(temporary, picture.pixels, plan.class_map().numpy(), upscaler.num_classes)
+    def write(engine: Engine) -> EnginePlan:
+        plan, strips = upscaled_strips(engine, picture)
+        bar = tqdm(total=shape[0], desc=path.name, unit='row', leave=False, disable=None, delay=2)
 
-    with bar, ExitStack() as stack:
-        # gets its name after the result, but neither if one of them fails
-        temporary = stack.enter_context(replace_when_done(map_path(result))) if save_map else None
-        write_image(result, shape, picture.pixels.dtype, watched(), picture.icc_profile)
-    return plan
+        def watched() -> Iterator[np.ndarray]:
+            for strip in strips:
+                yield strip
+                bar.update(len(strip))
+            if temporary is not None:  # pixels have their classes now, and the result has no name yet
+                save_difficulty_map(temporary, picture.pixels, plan.class_map().numpy(), engine.num_classes)
+
+        with bar, ExitStack() as stack:
+            # gets its name after the result, but neither if one of them fails
+            temporary = stack.enter_context(replace_when_done(map_path(result))) if save_map else None
+            write_image(result, shape, picture.pixels.dtype, watched(), picture.icc_profile)
+        return plan
+
+    for engine in upscaler.by_precision():
+        with suppress(NotFinite):
+            return write(engine)
+    raise ImageError(f'{path}: the network makes values of it that are no finite numbers, also in float32')

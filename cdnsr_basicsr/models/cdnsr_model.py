@@ -8,8 +8,8 @@ from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..inference.difficulty_map import draw_difficulty_map
-from ..inference.engine import RoutedUpscaler
+from ..inference.difficulty_map import draw_difficulty_map, in_bgr
+from ..inference.engine import RoutedUpscaler, geometry
 from ..inference.tiling import PATCH_SIZE
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
@@ -67,11 +67,14 @@ class CDNSRModel(FastTraining, SRModel):
     check_options = staticmethod(check_options)
 
     def _check_scale(self, net, where):
-        channels, scale = self.opt['network_g']['classifier'].get('num_in_ch', 3), self.opt['scale']
-        with torch.no_grad():
-            size = tuple(net.eval()(torch.zeros(1, channels, 8, 8)).shape[-2:])
-        if size != (8 * scale, 8 * scale):
-            raise OptionError(where, f'makes {size} out of (8, 8); expected a network of scale {scale}')
+        try:
+            scale, _, multiple = geometry(net)
+        except ValueError as error:
+            raise OptionError(where, str(error)) from error
+        if scale != self.opt['scale']:
+            raise OptionError(where, f"enlarges {scale} times; expected a network of scale {self.opt['scale']}")
+        if self.is_train:
+            self.check_patches(multiple, where)
 
     def model_to_device(self, net):
         for i, branch in enumerate(net.branches):
@@ -300,7 +303,7 @@ class CDNSRModel(FastTraining, SRModel):
             stats['squared_error'] += torch.bincount(owner, error.square().mean(dim=0).flatten(), num_classes)
         tb_logger = self.validated[2]
         if self.opt['val'].get('save_map') or tb_logger is not None and self.tb_images < TB_IMAGES:
-            image = tensor2img([self.output])
+            image = in_bgr(tensor2img([self.output]))
             difficulty_map = draw_difficulty_map(image, class_map.numpy(), num_classes)
             if self.opt['val'].get('save_map'):
                 imwrite(difficulty_map, map_path(self.opt, self.lq_path[0], *self.validated[:2]))

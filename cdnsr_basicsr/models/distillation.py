@@ -50,6 +50,6 @@ class Distillation:
 
     def _features(self, images):
         """Features by layer of each batch of images, all in one pass."""
-        features = self.extractor(torch.cat(images))
+        features = self.extractor(torch.cat(images).expand(-1, 3, -1, -1))  # gray as colours that are equal
         parts = {layer: maps.float().chunk(len(images)) for layer, maps in features.items()}
         return [{layer: maps[i] for layer, maps in parts.items()} for i in range(len(images))]

@@ -6,7 +6,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..inference.engine import PRECISIONS
+from ..inference.engine import PRECISIONS, geometry, run_padded
 from ..options import OptionError
 from .fast_options import check_options
 from .self_describing import SelfDescribing
@@ -43,6 +43,21 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         super(FastTraining, self).init_training_settings()
         if hasattr(self, 'net_g_ema'):
             self.net_g_ema.to(memory_format=self.memory_format())
+
+    def check_patches(self, multiple, where):
+        """Refuses training patches of a size that a network cannot do.
+
+        Args:
+            multiple (int): What the sides of its images must be multiples of.
+            where (str): The network's place in the option file.
+        """
+        gt_size = self.opt.get('datasets', {}).get('train', {}).get('gt_size')
+        side, scale = (gt_size or 0) // self.opt['scale'], self.opt['scale']
+        if side % multiple:
+            nearest = [max(1, side // multiple + more) * multiple * scale for more in (0, 1)]
+            raise OptionError(
+                'datasets.train.gt_size', f'{gt_size} makes LQ patches of {side} pixels, but {where} takes multiples '
+                f'of {multiple} only, such as gt_size {" or ".join(str(size) for size in sorted(set(nearest)))}')
 
     def trained_parameters(self):
         """Groups of parameters for the optimizer."""
@@ -124,6 +139,15 @@ class FastSRModel(FastTraining, SRModel):
 
     check_options = staticmethod(check_options)
 
+    def model_to_device(self, net):
+        try:
+            self.multiple = geometry(net)[2]
+        except ValueError:  # its images have neither 3 channels nor 1: it is on its own, as in SRModel
+            self.multiple = 1
+        if self.is_train:
+            self.check_patches(self.multiple, 'network_g')
+        return super(FastSRModel, self).model_to_device(net)
+
     def compute_losses(self):
         """The losses of a batch by their name in the log; called under autocast."""
         lq, gt = self.patches()
@@ -148,6 +172,5 @@ class FastSRModel(FastTraining, SRModel):
         # SRModel's goes through DistributedDataParallel, which would wait for processes that have other images
         net = self.tested_net()
         was_training = net.training
-        with torch.no_grad():
-            self.output = net.eval()(self.lq)
+        self.output = run_padded(net.eval(), self.lq, self.opt['scale'], self.multiple)
         net.train(was_training)

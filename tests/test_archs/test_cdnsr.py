@@ -19,7 +19,8 @@ def spread(net):
     """Makes a random classifier decide differently on different patches."""
     with torch.no_grad():
         net.classifier.fc.weight.mul_(300)
-        logits = net.classifier(torch.rand(64, 3, 12, 16) * torch.rand(64, 1, 1, 1))
+        channels = net.classifier.convs[0].in_channels
+        logits = net.classifier(torch.rand(64, channels, 12, 16) * torch.rand(64, 1, 1, 1))
         net.classifier.fc.bias.sub_(logits.mean(0))
     return net
 

@@ -1,3 +1,4 @@
+import copy
 import csv
 import cv2
 import json
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from basicsr.archs import build_network
-from cdnsr_basicsr import calibration, cli
+from cdnsr_basicsr import benchmark, calibration, cli
 from cdnsr_basicsr.archs import Interpolation
 from cdnsr_basicsr.benchmark import (Bench, Measured, Row, Settings, cells, labels, one_tile_at_a_time, rows_of,
                                      write_report)
@@ -15,7 +16,7 @@ from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, fsrcnn
+from tests.conftest import carn, fsrcnn, swinir
 from tests.test_archs.test_cdnsr import spread
 from tests.test_data.test_prepare import photograph
 
@@ -140,6 +141,24 @@ def test_one_tile_at_a_time_is_the_mean_of_tiles(tiny_net, size):
     assert len(classes) == math.prod(1 + max(0, -(-(length - 16) // 14)) for length in size)
 
 
+@torch.no_grad()
+def test_windows_that_do_not_divide_tiles_run_in_every_row(tmp_path, tiny_net, photographs):
+    block = tiny_net(4, [fsrcnn(4), swinir(7)])
+    model = str(tmp_path / 'net.pth')
+    save_checkpoint(dict(params=build_network(block).state_dict(), network_g=block, scale=4), model)
+    bench = Bench(Settings(None, None, 'cpu', 'macs', False, None), model, 'torch')
+    hard, lq = bench.net.branches[1], torch.rand(1, 3, 28, 42)
+    bench.net.classifier.fc.bias.data = torch.tensor([0., 99.])
+    macs = count_macs(hard, 28, 42) / (16 * 28 * 42) / 1000
+    for row in rows_of(model, True, ['float32'], [9.]):
+        output, spent, counts = bench.runner(row)(lq)
+        assert output.shape == (1, 3, 112, 168) and (counts[0], counts[1] > 0) == (0, True)
+        if row.kind == 'whole':
+            torch.testing.assert_close(output, hard(lq), atol=1e-5, rtol=0)
+            assert spent == pytest.approx(macs)
+    assert bench.describe()['mflops'][1] == pytest.approx(2 * count_macs(hard, 35, 35) * (32 / 35)**2 / 1e6)
+
+
 def test_what_did_not_fit_into_memory_is_a_dash(tmp_path):
     nan = math.nan
     row = Measured(Row('a.pth', 'whole', False), 'CARN_M', nan, nan, nan, nan, nan, nan, nan, [0, 0, 100])
@@ -211,6 +230,61 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     (tmp_path / 'net.calibration.json').write_text('{"machine": 3')
     assert cli.main([*upscale, '-o', str(tmp_path / 'third')]) == 2
     assert 'net.calibration.json: is no calibration' in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(model, photographs, tmp_path, monkeypatch,
+                                                                            capsys):
+
+    def nothing(*args, **kwargs):
+        raise AssertionError('measured')
+
+    monkeypatch.setattr(benchmark, 'benchmark', nothing)
+    monkeypatch.setattr(calibration, 'PairStore', nothing)
+    (tmp_path / 'file').write_text('')
+    for place in (tmp_path / 'file', tmp_path / 'file/below',
+                  '/proc/self'):  # no file can be made there, by root either
+        assert cli.main(['benchmark', '-m', model, '--data', photographs, '-o', str(place)]) == 2
+        error = capsys.readouterr().err
+        assert f'{place}: cannot be written: ' in error and error.count('\n') == 1
+    monkeypatch.setattr(calibration, 'calibration_path', lambda model: tmp_path / 'file/net.calibration.json')
+    assert cli.main(['calibrate', '-m', model, '-i', photographs]) == 2
+    assert f'{tmp_path}/file: cannot be written: ' in capsys.readouterr().err
+
+
+def overflowing(first):
+    """Block and weights of a network whose features are `first` at the beginning, 40000 times that in the end."""
+    block = dict(type='MSRResNet', num_in_ch=3, num_out_ch=3, num_feat=8, num_block=1, upscale=4)
+    weights = build_network(dict(block)).state_dict()
+    weights['conv_first.weight'] *= 0
+    weights['conv_first.bias'].fill_(first)
+    weights.update({key: 200 * value for key, value in weights.items() if key.startswith('upconv')})
+    return block, weights
+
+
+def test_rows_and_branches_that_are_not_finite_are_named(photographs, tmp_path, tiny_net, capsys):
+    block, weights = overflowing(300)
+    routed = tiny_net(4, [fsrcnn(4), block])
+    params = spread(build_network(copy.deepcopy(routed))).state_dict()
+    params.update({f'branches.1.{key}': value for key, value in weights.items()})
+    path = str(tmp_path / 'net.pth')
+    save_checkpoint(dict(params=params, network_g=routed, scale=4), path)
+    arguments = ['-m', path, '--precision', 'float16', '--limit', '1', '--budgets', '9']
+    assert cli.main(['calibrate', *arguments, '-i', photographs]) == 0
+    table = json.loads((tmp_path / 'net.calibration.json').read_text())
+    assert table['float32_branches'] == [1] and all(math.isfinite(point['psnr']) for point in table['points'])
+    (tmp_path / 'net.calibration.json').unlink()
+    assert cli.main(['benchmark', *arguments, '--data', photographs, '--repeat', '1', '--no-ssim']) == 0
+    text = capsys.readouterr().out
+    rows = {line.split(' | ')[2]: line.split(' | ')[4] for line in text.splitlines() if ' | float16 | ' in line}
+    assert rows['tiled'] == rows['routed, budget 9'] == '-'
+    assert f'No PSNR, as values are no finite numbers: {path}, tiled, float16\n' in text
+    assert f'{path}, whole image (BasicSR)' not in text
+
+    block, weights = overflowing(1e37)
+    params.update({f'branches.1.{key}': value for key, value in weights.items()})
+    save_checkpoint(dict(params=params, network_g=routed, scale=4), path)
+    assert cli.main(['calibrate', *arguments, '-i', photographs]) == 2
+    assert f'{path}: branch 1 makes values that are no finite numbers' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('command,message', [

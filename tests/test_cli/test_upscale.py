@@ -46,6 +46,21 @@ class SinglePixels(nn.Module):
         return F.pixel_shuffle(self.conv(x), self.upscale)
 
 
+@ARCH_REGISTRY.register()
+class LargeFeatures(nn.Module):
+    """Enlarges, by features that are `gain` times as large as the image."""
+
+    def __init__(self, gain, upscale=2):
+        super().__init__()
+        self.upscale, self.gain = upscale, gain
+        self.convs = nn.Sequential(*(nn.Conv2d(3, 3, 1, bias=False) for _ in range(4)))
+        for i, conv in enumerate(self.convs):
+            conv.weight.data = torch.eye(3).view(3, 3, 1, 1) * gain**(0.5 if i < 2 else -0.5)
+
+    def forward(self, x):
+        return self.convs(x).repeat_interleave(self.upscale, 2).repeat_interleave(self.upscale, 3)
+
+
 def pixels_block(scale=2, channels=3):
     return dict(type='SinglePixels', upscale=scale, channels=channels)
 
@@ -227,6 +242,47 @@ def test_palettes_and_few_bits_become_colours_and_gray(run, models):
     assert_same(load(Path('out/bits.png')), slow(net, bits[..., np.newaxis]))
 
 
+@pytest.fixture
+def large(tmp_path):
+    """Checkpoint of a network of large features."""
+
+    def make(gain):
+        block = dict(type='LargeFeatures', gain=gain)
+        weights = build_network(dict(block)).state_dict()
+        save_checkpoint(dict(params=weights, network_g=block, scale=2), tmp_path / 'large.pth')
+        return tmp_path / 'large.pth'
+
+    return make
+
+
+@pytest.mark.parametrize('kind', ['png', 'tif'])
+def test_what_overflows_is_done_again_in_float32(run, large, caplog, kind):
+    model = large(9e4)  # of what is brighter than 65504 / 9e4, 186 of 255
+    dark, bright = photo(20, 33, 4) // 2, photo(20, 33, 4) // 4 + 190
+    pictures = {'dark': dark, 'bright': bright, 'alpha': np.dstack([dark[..., :3], bright[..., 3]])}
+    for name, pixels in pictures.items():
+        save(f'in/{name}.{kind}', pixels)
+    assert run('-m', model, '--precision', 'float16') == 0
+    assert caplog.text.count('done again in float32') == 1
+    assert written() == sorted(f'{name}.{kind}' for name in pictures)
+    for name, pixels in pictures.items():
+        expected = pixels.repeat(2, 0).repeat(2, 1)
+        assert np.abs(load(Path(f'out/{name}.{kind}')).astype(int) - expected).max() <= 1, name
+
+
+def test_a_picture_of_what_is_no_number_is_never_written(run, large, capsys):
+    save('in/black.png', np.zeros((20, 33, 3), np.uint8))
+    save('in/white.tif', np.full((20, 33, 3), 255, np.uint8))
+    save('in/alpha.png', np.dstack([np.zeros((20, 33, 3), np.uint8), photo(20, 33, 1)]))
+    model = large(1e39)  # of black it makes black
+    for precision in ('float32', 'bfloat16'):
+        assert run('-m', model, '--precision', precision, '--overwrite') == 1
+        assert written() == ['black.png'] and (load(Path('out/black.png')) == 0).all()
+        reason = 'the network makes values of it that are no finite numbers, also in float32'
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('Failed')]
+        assert errors == [f'Failed: in/{name}: {reason}' for name in ('alpha.png', 'white.tif')]
+
+
 @pytest.mark.parametrize('scale', [2, 3, 4])
 def test_every_size_from_one_pixel_up(run, models, scale):
     sizes = [(1, 1), (1, 2), (2, 1), (1, 40), (3, 5), (15, 17), (16, 16), (40, 7), (64, 64)]
@@ -309,16 +365,63 @@ def test_all_of_pngsuite(run, models, shared, capfd):
             assert_same(result, slow(models[1]['cdnsr_x2'], pixels))
 
 
-def test_gray_networks_take_gray_pictures(run, models, capsys):
-    pictures = {f'{n}.png': save(f'in/{n}.png', photo(20, 33, n)) for n in (1, 2)}
-    save('in/3.png', photo(20, 33))
-    save('in/4.png', photo(20, 33, 4))
-    assert run(model='gray') == 1
-    assert written() == ['1.png', '2.png']
+# R, G and B from 0 to 1 to the Y, Cb and Cr of 8 bits that networks are trained on (ITU-R BT.601)
+YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]])
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
+def test_gray_networks_make_the_luma_and_leave_the_colours(run, models, dtype):
+    """Y, Cb and Cr by their definition; gray has luma alone."""
+    pictures = {f'{n}.{kind}': photo(70, 33, n, dtype, n) for n in (1, 2, 3, 4) for kind in ('png', 'tif')}
+    pictures['equal.png'] = photo(20, 33, 1, dtype)[..., [0, 0, 0]]
+    pictures['equal.tif'] = photo(20, 33, 4, dtype)[..., [0, 0, 0, 3]]
+    pictures['small.png'] = photo(1, 2, 3, dtype)
+    white, net = np.iinfo(dtype).max, models[1]['gray']
+
+    def upscaled(plane):
+        """Full-range gray as the network makes it of studio range."""
+        luma = torch.from_numpy(np.asarray((16 + 219 * plane) / 255, np.float32))
+        with torch.no_grad():
+            return (255 * net(luma[None, None])[0, 0].double().numpy() - 16) / 219
+
     for name, pixels in pictures.items():
-        assert_same(load(Path('out', name)), slow(models[1]['gray'], pixels))
-    errors = capsys.readouterr().err.splitlines()
-    assert errors == [f'Failed: in/{n}.png: has colours, but the network takes gray pictures only' for n in (3, 4)]
+        save(f'in/{name}', pixels)
+        values = pixels / white
+        if pixels.shape[2] < 3:
+            expected = np.stack([upscaled(values[..., i]) for i in range(pixels.shape[2])], axis=2)
+        else:
+            y, cb, cr = np.moveaxis(values[..., :3] @ YCBCR.T, 2, 0)
+            chroma = torch.from_numpy(np.stack([cb, cr]))[None]
+            chroma = F.interpolate(chroma, scale_factor=2, mode='bicubic', align_corners=False)[0].numpy()
+            result = np.stack([219 * upscaled(y / 219), *chroma], axis=2) @ np.linalg.inv(YCBCR).T
+            expected = np.dstack([result, *(upscaled(values[..., i]) for i in range(3, pixels.shape[2]))])
+        pictures[name] = np.rint(expected * white).clip(0, white).astype(dtype)
+    assert run('--patch-size', 16, model='gray') == 0
+    assert written() == sorted(pictures)
+    for name, expected in pictures.items():
+        if name == '2.png' and dtype == 'uint16':  # which PNG has not here
+            expected = expected[..., [0, 0, 0, 1]]
+        result = load(Path('out', name))
+        assert_same(result, expected)
+        assert 'equal' not in name or (result[..., :1] == result[..., 1:3]).all()
+
+
+def test_gray_networks_that_route_pixels_have_any_scale(run, models, tmp_path):
+    """A network of zeros leaves PCSR's bilinear part."""
+    block = dict(type='PCSR', upscale=2, backbone=dict(fsrcnn(4, 2), num_in_ch=1, num_out_ch=1))
+    net = build_network(block)
+    for value in net.parameters():
+        value.data.zero_()
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=2), tmp_path / 'pcsr.pth')
+    pixels = save('in/a.png', photo(40, 30))
+    assert run('-m', tmp_path / 'pcsr.pth', '--scale', 2.5) == 0
+    image = torch.from_numpy(pixels / 255).permute(2, 0, 1)[None]
+    size = dict(size=(100, 75), align_corners=False)
+    cubic, linear = (
+        F.interpolate(image, mode=mode, **size)[0].permute(1, 2, 0).numpy() for mode in ('bicubic', 'bilinear'))
+    luma = [(image @ [0.299, 0.587, 0.114])[..., np.newaxis] for image in (cubic, linear)]
+    expected = cubic - luma[0] + luma[1]
+    assert_same(load(Path('out/a.png')), np.rint(expected * 255).clip(0, 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize('precision,tolerance', [('float32', 1), ('bfloat16', 8), ('float16', 2)])

@@ -183,12 +183,15 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
     assert '--overwrite replaces it' in capsys.readouterr().err
 
 
-def test_a_network_for_gray_pictures_is_refused(dataset, tmp_path):
-    block = dict(type='FSRCNN', num_in_ch=1, num_out_ch=1, upscale=4)
+def test_values_that_are_not_finite_are_no_labels(dataset, tmp_path):
+    block = dict(type='FSRCNN', upscale=4)
     net = build_network(block)
-    save_checkpoint({'params': net.state_dict(), 'network_g': block, 'scale': 4}, str(tmp_path / 'gray.pth'))
-    with pytest.raises(OptionError, match='gray.pth: cannot upscale the patches of'):
-        label(str(dataset), 'psnr', str(tmp_path / 'gray.pth'))
+    net.deconv.bias.data.fill_(3e38)
+    net.deconv.weight.data.fill_(3e38)
+    save_checkpoint({'params': net.state_dict(), 'network_g': block, 'scale': 4}, str(tmp_path / 'huge.pth'))
+    with pytest.raises(OptionError, match='huge.pth: makes values that are no finite numbers of the patches of'):
+        label(str(dataset), 'psnr', str(tmp_path / 'huge.pth'))
+    assert not (dataset / 'labels_psnr.txt').exists()
 
 
 def test_network_of_another_scale_is_refused(dataset, tmp_path, tiny_net):

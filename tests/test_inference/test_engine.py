@@ -17,7 +17,7 @@ from cdnsr_basicsr.inference import RoutedUpscaler, Tiling, engine
 from cdnsr_basicsr.inference.engine import TensorRows
 from cdnsr_basicsr.inference.speed import Speed
 from cdnsr_basicsr.inference.tiling import pad_to
-from tests.conftest import carn, fsrcnn
+from tests.conftest import carn, fsrcnn, swinir
 from tests.test_archs.test_cdnsr import spread
 
 
@@ -432,7 +432,7 @@ def test_a_network_that_makes_no_larger_image_is_named():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('multiple', [2, 8])
+@pytest.mark.parametrize('multiple', [2, 7, 8, 12, 48, 100])
 def test_networks_that_want_multiples_get_them(multiple):
 
     class Picky(torch.nn.Module):
@@ -464,9 +464,47 @@ def test_branches_that_want_other_multiples_go_together(tiny_net):
     net.branches[1] = Picky()
     upscaler = RoutedUpscaler(net, 20)
     assert upscaler.multiple == 8 and upscaler.upscale(torch.rand(1, 3, 50, 43)).image.shape == (1, 3, 100, 86)
+    net.branches[2] = build_network(swinir(6, 2)).eval()
+    upscaler, lq = RoutedUpscaler(net, 20), torch.rand(1, 3, 50, 43)
+    logits = torch.eye(3).repeat(len(upscaler.tiling_of(50, 43)), 1)[:len(upscaler.tiling_of(50, 43))]
+    assert upscaler.multiple == 24 and upscaler.upscale(lq, logits).image.shape == (1, 3, 100, 86)
     net.branches[1] = build_network(fsrcnn(4, 3))
     with pytest.raises(ValueError, match='branches differ in scale'):
         RoutedUpscaler(net, 20)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('window_size', [5, 7, 8, 16])
+def test_windows_of_any_size(window_size):
+    net = build_network(swinir(window_size)).eval()
+    assert engine.geometry(net) == (4, 3, window_size)
+    for size in ((1, 1), (window_size, 2 * window_size), (30, 41)):
+        lq = torch.rand(2, 3, *size)
+        padded = torch.stack([pad_to(image, *(-(-side // window_size) * window_size for side in size)) for image in lq])
+        expected = net(padded)[..., :4 * size[0], :4 * size[1]]
+        assert torch.equal(engine.run_padded(net, lq, 4, window_size), expected)
+        image = RoutedUpscaler(net, 64).upscale(lq[:1]).image
+        assert image.shape == expected[:1].shape
+        if min(size) >= 16:  # smaller images are padded further
+            torch.testing.assert_close(image, expected[:1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('accepted,words', [
+    ([64], 'takes no other square images than of 64 pixels'),
+    ([], 'takes no square image of 32 to 128 pixels, of 3 channels: not 32; of 1 channel: not 32'),
+    ([33, 41, 49], 'takes square images of 33 and 41 pixels, and none between'),
+])
+def test_sizes_that_are_no_multiples_are_named(accepted, words):
+
+    class Picky(torch.nn.Module):
+
+        def forward(self, x):
+            if x.shape[3] not in accepted:
+                raise RuntimeError(f'not\n{x.shape[3]}')
+            return x
+
+    with pytest.raises(ValueError, match=f'^Picky {words}'):
+        RoutedUpscaler(Picky())
 
 
 def test_slow_branches_are_not_chosen_by_time_where_a_stronger_one_is_faster(tiny_net):
@@ -491,6 +529,16 @@ def test_gray_networks_have_one_channel():
     net = build_network(dict(carn(8), num_in_ch=1, num_out_ch=1, rgb_mean=[0.5])).eval()
     upscaler = RoutedUpscaler(net, 16)
     assert upscaler.channels == 1 and upscaler.upscale(torch.rand(1, 1, 20, 30)).image.shape == (1, 1, 80, 120)
+
+
+def test_branches_that_take_any_channels_are_gray_among_gray_ones(tiny_net):
+    gray = dict(num_in_ch=1, num_out_ch=1)
+    net = build_network(tiny_net(branches=[dict(type='Interpolation'), dict(fsrcnn(4), **gray)]))
+    with pytest.raises(ValueError, match='the classifier takes no images of 1 channel'):
+        RoutedUpscaler(net)
+    block = tiny_net(branches=[dict(type='Interpolation'), dict(fsrcnn(4), **gray)])
+    block['classifier']['num_in_ch'] = 1
+    assert RoutedUpscaler(build_network(block)).channels == 1
 
 
 def test_macs_are_counted_at_the_input_size_of_a_transposed_conv():

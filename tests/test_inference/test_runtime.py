@@ -9,7 +9,7 @@ from cdnsr_basicsr.export import in_backend
 from cdnsr_basicsr.inference import RoutedUpscaler, runtime
 from cdnsr_basicsr.inference.runtime import ExportedNetwork, ExportedPart, precisions
 from cdnsr_basicsr.inference.speed import Speed
-from tests.conftest import carn, fsrcnn
+from tests.conftest import carn, fsrcnn, swinir
 from tests.test_archs.test_cdnsr import spread
 
 pytest.importorskip('onnx')
@@ -109,6 +109,17 @@ def test_sides_of_a_multiple_and_gray(backend):
     lq = torch.rand(1, 1, 37, 51)
     expected, actual = (RoutedUpscaler(n, 18).upscale(lq).image for n in (net, exported))
     assert actual.shape == (1, 1, 74, 102) and levels(actual, expected) < 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_windows_of_any_size_are_exported(backend):
+    net = randomized(build_network(swinir(7, 2)))
+    part = in_backend(net, backend, 'net.pth')
+    assert part.exported_geometry == (2, 3, 7)
+    for batch, *sides in ((1, 7, 7), (2, 14, 14), (3, 7, 21), (1, 35, 28)):
+        x = torch.rand(batch, 3, *sides)
+        assert levels(part(x), net(x)) < 0.1
 
 
 def test_sizes_that_come_often_are_compiled_for_and_few_are_kept(monkeypatch):

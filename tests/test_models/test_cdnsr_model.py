@@ -16,7 +16,7 @@ from cdnsr_basicsr.inference import RoutedUpscaler
 from cdnsr_basicsr.models import CDNSRModel
 from cdnsr_basicsr.models.cdnsr_options import TYPES
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn
+from tests.conftest import carn, swinir
 from tests.test_archs.test_cdnsr import spread
 
 
@@ -491,3 +491,19 @@ def test_validation_follows_fused_optimizers(opt):
     model.feed_data({'lq': torch.rand(4, 3, 8, 8), 'gt': torch.rand(4, 3, 32, 32), 'lq_path': ['a'] * 4})
     model.optimize_parameters(1)
     assert not torch.equal(validated(), before)
+
+
+def test_branches_of_any_window_train_and_validate(opt):
+    opt['network_g']['branches'][1:] = [swinir(6), swinir(7)]
+    opt['datasets'] = {'train': {'gt_size': 4 * 42}}
+    model = make(opt)
+    data = {key: torch.rand(2, 3, side, side) for key, side in (('lq', 42), ('gt', 168))}
+    model.feed_data(dict(data, lq_path=['a'] * 2))
+    model.optimize_parameters(1)
+    model.validation(DataLoader(Images()), 1, None)
+    assert model.upscaler(model.net_g).multiple == 42 and model.metric_results['psnr'] > 0
+
+    opt['datasets']['train']['gt_size'] = 128
+    words = r'gt_size: 128 makes LQ patches of 32 pixels, but network_g.branches\[1\] takes multiples of 6 only, such '
+    with pytest.raises(OptionError, match=f'{words}as gt_size 120 or 144'):
+        make(opt)

@@ -8,7 +8,7 @@ from basicsr.models import build_model
 from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.models import FastSRModel
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn
+from tests.conftest import carn, swinir
 from tests.test_models.test_cdnsr_model import Images, batch
 
 
@@ -112,3 +112,17 @@ def test_threads_of_several_gpus_do_not_know_a_precision(fast_opt):
     model.opt['num_gpu'] = 2
     with pytest.raises(OptionError, match='bfloat16 on 2 GPUs needs a process for each'):
         model.model_to_device(model.net_g)
+
+
+def test_a_network_that_wants_multiples_trains_and_validates(fast_opt):
+    fast_opt['network_g'] = swinir(7)
+    fast_opt['datasets'] = {'train': {'gt_size': 4 * 7}}
+    model = build_model(copy.deepcopy(fast_opt))
+    model.feed_data({'lq': torch.rand(2, 3, 7, 7), 'gt': torch.rand(2, 3, 28, 28)})
+    model.optimize_parameters(1)
+    model.validation(DataLoader(Images()), 1, None)
+    assert model.metric_results['psnr'] > 0
+    fast_opt['datasets']['train']['gt_size'] = 32
+    words = 'gt_size: 32 makes LQ patches of 8 pixels, but network_g takes multiples of 7 only, such as gt_size 28'
+    with pytest.raises(OptionError, match=words):
+        build_model(copy.deepcopy(fast_opt))
