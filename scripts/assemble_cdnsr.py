@@ -23,7 +23,7 @@ import cdnsr_basicsr
 cdnsr_basicsr.register()
 
 from basicsr.archs import build_network  # noqa: E402
-from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint, weights_of  # noqa: E402
 from cdnsr_basicsr.conversion.convert import convert, made_plain  # noqa: E402
 from cdnsr_basicsr.evaluation import read_pairs, to_tensor  # noqa: E402
 from cdnsr_basicsr.inference import RoutedUpscaler  # noqa: E402
@@ -88,8 +88,7 @@ def main():
     net = build_network(block).eval()
     net.branches = torch.nn.ModuleList(branches)
     if args.classifier:
-        trained = load_checkpoint(args.classifier)
-        state = trained.get('params_ema', trained['params'])
+        state = weights_of(load_checkpoint(args.classifier), args.classifier)
         prefix = 'classifier.'
         net.classifier.load_state_dict({key[len(prefix):]: state[key] for key in state if key.startswith(prefix)})
     if args.shares:

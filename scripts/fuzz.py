@@ -125,10 +125,12 @@ def said(ended: Ended) -> str:
         return 'traceback'
     if ended.code == 0:
         return 'right'
-    errors = re.findall(r'^basicsr[a-z ]*: (?:error|interrupted)?.*$|^Failed: .*$', ended.output, re.M)
+    errors = re.findall(r'^(?:basicsr[a-z ]*: error: |Failed: |Left out).*$', ended.output, re.M)
     if not errors:
         return 'traceback'  # no line at all is no better
-    return 'unclear line' if 'BasicSR cannot set this up' in errors[-1] else 'one line'
+    last = ended.output.rstrip().splitlines()[-1]
+    more = ended.code == 2 and last != errors[-1]  # an error of several lines
+    return 'unclear line' if more or 'BasicSR cannot set this up' in errors[-1] else 'one line'
 
 
 # what is damaged
