@@ -11,7 +11,7 @@ from tqdm import tqdm
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 from ..options import OptionError, built_network, check_number, find_registered, one_line
-from .pictures import Database, Folder, NotAPicture, Pictures, check_decodes, decoded_size, keys_of_lmdb, read_names
+from .pictures import Database, Folder, NotAPicture, Pictures, check_decodes, decoded, keys_of_lmdb, read_names
 
 DECODED = 2**25  # bytes of a dataset's pictures that are decoded; the others' headers and ends are looked at
 MAX_ITEMS = 10**8  # of an enlarged dataset: their order is a list
@@ -174,7 +174,7 @@ def step_of(pictures: Pictures, names: list[str]) -> int:
     for name in probe:
         try:
             total += pictures.bytes_of(name)
-        except (OSError, UnicodeError):
+        except (OSError, UnicodeError, NotAPicture):
             continue  # told where it is looked at
     return max(1, round(total / max(1, len(probe)) * len(names) / DECODED))
 
@@ -415,7 +415,7 @@ class Named(torch.utils.data.Dataset):
         client = getattr(self.dataset, 'file_client', None)
         for key, path in named.items():
             try:
-                decoded_size(bytes(client.get(path, key)))
+                decoded(bytes(client.get(path, key)))
             except Exception:  # it is the one
                 return f'{path} ({key})'
         return ' and '.join(dict.fromkeys(named.values()))

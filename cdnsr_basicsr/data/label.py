@@ -18,6 +18,7 @@ from ..inference.luma import to_luma
 from ..losses import squared_error
 from ..options import OptionError, one_line
 from .labels import Label, write_labels
+from .pictures import Database, NotAPicture, decoded, keys_of_lmdb
 from .prepare import parallel_map
 
 BATCH = 16  # fixed, so that labels do not depend on the number of workers
@@ -80,18 +81,22 @@ def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.
     Yields:
         Keys, LQ patches (b, 3, h, w) and GT patches (b, 3, h*scale, w*scale), RGB in [0, 1]; all of one size.
     """
-    from basicsr.data.data_util import paired_paths_from_lmdb
-    from basicsr.utils import FileClient, imfrombytes, img2tensor
+    from basicsr.utils import img2tensor
 
-    databases = [str(folder / 'lq.lmdb'), str(folder / 'gt.lmdb')]
-    try:
-        keys = [paths['lq_path'] for paths in paired_paths_from_lmdb(databases, ['lq', 'gt'])]
-    except (OSError, ValueError) as error:
-        raise OptionError(f'-d {folder}', f'is no complete dataset: {error}') from None
-    client = FileClient('lmdb', db_paths=databases, client_keys=['lq', 'gt'])
+    roots = [str(folder / 'lq.lmdb'), str(folder / 'gt.lmdb')]
+    names = [keys_of_lmdb(root, f'-d {folder}') for root in roots]
+    if set(names[0]) != set(names[1]):
+        odd = min(set(names[0]) ^ set(names[1]))
+        raise OptionError(f'-d {folder}', f'is no complete dataset: {odd} is in one LMDB only')
+    databases, keys = [Database(root) for root in roots], sorted(names[0])
 
     def read(key: str) -> tuple[str, torch.Tensor, torch.Tensor]:
-        images = [imfrombytes(client.get(key, name), float32=True) for name in ('lq', 'gt')]
+        images = []
+        for database in databases:
+            try:
+                images.append(decoded(database.read(key)).astype(np.float32) / 255)
+            except NotAPicture as error:
+                raise OptionError(f'-d {folder}', f'{database.name(key)} {error}') from None
         return (key, *img2tensor(images))
 
     items = tqdm(parallel_map(read, keys, workers), 'label', len(keys), unit='patch', disable=None)

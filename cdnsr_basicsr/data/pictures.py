@@ -49,12 +49,17 @@ def any_size() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def decoded_size(data: bytes) -> tuple[int, int]:
-    """Height and width of a picture as BasicSR, by OpenCV, decodes it."""
+def decoded(data: bytes) -> np.ndarray:
+    """A picture as BasicSR, by OpenCV, decodes it: of shape (h, w, 3), BGR, uint8."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
         raise NotAPicture('is no picture that can be read')
-    return image.shape[0], image.shape[1]
+    return image
+
+
+def decoded_size(data: bytes) -> tuple[int, int]:
+    height, width, _ = decoded(data).shape
+    return height, width
 
 
 def png_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[int, int]:
@@ -106,7 +111,7 @@ def check_decodes(data: bytes) -> None:
     Raises:
         NotAPicture: Some of it is damaged.
     """
-    decoded_size(data)
+    decoded(data)
     if data.startswith((PNG, JPEG)):
         try:
             with any_size(), Image.open(io.BytesIO(data)) as image:
@@ -145,29 +150,26 @@ class Database:
         import lmdb
         self.root = root
         self.environment = lmdb.open(root, readonly=True, lock=False, readahead=False)
-        self.values = self.environment.begin(buffers=True)
 
     def name(self, key: str) -> str:
         return f'{self.root}: {key}'
 
     def read(self, key: str) -> bytes:
-        value = self.values.get(key.encode('ascii'))
+        with self.environment.begin() as transaction:
+            value = transaction.get(key.encode('ascii'))
         if value is None:
             raise NotAPicture('is not there, though meta_info.txt names it')
-        return bytes(value)
+        return value
 
     def size(self, key: str) -> tuple[int, int]:
         """Height and width of a picture; NotAPicture if it has none."""
-        value = self.values.get(key.encode('ascii'))
-        if value is None:
-            raise NotAPicture('is not there, though meta_info.txt names it')
-        return picture_size(bytes(value[:NEAR]), bytes(value[-NEAR:]), lambda: bytes(value))
+        value = self.read(key)
+        return picture_size(value[:NEAR], value[-NEAR:], lambda: value)
 
     def bytes_of(self, key: str) -> int:
-        return len(self.values.get(key.encode('ascii')) or b'')
+        return len(self.read(key))
 
     def close(self) -> None:
-        self.values.abort()
         self.environment.close()
 
 

@@ -1,6 +1,7 @@
 """One clear line, exit code 2, no traceback: whatever is wrong with an option file or a flag."""
 import copy
 import pytest
+import shutil
 import yaml
 
 from cdnsr_basicsr import cli
@@ -83,6 +84,76 @@ MISTAKES = [
     ('train:scheduler:type', 'Cosine', 'train.scheduler.type: accepted: CosineAnnealingRestartLR, MultiStepLR, '),
 ]
 
+# of every kind a few: nothing of it may reach BasicSR
+MISTAKES += [
+    ('train:optim_g:lr', 1e30, 'train.optim_g.lr: expected a number from 0 to 1000000.0, but got 1e+30'),
+    ('train:optim_g:lr', float('inf'), 'train.optim_g.lr: expected a number from 0'),
+    ('train:optim_g:lr', float('nan'), 'train.optim_g.lr: expected a number from 0'),
+    ('train:optim_g:lr', -1e-4, 'train.optim_g.lr: expected a number from 0'),
+    ('train:optim_g:lr', 0, 'train.optim_g.lr: expected a number above 0'),
+    ('train:optim_g:lr', None, "train.optim_g: key 'lr' is missing"),
+    ('train:optim_g:type', ['Adam'], "train.optim_g.type: accepted: Adam; got ['Adam']"),
+    ('train:optim_g:betas', [0.9, 1.5], 'train.optim_g.betas: expected a number from 0 to 1, but got 1.5'),
+    ('train:optim_g:betas', [0.9, 1], 'train.optim_g.betas: expected numbers from 0 to below 1'),
+    ('train:optim_g:betas', 0.9, 'train.optim_g.betas: expected a list of 2 values, but got 0.9'),
+    ('train:optim_g:weight_decay', -1, 'train.optim_g.weight_decay: expected a number from 0 to 1, but got -1'),
+    ('train:optim_g:amsgrad', 'no', "train.optim_g.amsgrad: accepted: true, false; got 'no'"),
+    ('train:optim_g', [], 'train.optim_g: expected a block of options, but got []'),
+    ('train:scheduler:gamma', 1, 'train.scheduler.gamma: unknown key; accepted: eta_min, last_epoch, periods, '),
+    ('train:scheduler:eta_min', 1, 'train.scheduler.eta_min: expected a number from 0 to 0.001, but got 1'),
+    ('train:scheduler:periods', [], 'train.scheduler.periods: expected a list, but got []'),
+    ('train:scheduler:periods', 4, 'train.scheduler.periods: expected a list, but got 4'),
+    ('train:scheduler:restart_weights', [1, 1], 'train.scheduler.restart_weights: expected a weight for each of 1'),
+    ('train:total_iter', 1.5, 'train.total_iter: expected a whole number'),
+    ('train:total_iter', float('inf'), 'train.total_iter: expected a whole number'),
+    ('train:total_iter', 10**9, 'train.total_iter: expected a whole number from 1 to 100000000'),
+    ('train:ema_decay', 1, 'train.ema_decay: 1 would keep the first weights for ever'),
+    ('train:pixel_opt:loss_weight', float('nan'), 'train.pixel_opt.loss_weight: expected a number from 0'),
+    ('train:pixel_opt:loss_weight', -1, 'train.pixel_opt.loss_weight: expected a number from 0'),
+    ('train:pixel_opt:reduction', 'max', "train.pixel_opt.reduction: accepted: mean, sum, none; got 'max'"),
+    ('train:pixel_opt', 'L1Loss', "train.pixel_opt: expected a block of options with a key 'type'"),
+    ('logger:use_tb_logger', 'no', "logger.use_tb_logger: accepted: true, false; got 'no'"),
+    ('logger:print_frequency', 1, 'logger.print_frequency: unknown key; accepted: print_freq, '),
+    ('logger:wandb', dict(projekt='x'), 'logger.wandb.projekt: unknown key; accepted: project, resume_id'),
+    ('val:save_img', 3, 'val.save_img: accepted: true, false; got 3'),
+    ('val:suffix', '../x', "val.suffix: expected the name of a folder, but got '../x'"),
+    ('val:metrics:psnr:test_y_chanel', True, 'val.metrics.psnr.test_y_chanel: unknown key; accepted: better, '),
+    ('val:metrics:psnr:test_y_channel', 'no', "val.metrics.psnr.test_y_channel: accepted: true, false; got 'no'"),
+    ('val:metrics:psnr:input_order', 'CHW', "val.metrics.psnr.input_order: accepted: HWC; got 'CHW'"),
+    ('val:metrics:psnr:type', 'calculate_psnr_pt', 'val.metrics.psnr.type: calculate_psnr_pt compares tensors'),
+    ('datasets:val:name', '../../va', "datasets.val.name: expected the name of a folder, but got '../../va'"),
+    ('datasets:val:name', '', "datasets.val.name: expected the name of a folder, but got ''"),
+    ('datasets:val:use_hflipp', True, 'datasets.val.use_hflipp: unknown key; accepted: batch_size_per_gpu, '),
+    ('datasets:val:type', 'SingleImageDataset', 'val.metrics.psnr: compares with GT, but datasets.val, a Single'),
+    ('datasets:valid', {}, 'datasets.valid: unknown key; accepted: train, val, val_2 ...'),
+    ('datasets:train', [], 'datasets.train: expected a block of options'),
+    ('datasets:train:use_hflip', 'no', "datasets.train.use_hflip: accepted: true, false; got 'no'"),
+    ('datasets:train:use_rot', None, "datasets.train: key 'use_rot' is missing"),
+    ('datasets:train:num_worker_per_gpu', 10**9, 'datasets.train.num_worker_per_gpu: expected an integer from 0 to'),
+    ('datasets:train:batch_size_per_gpu', 10**9, 'datasets.train.batch_size_per_gpu: expected an integer from 1 to'),
+    ('datasets:train:dataset_enlarge_ratio', 1e12, 'datasets.train.dataset_enlarge_ratio: expected a number from'),
+    ('datasets:train:gt_size', -32, 'datasets.train.gt_size: expected an integer from 1'),
+    ('datasets:train:color', 'gray', "datasets.train.color: accepted: y, None; got 'gray'"),
+    ('datasets:train:prefetch_mode', 'gpu', "datasets.train.prefetch_mode: accepted: cpu, cuda, None; got 'gpu'"),
+    ('datasets:train:persistent_workers', True, 'datasets.train.persistent_workers: needs num_worker_per_gpu'),
+    ('datasets:train:io_backend', 'lmdb', "datasets.train.io_backend: expected a block of options, but got 'lmdb'"),
+    ('datasets:train:io_backend:type', 'zip', "datasets.train.io_backend.type: accepted: disk, lmdb, memcached; "),
+    ('datasets:train:io_backend:path', 'x', 'datasets.train.io_backend.path: unknown key; accepted: client_keys, '),
+    ('datasets:train:mean', [0.5], 'datasets.train: mean and std go together'),
+    ('datasets:train:label_file', 1, 'datasets.train.label_file: no such file: 1'),
+    ('datasets:train:filename_tmpl', '../{}', 'datasets.train.filename_tmpl: expected a name with one {}'),
+    ('network_g', None, 'network_g: is missing from the option file'),
+    ('model_type', ['CDNSRModel'], "model_type: unknown type ['CDNSRModel']; accepted: "),
+    ('name', 'a\x00b', 'name: expected the name of a folder'),
+    ('num_gpu', 'all', "num_gpu: expected an integer from 0 to 1024, but got 'all'"),
+    ('manual_seed', 2**40, 'manual_seed: expected an integer from 0 to'),
+    ('dist_params', dict(backend='tcp'), "dist_params.backend: accepted: nccl, gloo; got 'tcp'"),
+    ('find_unused_parameters', 'yes', "find_unused_parameters: accepted: true, false; got 'yes'"),
+    ('path:strict_load_g', 'no', "path.strict_load_g: accepted: true, false; got 'no'"),
+    ('path:param_key_g', 3, 'path.param_key_g: expected a word such as params_ema, but got 3'),
+    ('tile', 0, 'tile: expected a block of options, but got 0'),
+]
+
 
 @pytest.fixture
 def no_pipeline(monkeypatch):
@@ -111,6 +182,64 @@ def test_an_error_in_training_keeps_its_traceback(work, train_opt, write, monkey
     monkeypatch.setattr(CDNSRModel, 'optimize_parameters', fail)
     with pytest.raises(RuntimeError, match='a bug'):
         cli.main(['train', '-opt', write(train_opt)])
+
+
+IN_STOCK_MODELS = [
+    (dict(train=dict(net_d_iterss=1)), 'train.net_d_iterss: unknown key; accepted: '),
+    (dict(train=dict(pixel_opt=None)), 'train.pixel_opt: a loss is needed: pixel_opt or perceptual_opt'),
+    (dict(path=dict(pretrain_network_gs=None)), 'path.pretrain_network_gs: unknown key; accepted: '),
+    (dict(path=dict(pretrain_model_g='a.pth')), 'path.pretrain_model_g: is an old name'),
+    (dict(val=dict(save_imgs=True)), 'val.save_imgs: unknown key; accepted: '),
+    (dict(dist_paramss={}), 'option file.dist_paramss: unknown key; accepted: '),
+    (dict(model_type='SRGANModel'), 'network_d: is missing from the option file; SRGANModel needs it'),
+    (dict(model_type='RealESRNetModel'), "option file: key 'resize_prob' is missing"),
+]
+
+
+@pytest.mark.parametrize('change,message', IN_STOCK_MODELS)
+def test_mistakes_in_option_files_of_basicsr(work, train_opt, write, no_pipeline, capsys, change, message):
+    for key in ('class_opt', 'average_opt'):
+        del train_opt['train'][key]
+    del train_opt['tile']
+    train_opt.update(model_type='SRModel', network_g=dict(type='MSRResNet', num_feat=4, num_block=1))
+    assert cli.main(['train', '-opt', write(train_opt)]) == 0
+    for key, value in change.items():
+        train_opt[key] = {**train_opt[key], **value} if isinstance(train_opt.get(key), dict) else value
+    assert cli.main(['train', '-opt', write(train_opt, 'my.yml')]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f'basicsr: error: my.yml: {message}')
+
+
+def test_pictures_are_looked_at_before_the_pipeline(work, train_opt, write, no_pipeline, capsys):
+    for part in ('gt', 'lq'):
+        shutil.copytree(work / 'datasets/val' / part, work / 'broken' / part)
+    first = min((work / 'broken/lq').iterdir())
+    first.write_bytes(first.read_bytes()[:100])
+    train_opt['datasets']['val'].update(dataroot_gt='broken/gt', dataroot_lq='broken/lq')
+    assert cli.main(['train', '-opt', write(train_opt)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.endswith(f'datasets.val.dataroot_lq: broken/lq/{first.name} is cut off: its end is missing')
+    assert not no_pipeline
+
+
+LEVELS = [f'l{i}: &l{i} [{", ".join([f"*l{i - 1}"] * 9)}]' for i in range(1, 30)]
+
+
+@pytest.mark.parametrize('text', [
+    '\n'.join(['l0: &l0 [x, x, x, x, x, x, x, x, x]', *LEVELS]),
+    '\n'.join(['l0: &l0 {x: 1}', *(f'l{i}: &l{i} {{<<: [{", ".join([f"*l{i - 1}"] * 9)}]}}' for i in range(1, 30))]),
+    'name: &a [*a]',
+    'name: &a {b: {c: *a}}',
+])
+def test_aliases_that_would_fill_the_memory(work, write, capsys, text):
+    assert cli.main(['train', '-opt', write(text)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert 'aliases make more than 100000 values of it' in error and len(error.splitlines()) == 1
+
+
+def test_files_too_large_for_options(work, write, capsys):
+    assert cli.main(['train', '-opt', write('a: 1\n' + '#' * 2**22)]) == 2
+    assert 'is larger than an option file can be, 4 MiB' in capsys.readouterr().err
 
 
 def test_resuming_needs_no_start_weights(work, train_opt, write, no_pipeline):
