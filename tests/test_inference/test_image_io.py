@@ -194,7 +194,7 @@ def test_jpeg_kinds(mode, tmp_path):
     picture.save(tmp_path / 'a.jpg', icc_profile=b'profile' * 30)
     with Image.open(tmp_path / 'a.jpg') as stored:
         expected = np.asarray(stored.convert('L' if mode == 'L' else 'RGB'))
-    pixels, profile = read_image(tmp_path / 'a.jpg')
+    pixels, profile = read_image(tmp_path / 'a.jpg')[:2]
     assert np.array_equal(pixels, expected.reshape(20, 30, -1))
     assert profile == (None if mode == 'CMYK' else b'profile' * 30)
 
@@ -262,7 +262,7 @@ def test_a_raw_tiff_is_mapped_if_its_byte_order_allows(order, tmp_path):
         photometric='rgb',
         byteorder=order,
         extratags=[(34675, 7, 210, b'profile' * 30, True)])
-    result, profile = read_image(tmp_path / 'a.tif')
+    result, profile = read_image(tmp_path / 'a.tif')[:2]
     native = np.dtype(f'{order}u2').isnative
     assert isinstance(result, np.memmap) == native and np.array_equal(result, pixels)
     assert profile == b'profile' * 30
@@ -293,16 +293,22 @@ def test_other_numbers_than_8_or_16_bits_are_refused(dtype, tmp_path):
     assert_refused(tmp_path / 'a.tif', 'bits')
 
 
-def test_premultiplied_8_bit_tiff_is_divided_by_alpha(tmp_path):
-    stored = np.full((4, 5, 4), (10, 20, 30, 51), np.uint8)
-    tifffile.imwrite(tmp_path / 'a.tif', stored, photometric='rgb', extrasamples=['assocalpha'])
-    assert np.array_equal(read_image(tmp_path / 'a.tif').pixels, np.full((4, 5, 4), (50, 100, 150, 51)))
-
-
-def test_premultiplied_16_bit_tiff_is_refused(tmp_path):
+@pytest.mark.parametrize('dtype,times', [('uint8', 1), ('uint16', 257)])
+@pytest.mark.parametrize('planar,compression', every(('contig', 'separate'), (None, 'zlib')))
+def test_premultiplied_tiff_is_divided_by_alpha(dtype, times, planar, compression, tmp_path):
+    stored = times * np.full((4, 5, 4), (10, 20, 30, 51), dtype)
+    stored[0, 0] = times * np.array((0, 0, 0, 0))
+    stored[0, 1] = times * np.array((60, 51, 0, 51))  # brighter than white
+    expected = times * np.full((4, 5, 4), (50, 100, 150, 51), dtype)
+    expected[0, :2] = times * np.array([(0, 0, 0, 0), (255, 255, 0, 51)])
     tifffile.imwrite(
-        tmp_path / 'a.tif', noise(20, 30, 4, dtype='uint16'), photometric='rgb', extrasamples=['assocalpha'])
-    assert_refused(tmp_path / 'a.tif', 'premultiplied')
+        tmp_path / 'a.tif',
+        np.moveaxis(stored, 2, 0) if planar == 'separate' else stored,
+        photometric='rgb',
+        planarconfig=planar,
+        compression=compression,
+        extrasamples=['assocalpha'])
+    assert np.array_equal(read_image(tmp_path / 'a.tif').pixels, expected)
 
 
 def test_the_content_tells_the_kind(tmp_path):
@@ -405,7 +411,7 @@ def test_a_forbidden_file_is_refused(tmp_path):
                          every(('.png', '.tif', '.TIFF', '.PNG'), SIZES, (1, 2, 3, 4), ('uint8', 'uint16')))
 def test_lossless_round_trip(kind, size, channels, dtype, tmp_path):
     pixels = noise(*size, channels, dtype=dtype)
-    result, profile = read_image(save(tmp_path / f'a{kind}', pixels))
+    result, profile = read_image(save(tmp_path / f'a{kind}', pixels))[:2]
     expected = pixels[..., [0, 0, 0, 1]] if (kind.lower(), channels, dtype) == ('.png', 2, 'uint16') else pixels
     assert result.dtype == pixels.dtype and np.array_equal(result, expected) and profile is None
 
