@@ -31,8 +31,8 @@ ORIENTATION_TAG, EXTRA_TAG, PROFILE_TAG, XMP_TAG, DNG_TAG = 274, 338, 34675, 700
 SIGNATURES = ((rb'\xff\xd8\xff', 'JPEG'), (rb'RIFF....WEBP', 'WEBP'), (rb'GIF8[79]a', 'GIF'),
               (rb'BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0', 'BMP'), (rb'P[1-4]\s', 'PPM'), (rb'P[56]\s', 'PNM'),
               (rb'\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51', 'JPEG2000'), (rb'\x59\xa6\x6a\x95', 'SUN'),
-              (rb'\xff\x0a|\0\0\0\x0cJXL ', 'JXL'), (rb'#\?R(ADIANCE|GBE)', 'HDR'), (rb'\x76\x2f\x31\x01', 'EXR'),
-              (rb'P[Ff]\s', 'PFM'))
+              (rb'\xff\x0a|\0\0\0\x0cJXL ', 'JXL'), (rb'#\?R(ADIANCE|GBE)',
+                                                     'HDR'), (rb'P[Ff]\s', 'PFM'), (rb'\x76\x2f\x31\x01', 'EXR'))
 HDR_KINDS = ('HDR', 'EXR', 'PFM')
 HDR_TRANSFERS = (16, 18)  # PQ and HLG of ITU-T H.273
 NO_HDR = 'holds HDR values, which have no white; map them to 8 or 16 bits first'
@@ -81,8 +81,13 @@ def kind_of(head: bytes) -> Optional[str]:
     return next((kind for start, kind in SIGNATURES if re.match(start, head, re.S)), None)
 
 
-def read_header(file: BinaryIO, max_pixels: int) -> Stored:
+def read_header(file: BinaryIO, max_pixels: int, allow: Callable[[int], None]) -> Stored:
     """Reads all there is to know of an image before its pixels are decoded; a size that cannot be is refused.
+
+    Args:
+        file: The file, at its beginning.
+        max_pixels: More are refused.
+        allow: Called with the number of bytes of the pixels, where memory for them is needed to read the header.
 
     Raises:
         ValueError: The file is broken or of a kind that is not accepted; so do other exceptions, of any type.
@@ -97,7 +102,7 @@ def read_header(file: BinaryIO, max_pixels: int) -> Stored:
     readers = {'PNG': _png, 'TIFF': _tiff, 'PNM': _pnm}
     if kind in readers:
         return readers[kind](file, max_pixels)
-    return _by_pillow(file, max_pixels, kind)
+    return _by_pillow(file, max_pixels, kind, allow)
 
 
 def check_size(file: BinaryIO, max_pixels: int, width: int, height: int, row_bytes: int, most: int = PLAUSIBLE) -> None:
@@ -261,7 +266,7 @@ def _inflated(data: bytes) -> bytes:
 
 
 def _tiff(file: BinaryIO, max_pixels: int) -> Stored:
-    tif = tifffile.TiffFile(file, name="image")
+    tif = tifffile.TiffFile(file, name='image')
     page = tif.pages.first
     height, width, channels, depth = page.imagelength, page.imagewidth, page.samplesperpixel, page.bitspersample
     if DNG_TAG in page.tags or page.is_reduced:
@@ -270,10 +275,12 @@ def _tiff(file: BinaryIO, max_pixels: int) -> Stored:
         raise ValueError(f'TIFF of {depth} bits, floating point, which has no white; map it to 8 or 16 bits first')
     if depth not in (1, 2, 4, 8, 16) or page.sampleformat != 1 or page.imagedepth != 1:
         raise ValueError(f'TIFF of {depth} bits, sample format {page.sampleformat}')
-    check_size(file, max_pixels, width, height, -(-width * channels * depth // 8), 1 if page.compression == 1 else PLAUSIBLE)
+    most = 1 if page.compression == 1 else PLAUSIBLE
+    check_size(file, max_pixels, width, height, -(-width * channels * depth // 8), most)
     _check_segments(page)
     exif = Image.Exif()
-    with suppress(Exception):
+    with suppress(Exception):  # what is broken there leaves the pixels whole
+        file.seek(0)
         exif.load_from_fp(file)
     orientation = page.tags.valueof(ORIENTATION_TAG, default=1)
     about = dict(profile=_bytes_of(page, PROFILE_TAG), exif=exif, xmp=_bytes_of(page, XMP_TAG), notes=_pages(tif))
@@ -323,7 +330,8 @@ def _plain_tiff(file: BinaryIO, page: tifffile.TiffPage, colors: int) -> Stored:
                 rows[..., :-1] = unmultiplied(rows)
 
     native = dtype.itemsize == 1 or page.parent.byteorder == {'little': '<', 'big': '>'}[sys.byteorder]
-    mapped = page.is_memmappable and native and not inverted and not premultiplied and len(wanted) == page.samplesperpixel
+    as_it_is = native and not inverted and not premultiplied and len(wanted) == page.samplesperpixel
+    mapped = page.is_memmappable and as_it_is
     if mapped and page.dataoffsets[0] + page.nbytes > os.fstat(file.fileno()).st_size:
         raise ValueError('truncated TIFF')
     mapped = (int(page.dataoffsets[0]), planar and page.samplesperpixel > 1) if mapped else None
@@ -386,16 +394,18 @@ def _pnm(file: BinaryIO, max_pixels: int) -> Stored:
 # the others
 
 
-def _by_pillow(file: BinaryIO, max_pixels: int, kind: str) -> Stored:
+def _by_pillow(file: BinaryIO, max_pixels: int, kind: str, allow: Callable[[int], None] = int) -> Stored:
     Image.MAX_IMAGE_PIXELS = None  # check_size is asked instead
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are read beside each other
     file.seek(0)
     if kind in EXTRA_READERS:
         _add_reader(kind)
-    if kind == 'WEBP':  # Pillow makes room for two frames when it opens one
-        width, height = _webp_size(file.read(64))
+    bits, sized = 8, {'WEBP': _webp_size, 'JXL': _jxl_size}.get(kind)
+    if sized:  # when Pillow opens them, it takes memory for all pixels
+        width, height, bits = sized(file)
         file.seek(0)
         check_size(file, max_pixels, width, height, 3 * width)
+        allow(4 * width * height)
     image = Image.open(file, formats=[kind, *(['MPO'] if kind == 'JPEG' else [])])
     if image.mode not in PILLOW_MODES:
         raise ValueError(f'{kind} of Pillow mode {image.mode}')
@@ -421,9 +431,11 @@ def _by_pillow(file: BinaryIO, max_pixels: int, kind: str) -> Stored:
             block = image.crop((0, top, image.width, top + len(rows)))
             rows[:] = np.asarray(block if mode == image.mode else block.convert(mode)).reshape(rows.shape)
 
-    return Stored((height, width, channels), np.dtype(dtype), fill, orientation_of(exif),
-                  None if image.mode == 'CMYK' else info.get('icc_profile'), exif, info.get('xmp'),
-                  first_of(frames) + _cut_down(file, kind))
+    # JPEG XL is upright, whatever its EXIF says, but for a JPEG that is packed in it
+    orientation = 1 if kind == 'JXL' and not image.jpeg else orientation_of(exif)
+    profile = None if image.mode == 'CMYK' else info.get('icc_profile')
+    notes = first_of(frames) + _cut_down(file, kind, bits if dtype == np.uint8 else 8)
+    return Stored((height, width, channels), np.dtype(dtype), fill, orientation, profile, exif, info.get('xmp'), notes)
 
 
 def _add_reader(kind: str) -> None:
@@ -431,34 +443,75 @@ def _add_reader(kind: str) -> None:
     try:
         added = import_module(module)
     except ImportError:
-        raise ValueError(f"{kind} is read by {package}, which is not installed; pip install 'cdnsr-basicsr[formats]'") from None
+        how = "pip install 'cdnsr-basicsr[formats]'"
+        raise ValueError(f'{kind} is read by {package}, which is not installed; {how}') from None
     if kind == 'HEIF':
         added.register_heif_opener(thumbnails=False)
+    else:
+        sys.modules[f'{module}.JpegXLImagePlugin'].DECODE_THREADS = 0
 
 
-def _webp_size(head: bytes) -> tuple[int, int]:
-    chunk, body = head[12:16], head[20:30]
+def _webp_size(file: BinaryIO) -> tuple[int, int, int]:
+    """Width, height and bits of WebP."""
+    head = file.read(30)
+    chunk, body = head[12:16], head[20:]
     if chunk == b'VP8X':
-        return tuple(int.from_bytes(body[start:start + 3], 'little') + 1 for start in (4, 7))
-    if chunk == b'VP8L':
-        bits = int.from_bytes(body[1:5], 'little')
-        return (bits & 16383) + 1, (bits >> 14 & 16383) + 1
-    return tuple(int.from_bytes(body[start:start + 2], 'little') & 16383 for start in (6, 8))
+        width, height = (int.from_bytes(body[start:start + 3], 'little') + 1 for start in (4, 7))
+    elif chunk == b'VP8L':
+        both = int.from_bytes(body[1:5], 'little')
+        width, height = (both & 16383) + 1, (both >> 14 & 16383) + 1
+    else:
+        width, height = (int.from_bytes(body[start:start + 2], 'little') & 16383 for start in (6, 8))
+    return width, height, 8
 
 
-def _cut_down(file: BinaryIO, kind: str) -> tuple[str, ...]:
-    """Says of which depth the colours are that Pillow cuts down to 8 bits; refuses HDR."""
-    if kind not in ('AVIF', 'HEIF', 'JPEG2000'):
-        return ()
-    file.seek(0)
+def _jxl_size(file: BinaryIO) -> tuple[int, int, int]:
+    """Width, height and bits of JPEG XL."""
     head = file.read(2**16)
-    found = re.search(rb'colrnclx..(..)', head, re.S)
-    if found and int.from_bytes(found[1], 'big') in HDR_TRANSFERS:
+    found = re.search(rb'jxl(c|p....)\xff\x0a', head, re.S)
+    start = 2 if head[:2] == b'\xff\x0a' else found.end() if found else len(head)
+    stored, position = int.from_bytes(head[start:start + 32], 'little'), 0
+
+    def take(count: int) -> int:
+        nonlocal position
+        position += count
+        return stored >> position - count & (1 << count) - 1
+
+    def size() -> tuple[int, int]:
+        small = take(1)
+        height = 8 * (take(5) + 1) if small else take((9, 13, 18, 30)[take(2)]) + 1
+        over, under = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[take(3)]
+        if over:
+            return height * over // under, height
+        return 8 * (take(5) + 1) if small else take((9, 13, 18, 30)[take(2)]) + 1, height
+
+    width, height = size()
+    if take(1):  # all is as usual
+        return width, height, 8
+    if take(1):
+        take(3)  # orientation
+        if take(1):
+            size()  # to be shown in
+        if take(2):
+            return width, height, 8  # preview or animation, where the search ends
+    if take(1):
         raise ValueError(NO_HDR)
-    pattern = rb'\xff\x51.{36}..(.)' if kind == 'JPEG2000' else rb'pixi.{4}[\1-\4](.)'
-    found = re.search(pattern, head, re.S)
-    bits = (found[1][0] & 127) + (kind == 'JPEG2000') if found else 8
-    return (f'8 of its {bits} bits are read', ) if bits > 8 else ()
+    choice = take(2)
+    return width, height, (8, 10, 12)[choice] if choice < 3 else take(6) + 1
+
+
+def _cut_down(file: BinaryIO, kind: str, bits: int) -> tuple[str, ...]:
+    """Says of which depth the colours are that Pillow cuts down to 8 bits; refuses HDR."""
+    if kind in ('AVIF', 'HEIF', 'JPEG2000'):
+        file.seek(0)
+        head = file.read(2**16)
+        found = re.search(rb'colrnclx..(..)', head, re.S)
+        if found and int.from_bytes(found[1], 'big') in HDR_TRANSFERS:
+            raise ValueError(NO_HDR)
+        pattern = rb'\xff\x51.{36}..(.)' if kind == 'JPEG2000' else rb'pixi.{4}[\1-\4](.)'
+        found = bits == 8 and re.search(pattern, head, re.S)
+        bits = (found[1][0] & 127) + (kind == 'JPEG2000') if found else 8
+    return (f'only 8 of its {bits} bits', ) if bits > 8 else ()
 
 
 def orientation_of(exif: Image.Exif) -> int:
@@ -468,4 +521,4 @@ def orientation_of(exif: Image.Exif) -> int:
 
 
 def first_of(number: int, unit: str = 'frames') -> tuple[str, ...]:
-    return (f'the first of {number} {unit}', ) if number > 1 else ()
+    return (f'only the first of {number} {unit}', ) if number > 1 else ()

@@ -82,7 +82,7 @@ def clean_xmp(xmp: bytes) -> Optional[bytes]:
 
 def resized_xmp(xmp: bytes, width: int, height: int) -> bytes:
     """Says another size where XMP says one."""
-    for names, length in ((rb'tiff:ImageWidth|exif:PixelXDimension', width),
-                          (rb'tiff:ImageLength|exif:PixelYDimension', height)):
+    sizes = {rb'tiff:ImageWidth|exif:PixelXDimension': width, rb'tiff:ImageLength|exif:PixelYDimension': height}
+    for names, length in sizes.items():
         xmp = re.sub(rb'((?:' + names + rb')(?:="|=\'|>))\d+', rb'\g<1>%d' % length, xmp)
     return xmp

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Iterator, NamedTuple, Optional, Tuple
 
 HEADER_BYTES = 2**28  # that a decoder may take to read a header
 WORK_BYTES = 12  # and further ones for each byte of pixels: JPEG 2000 and AVIF take the most
-CPU_SECONDS = 10  # for a header, and one more for each megapixel
+CPU_SECONDS = 10  # for a header, and one more for each megabyte of pixels
 LONGEST = 2**16  # bytes of a message
 ENVIRONMENT = dict(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MALLOC_ARENA_MAX='2')
 # OpenCV's own limits, which it reads at its start; formats.check_size knows better ones
@@ -91,10 +91,7 @@ class _Decoder:
             self.process = subprocess.Popen([sys.executable, '-c', PROGRAM.format(__name__), path],
                                             stdin=theirs,
                                             stdout=subprocess.DEVNULL,
-                                            env={
-                                                **os.environ,
-                                                **ENVIRONMENT
-                                            },
+                                            env=dict(os.environ, **ENVIRONMENT),
                                             start_new_session=True)
 
     def ask(self, file: BinaryIO, max_pixels: int) -> tuple[dict[str, Any], Any]:
@@ -116,7 +113,7 @@ class _Decoder:
     def _cause_of_death(self) -> str:
         code = self.process.wait()
         if code == -signal.SIGXCPU:
-            return f'takes more than {CPU_SECONDS} s and 1 s a megapixel to decode'
+            return f'takes more than {CPU_SECONDS} s and 1 s a megabyte to decode'
         if code == -signal.SIGKILL:
             return 'its decoder was killed; is there too little memory?'
         name = signal.Signals(-code).name if code < 0 else f'exit code {code}'
@@ -194,11 +191,11 @@ def _decode(file: BinaryIO, max_pixels: int) -> tuple[dict[str, Any], list[int]]
     from .formats import read_header
     try:
         _limit(HEADER_BYTES, CPU_SECONDS)
-        stored = read_header(file, max_pixels)
+        stored = read_header(file, max_pixels, _allow)
         height, width, _ = stored.shape
         metadata = _clean(stored)
         size = math.prod(stored.shape) * stored.dtype.itemsize
-        _limit(HEADER_BYTES + WORK_BYTES * size, CPU_SECONDS + height * width / 1e6)
+        _allow(size)
         turned = stored.orientation in range(2, 9)
         mapped = None if turned else stored.mapped
         shape = (width, height, stored.shape[2]) if turned and stored.orientation >= 5 else stored.shape
@@ -231,12 +228,17 @@ def _clean(stored: Any) -> list[bytes]:
     return [part if isinstance(part, bytes) else b'' for part in parts]
 
 
+def _allow(size: int) -> None:
+    """Lets this process decode that many bytes of pixels."""
+    _limit(HEADER_BYTES + WORK_BYTES * size, CPU_SECONDS + size / 1e6)
+
+
 def _limit(size: int, seconds: float) -> None:
     """Lets this process take so much more memory and time of a CPU than it has by now."""
     with open('/proc/self/statm') as file:
         taken = int(file.read().split()[0]) * mmap.PAGESIZE
-    for kind, wanted in ((resource.RLIMIT_AS, taken + size),
-                         (resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds))):
+    ends = {resource.RLIMIT_AS: taken + size, resource.RLIMIT_CPU: math.ceil(time.process_time() + seconds)}
+    for kind, wanted in ends.items():
         most = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
 

@@ -20,10 +20,10 @@ from ..decoding.metadata import EXIF_IFD, GPS_IFD, MAKER_NOTE, parse_exif, resiz
 from ..decoding.process import DecodingError, Picture, decode
 from ..files import replace_when_done
 
-# what is read, by ending; the last line only to say of each file why it is not, or what is to be installed
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp', '.jfif', '.avif', '.gif', '.jp2', '.jpe', '.j2k',
-              '.apng', '.dib', '.pbm', '.pgm', '.ppm', '.pnm', '.ras', '.heic', '.heif', '.hif', '.jxl', '.mpo',
-              '.hdr', '.exr', '.pfm', '.pic')
+# what is read, by ending; the last line only to say of each file why it is not
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp', '.jfif', '.avif', '.gif', '.jp2', '.apng',
+              '.dib', '.j2k', '.jpe', '.mpo', '.pbm', '.pgm', '.pnm', '.ppm', '.ras', '.heic', '.heif', '.hif', '.jxl',
+              '.exr', '.hdr', '.pfm', '.pic')
 MAX_MEGAPIXELS = 1000
 # what can be written, and the longest side in pixels. PNG and JPEG: limits of libpng and libjpeg, not of the formats
 MAX_SIDES = {'.png': 10**6, '.jpg': 65500, '.jpeg': 65500, '.webp': 16383, '.tif': 2**31 - 1, '.tiff': 2**31 - 1}
@@ -177,7 +177,7 @@ def write_image(path: Union[str, Path],
             pixels = _gathered(strips, shape, dtype, list(range(channels))).reshape(shape[:2 if channels == 1 else 3])
             profile = None if extension == '.webp' and channels < 3 else icc_profile
             if extension in ('.jpg', '.jpeg'):
-                exif, xmp, lost = _fitting_into_jpeg(exif, xmp)
+                exif, xmp, lost = _fitting_into_jpeg(exif, xmp, (shape[1], shape[0]))
             kind, encoded = Image.registered_extensions()[extension], io.BytesIO()
             about = {} if extension == '.png' else dict(exif=exif or b'', xmp=xmp or b'', icc_profile=profile)
             Image.fromarray(pixels).save(encoded, kind, quality=95, subsampling=0, compress_level=2, **about)
@@ -187,16 +187,17 @@ def write_image(path: Union[str, Path],
     return tuple(lost)
 
 
-def _fitting_into_jpeg(exif: Optional[bytes], xmp: Optional[bytes]) -> Tuple[Optional[bytes], Optional[bytes], List[str]]:
+def _fitting_into_jpeg(exif: Optional[bytes], xmp: Optional[bytes],
+                       size: Tuple[int, int]) -> Tuple[Optional[bytes], Optional[bytes], List[str]]:
     """What of EXIF and XMP a JPEG can hold, and what is left out."""
     lost = []
     if exif and len(exif) > JPEG_BLOCK:
-        lost.append('JPEG holds no EXIF as long as its; the maker note is left out')
-        exif = resized_exif(exif, 0, 0, (MAKER_NOTE, ))
+        lost.append('JPEG has no room for its maker note')
+        exif = resized_exif(exif, *size, (MAKER_NOTE, ))
         if len(exif) > JPEG_BLOCK:
-            exif, lost = None, ['JPEG holds no EXIF as long as its']
+            exif, lost = None, ['JPEG has no room for its EXIF']
     if xmp and len(xmp) > JPEG_BLOCK:
-        xmp, lost = None, [*lost, 'JPEG holds no XMP as long as its']
+        xmp, lost = None, [*lost, 'JPEG has no room for its XMP']
     return exif, xmp, lost
 
 

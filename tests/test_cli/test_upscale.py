@@ -851,7 +851,7 @@ def test_an_interrupted_run_leaves_what_is_complete(run, capsys, monkeypatch):
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        original(path, *args)
+        return original(path, *args)
 
     monkeypatch.setattr(upscale, 'write_image', interrupt)
     assert run('--map') == 130
