@@ -15,6 +15,8 @@ from importlib import import_module
 from PIL import AvifImagePlugin, Image
 from typing import BinaryIO, Callable, NamedTuple, Optional, Tuple
 
+from .metadata import ORIENTATION, XMP, Directory, number_of, read_exif
+
 ACCEPTED = ('accepted are whole PNG, JPEG, WebP, TIFF, BMP, GIF, JPEG 2000, AVIF and PNM files of at most 16 bits a '
             'channel, integers')
 
@@ -27,7 +29,7 @@ PNG_SIGNATURE, PNG_END = b'\x89PNG\r\n\x1a\n', b'\0\0\0\0IEND\xaeB`\x82'
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # bits, by colour type
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 TIFF_SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-ORIENTATION_TAG, EXTRA_TAG, PROFILE_TAG, XMP_TAG, DNG_TAG = 274, 338, 34675, 700, 50706
+EXTRA_TAG, PROFILE_TAG, DNG_TAG = 338, 34675, 50706
 SIGNATURES = ((rb'\xff\xd8\xff', 'JPEG'), (rb'RIFF....WEBP', 'WEBP'), (rb'GIF8[79]a', 'GIF'),
               (rb'BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0', 'BMP'), (rb'P[1-4]\s', 'PPM'), (rb'P[56]\s', 'PNM'),
               (rb'\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51', 'JPEG2000'), (rb'\x59\xa6\x6a\x95', 'SUN'),
@@ -63,7 +65,7 @@ class Stored(NamedTuple):
     fill: Callable[[np.ndarray], None]
     orientation: int = 1
     profile: Optional[bytes] = None
-    exif: Optional[Image.Exif] = None
+    exif: Directory = Directory({}, {})
     xmp: Optional[bytes] = None
     notes: Tuple[str, ...] = ()
     mapped: Optional[Tuple[int, bool]] = None
@@ -158,17 +160,16 @@ def _png(file: BinaryIO, max_pixels: int) -> Stored:
             if key is not None:
                 place[..., 1] = np.where(rows[..., 0] == key, 0, np.iinfo(dtype).max)
 
-    exif, profile, xmp = Image.Exif(), None, None
+    exif, profile, xmp = read_exif(chunks.get(b'eXIf', b'')), None, None
     # what is broken there leaves the pixels whole
-    with suppress(Exception):  # Pillow's are of any type
-        exif.load(chunks.get(b'eXIf', b''))
     with suppress(zlib.error, KeyError, IndexError):
         profile = _inflated(chunks[b'iCCP'].split(b'\0', 1)[1][1:])
     with suppress(zlib.error, KeyError, IndexError):
         text = chunks[b'iTXt'][20:].split(b'\0', 2)[2]
         xmp = _inflated(text) if chunks[b'iTXt'][18] else text
     frames = int.from_bytes(chunks.get(b'acTL', b'')[:4], 'big')
-    return Stored((height, width, channels), dtype, fill, orientation_of(exif), profile, exif, xmp, first_of(frames))
+    return Stored((height, width, channels), dtype, fill, number_of(exif, ORIENTATION, 1), profile, exif, xmp,
+                  first_of(frames))
 
 
 def _png_chunks(data: mmap.mmap) -> tuple[dict[bytes, bytes], list[tuple[int, int]]]:
@@ -278,12 +279,9 @@ def _tiff(file: BinaryIO, max_pixels: int) -> Stored:
     most = 1 if page.compression == 1 else PLAUSIBLE
     check_size(file, max_pixels, width, height, -(-width * channels * depth // 8), most)
     _check_segments(page)
-    exif = Image.Exif()
-    with suppress(Exception):  # what is broken there leaves the pixels whole
-        file.seek(0)
-        exif.load_from_fp(file)
-    orientation = page.tags.valueof(ORIENTATION_TAG, default=1)
-    about = dict(profile=_bytes_of(page, PROFILE_TAG), exif=exif, xmp=_bytes_of(page, XMP_TAG), notes=_pages(tif))
+    exif = read_exif(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    orientation = number_of(exif, ORIENTATION, 1)
+    about = dict(profile=_bytes_of(page, PROFILE_TAG), exif=exif, xmp=_bytes_of(page, XMP), notes=_pages(tif))
     # gray, gray with white as 0, RGB
     colors = {0: 1, 1: 1, 2: 3}.get(page.photometric)
     if colors is None or depth < 8 or channels < colors:
@@ -414,11 +412,8 @@ def _by_pillow(file: BinaryIO, max_pixels: int, kind: str, allow: Callable[[int]
         mode = WITH_ALPHA[mode]
     check_size(file, max_pixels, width, height, -(-width // 8) if image.mode == '1' else width * len(image.getbands()))
     dtype, channels = (np.uint16, 1) if mode == 'I;16' else (np.uint8, len(mode))
-    exif, frames = Image.Exif(), 1
-    # what is broken there leaves the pixels whole
-    with suppress(Exception):
-        exif = image.getexif()
-    with suppress(Exception):
+    exif, frames = read_exif(info.get('exif') or b''), 1
+    with suppress(Exception):  # of any type, where a frame after the first is broken
         frames = getattr(image, 'n_frames', 1)
 
     def fill(out: np.ndarray) -> None:
@@ -432,7 +427,7 @@ def _by_pillow(file: BinaryIO, max_pixels: int, kind: str, allow: Callable[[int]
             rows[:] = np.asarray(block if mode == image.mode else block.convert(mode)).reshape(rows.shape)
 
     # JPEG XL is upright, whatever its EXIF says, but for a JPEG that is packed in it
-    orientation = 1 if kind == 'JXL' and not image.jpeg else orientation_of(exif)
+    orientation = 1 if kind == 'JXL' and not image.jpeg else number_of(exif, ORIENTATION, 1)
     profile = None if image.mode == 'CMYK' else info.get('icc_profile')
     notes = first_of(frames) + _cut_down(file, kind, bits if dtype == np.uint8 else 8)
     return Stored((height, width, channels), np.dtype(dtype), fill, orientation, profile, exif, info.get('xmp'), notes)
@@ -512,12 +507,6 @@ def _cut_down(file: BinaryIO, kind: str, bits: int) -> tuple[str, ...]:
         found = bits == 8 and re.search(pattern, head, re.S)
         bits = (found[1][0] & 127) + (kind == 'JPEG2000') if found else 8
     return (f'only 8 of its {bits} bits', ) if bits > 8 else ()
-
-
-def orientation_of(exif: Image.Exif) -> int:
-    with suppress(Exception):  # a directory that is broken there
-        return int(exif.get(ORIENTATION_TAG, 1))
-    return 1
 
 
 def first_of(number: int, unit: str = 'frames') -> tuple[str, ...]:

@@ -217,14 +217,9 @@ def _decode(file: BinaryIO, max_pixels: int) -> tuple[dict[str, Any], list[int]]
 
 
 def _clean(stored: Any) -> list[bytes]:
-    """Profile, EXIF and XMP; what is broken of them is left out."""
+    """Profile, EXIF and XMP, empty where there is none."""
     from .metadata import clean_exif, clean_xmp
-    parts = [stored.profile]
-    for part, clean in ((stored.exif, clean_exif), (stored.xmp, clean_xmp)):
-        try:
-            parts.append(part and clean(part))
-        except Exception:  # of any type, see above
-            parts.append(None)
+    parts = stored.profile, clean_exif(stored.exif), clean_xmp(stored.xmp) if isinstance(stored.xmp, bytes) else None
     return [part if isinstance(part, bytes) else b'' for part in parts]
 
 

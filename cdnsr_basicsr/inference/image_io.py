@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from typing import Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
-from ..decoding.formats import ACCEPTED, PNG_END, PROFILE_TAG, XMP_TAG, kind_of, png_chunk
-from ..decoding.metadata import EXIF_IFD, GPS_IFD, MAKER_NOTE, parse_exif, resized_exif, resized_xmp
+from ..decoding.formats import ACCEPTED, PNG_END, PROFILE_TAG, kind_of, png_chunk
+from ..decoding.metadata import MAKER_NOTE, add_to_tiff, resized_exif, resized_xmp
 from ..decoding.process import DecodingError, Picture, decode
 from ..files import replace_when_done
 
@@ -30,7 +29,6 @@ MAX_SIDES = {'.png': 10**6, '.jpg': 65500, '.jpeg': 65500, '.webp': 16383, '.tif
 TIFF = ('.tif', '.tiff')
 MAX_PIXELS_IN_MEMORY = 2**28
 BIGTIFF_BYTES = 2**30  # of pixels, from which a TIFF becomes a BigTIFF: many programs count to 2 GiB only in others
-DESCRIPTION = 270  # tag of TIFF and EXIF
 JPEG_BLOCK = 65502  # bytes of EXIF or XMP that fit into a JPEG
 TILE = 256
 
@@ -258,15 +256,7 @@ def _png_is_whole(path: Path) -> bool:
 def _write_tiff(path: Path, shape: Tuple[int, int, int], dtype: np.dtype, strips: Iterator[np.ndarray],
                 profile: Optional[bytes], exif: Optional[bytes], xmp: Optional[bytes]) -> None:
     height, width, channels = shape
-    tags = [(tag, 7 if tag == PROFILE_TAG else 1, len(value), value, True)
-            for tag, value in ((PROFILE_TAG, profile), (XMP_TAG, xmp)) if value]
-    parsed = parse_exif(exif) if exif else Image.Exif()
-    directories = {tag: parsed.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD) if parsed.get_ifd(tag)}
     big = height * width * channels * dtype.itemsize >= BIGTIFF_BYTES
-    tags += [(tag, 16 if big else 4, 1, 0, True) for tag in directories]
-    for tag, value in parsed.items():
-        if isinstance(value, str) and tag != DESCRIPTION:
-            tags.append((tag, 2, 0, value.encode() + b'\0', True))
     with tifffile.TiffWriter(path, bigtiff=big, byteorder='<') as tif:
         tif.write(
             _deflated_tiles(strips, width, channels, dtype),
@@ -279,26 +269,8 @@ def _write_tiff(path: Path, shape: Tuple[int, int, int], dtype: np.dtype, strips
             compression='zlib',
             predictor=True,
             metadata=None,
-            description=parsed.get(DESCRIPTION),
-            software=False,
-            extratags=tags)
-    if directories:
-        _add_directories(path, big, directories)
-
-
-def _add_directories(path: Path, big: bool, directories: dict) -> None:
-    """Appends directories to a TIFF, and enters their places into its first one."""
-    with tifffile.TiffFile(path, mode='r+') as tif:
-        for tag, entries in directories.items():
-            handle = tif.filehandle
-            place = handle.seek(0, os.SEEK_END)
-            place += place % 2
-            directory = ImageFileDirectory_v2(b'II+\0\x08\0\0\0' if big else b'II*\0\x08\0\0\0', group=tag)
-            for name, value in entries.items():
-                directory[name] = value
-            handle.seek(place)
-            handle.write(directory.tobytes(place))
-            tif.pages.first.tags[tag].overwrite(place, dtype='Q' if big else 'I')
+            extratags=[(PROFILE_TAG, 7, len(profile), profile, True)] if profile else [])
+    add_to_tiff(path, exif, xmp)
 
 
 def _deflated_tiles(strips: Iterator[np.ndarray], width: int, channels: int, dtype: np.dtype) -> Iterator[bytes]:
@@ -322,4 +294,4 @@ def _deflated_tiles(strips: Iterator[np.ndarray], width: int, channels: int, dty
 def _deflated(tile: np.ndarray) -> bytes:
     differences = tile.copy()
     differences[:, 1:] -= tile[:, :-1]  # TIFF's horizontal predictor
-    return zlib.compress(differences, 1)
+    return zlib.compress(differences.astype(differences.dtype.newbyteorder('<'), copy=False), 1)
