@@ -12,7 +12,7 @@ import tifffile
 import zlib
 from contextlib import suppress
 from importlib import import_module
-from PIL import AvifImagePlugin, Image
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from typing import BinaryIO, Callable, NamedTuple, Optional, Tuple
 
 from .metadata import ORIENTATION, XMP, Directory, number_of, read_exif
@@ -404,7 +404,10 @@ def _by_pillow(file: BinaryIO, max_pixels: int, kind: str, allow: Callable[[int]
         file.seek(0)
         check_size(file, max_pixels, width, height, 3 * width)
         allow(4 * width * height)
-    image = Image.open(file, formats=[kind, *(['MPO'] if kind == 'JPEG' else [])])
+    try:
+        image = Image.open(file, formats=[kind, *(['MPO'] if kind == 'JPEG' else [])])
+    except UnidentifiedImageError:
+        raise ValueError(f'broken {kind}, or of a sort that is not read') from None
     if image.mode not in PILLOW_MODES:
         raise ValueError(f'{kind} of Pillow mode {image.mode}')
     mode, (width, height), info = PILLOW_MODES[image.mode], image.size, image.info

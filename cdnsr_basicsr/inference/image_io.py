@@ -109,7 +109,7 @@ def read_image(path: Union[str, Path], max_megapixels: float = MAX_MEGAPIXELS) -
         if path.exists() and not path.is_file():
             raise ImageError(f'{path}: not a file; {ACCEPTED}')
         with open(path, 'rb') as file:
-            return decode(file, int(max_megapixels * 10**6))
+            return decode(file, round(max_megapixels * 10**6))
     except (OSError, DecodingError) as error:
         raise ImageError(f'{path}: {getattr(error, "strerror", None) or error}; {ACCEPTED}') from error
 

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import re
 import struct
-import tifffile
-import time
 import zlib
 from PIL import Image
 
@@ -95,11 +93,10 @@ def boxed(kind, pattern, side=SIDE):
 
 BOMBS = {
     'profile of PNG':
-    lambda: png(
-        header(4, 4), png_chunk(b'iCCP', b'a\0\0' + zlib.compress(bytes(2**28), 9)), pixels_chunk(b'\0abcd' * 4)),
+    lambda: png(header(4, 4), png_chunk(b'iCCP', b'a\0\0' + zlib.compress(bytes(2**25))), pixels_chunk(b'\0abcd' * 4)),
     'XMP of PNG':
     lambda: png(
-        header(4, 4), png_chunk(b'iTXt', b'XML:com.adobe.xmp\0\1\0\0\0' + zlib.compress(bytes(2**28), 9)),
+        header(4, 4), png_chunk(b'iTXt', b'XML:com.adobe.xmp\0\1\0\0\0' + zlib.compress(bytes(2**25))),
         pixels_chunk(b'\0abcd' * 4)),
     'PNG':
     lambda: png(header(SIDE, SIDE), pixels_chunk(b'\0abcd' * 4)),
@@ -164,7 +161,7 @@ def test_bombs_of_others(name, shared):
 
 
 def test_metadata_that_are_not_read_are_not_unpacked(tmp_path):
-    text = png_chunk(b'zTXt', b'Comment\0\0' + zlib.compress(bytes(2**28), 9))
+    text = png_chunk(b'zTXt', b'Comment\0\0' + zlib.compress(bytes(2**25)))
     (tmp_path / 'a.png').write_bytes(png(header(4, 4), text, pixels_chunk(b'\0abcd' * 4)))
     process._end_all()
     assert read_image(tmp_path / 'a.png').pixels.shape == (4, 4, 1)
@@ -183,7 +180,8 @@ def test_the_limit_of_megapixels(tmp_path):
 }), ('JPEG', {}), ('JPEG', {
     'progressive': True
 }), ('WEBP', {
-    'lossless': True
+    'lossless': True,
+    'method': 0
 }), ('GIF', {}), ('JPEG2000', {}), ('AVIF', {}), ('TIFF', {
     'compression': 'tiff_lzw'
 }), ('TIFF', {
@@ -367,8 +365,8 @@ def test_kinds_are_told_by_content(kind, tmp_path):
         data = encoded(kind, **options.get(kind, {}))
     (tmp_path / 'a').write_bytes(data)
     assert kind_of(data[:64]) == {'PPM': 'PNM'}.get(kind, kind)
-    off = np.abs(read_image(tmp_path / 'a').pixels.astype(int) - photo()).max()
-    assert off <= {'AVIF': 6, 'HEIF': 6, 'GIF': 255}.get(kind, 0)
+    off = np.abs(read_image(tmp_path / 'a').pixels.astype(int) - photo()).mean()
+    assert off <= {'AVIF': 3, 'HEIF': 3, 'GIF': 9}.get(kind, 0)
 
 
 @pytest.mark.parametrize('kind,package', [('HEIF', 'pillow-heif'), ('JXL', 'pillow-jxl-plugin')])
