@@ -12,7 +12,8 @@ import zlib
 from PIL import Image, ImageOps
 
 from cdnsr_basicsr.inference import image_io
-from cdnsr_basicsr.inference.image_io import EXTENSIONS, ImageError, check_writable, read_image, write_image
+from cdnsr_basicsr.inference.image_io import (EXTENSIONS, ImageError, check_writable, list_images, read_image,
+                                              write_image)
 
 SIZES = [(1, 1), (7, 300), (301, 5), (270, 523)]
 
@@ -497,3 +498,63 @@ def test_what_a_format_can_hold_is_not_refused(name, shape, dtype, tmp_path):
 def test_the_limits_are_those_of_the_libraries(kind, shape, tmp_path):
     save(tmp_path / f'a{kind}', np.zeros(shape, np.uint8), shape[0])
     assert (tmp_path / f'a{kind}').stat().st_size
+
+
+# folders
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'')
+
+
+def names(paths, root):
+    return [str(path.relative_to(root)) for path in paths]
+
+
+def test_every_file_of_a_folder_is_listed_once(tmp_path):
+    touch(*(tmp_path / name for name in ('b.png', 'a.JFIF', 'c.avif', 'sub/d.gif', 'sub/notes.txt', 'none',
+                                         '.hidden.png', '.hidden/e.png', 'x.heic')))
+    found = list_images(tmp_path)
+    assert names(found.images, tmp_path) == ['a.JFIF', 'b.png', 'c.avif', 'sub/d.gif', 'x.heic']
+    assert names(found.others, tmp_path) == ['none', 'sub/notes.txt'] and not found.closed
+
+
+def test_linked_folders_are_followed_without_loops(tmp_path):
+    root, other = tmp_path / 'in', tmp_path / 'elsewhere'
+    touch(root / 'a.png', root / 'sub/b.png', other / 'c.png', other / 'deep/d.png')
+    (root / 'away').symlink_to(other)
+    (root / 'again').symlink_to(other)
+    (root / 'self').symlink_to('.')
+    (root / 'sub/up').symlink_to('..')
+    (other / 'back').symlink_to(root)
+    (root / 'absub').symlink_to('sub')  # comes before the folder itself, which lies there too
+    (root / 'lost').symlink_to('nowhere')
+    found = list_images(root)
+    assert names(found.images, root) == ['a.png', 'again/c.png', 'again/deep/d.png', 'sub/b.png']
+    assert names(found.others, root) == ['lost']
+
+
+def test_many_links_among_folders_take_no_time(tmp_path):
+    for number in range(12):
+        touch(tmp_path / f'{number}/a.png')
+    for number in range(12):
+        for other in range(12):
+            (tmp_path / f'{number}/to{other}').symlink_to(tmp_path / f'{other}')
+    assert len(list_images(tmp_path).images) == 12
+
+
+def test_a_closed_folder_is_named(tmp_path, monkeypatch):
+    touch(tmp_path / 'a.png', tmp_path / 'closed/b.png')
+    scandir = os.scandir
+
+    def closed(path):
+        if os.fspath(path).endswith('closed'):
+            raise PermissionError(13, 'Permission denied', os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', closed)
+    found = list_images(tmp_path)
+    assert names(found.images, tmp_path) == ['a.png']
+    assert found.closed == [(tmp_path / 'closed', 'Permission denied')]
