@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parent
 # openvino 2025.3.0
 ONNX = ['onnx>=1.17', 'onnxruntime>=1.19']
 OPENVINO = ['onnx>=1.17', 'openvino>=2025.0']
+FORMATS = ['pillow-heif>=1.1', 'pillow-jxl-plugin>=1.3.4']  # HEIC and JPEG XL
 
 
 def read_version() -> str:
@@ -34,22 +35,28 @@ setup(
         'torchvision>=0.21',
         'numpy>=1.24',
         'opencv-python>=4.8',
-        'pillow>=10.0',
+        'pillow>=11.3',  # with AVIF, and XMP in JPEG; the newest for Python 3.9
         'pyyaml>=6.0.1',
         'lmdb>=1.4',
         'matplotlib>=3.7',
         'packaging>=24.0',
         'safetensors>=0.4',
         'tqdm>=4.60',
-        'tifffile>=2022.8.12',  # with compressed tiles as bytes; imagecodecs is not needed
+        'tifffile>=2024.8.30',
+        'imagecodecs>=2024.12.30',  # what tifffile decompresses with
         # TensorBoard itself comes with basicsr, as tb-nightly. Declaring tensorboard too would install both, and
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
     extras_require={
         # yapf's layout changes between versions
-        'dev': ['flake8>=6.0', 'isort>=5.12', 'pypng>=0.20220715', 'pytest>=7.0', 'yapf==0.43.0', *ONNX, *OPENVINO],
-        'onnx': ONNX,
-        'openvino': OPENVINO,
+        'dev':
+        ['flake8>=6.0', 'isort>=5.12', 'pypng>=0.20220715', 'pytest>=7.0', 'yapf==0.43.0', *FORMATS, *ONNX, *OPENVINO],
+        'formats':
+        FORMATS,
+        'onnx':
+        ONNX,
+        'openvino':
+        OPENVINO,
     },
     entry_points={
         'console_scripts': ['basicsr = cdnsr_basicsr.cli:main'],

@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--gray', action='store_true', help='write gray images, for networks of one channel (color: y in the dataset)')
     command.add_argument('--workers', type=count, default=None, metavar='N', help='threads (default: all CPUs)')
+    add_max_megapixels(command)
     command.add_argument('--overwrite', action='store_true', help='replace a finished OUT')
 
     text = 'label the patches of a prepared dataset by difficulty'
@@ -147,6 +148,9 @@ def build_parser() -> argparse.ArgumentParser:
         help='format of the results: png, tif, jpg or webp (default: TIFF stays TIFF, all else becomes png)')
     command.add_argument(
         '--shard', metavar='I/N', help='do the I-th of N parts of a folder (torchrun: one part per process)')
+    add_max_megapixels(command)
+    command.add_argument(
+        '--strip-metadata', action='store_true', help='results without EXIF and XMP; the colour profile is kept')
     command.add_argument('--overwrite', action='store_true', help='replace existing results')
 
     text = 'list the models that this package ships, with what they bring and cost'
@@ -225,6 +229,11 @@ def add_model(command: argparse.ArgumentParser, text: str) -> None:
         '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
 
 
+def add_max_megapixels(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--max-megapixels', type=count, default=1000, metavar='N', help='refuse larger pictures (default: 1000)')
+
+
 def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = None, routed_only: bool = False) -> None:
     command.add_argument(
         '--precision',
@@ -251,13 +260,25 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
 def run_prepare(args: argparse.Namespace) -> int:
     from .data.prepare import prepare
     done = prepare(args.input, args.output, args.scale, args.scales, args.crop, args.step, args.workers, args.whole,
-                   args.overwrite, args.gray)
+                   args.overwrite, args.gray, args.max_megapixels)
     print(f'Wrote {done.pairs} {"photographs" if args.whole else "patches"} to {args.output}.')
+    say_what_is_missing(args.input, done.notes, done.left_out)
     for path in done.too_small:
         print(f'Left out, smaller than a patch: {path}', file=sys.stderr)
-    for path in done.unreadable:
-        print(f'Left out, cannot be read: {path}', file=sys.stderr)
+    for path, reason in done.unreadable:
+        print(f'Left out, cannot be read: {path}: {reason}', file=sys.stderr)
     return 1 if done.unreadable else 0
+
+
+def say_what_is_missing(folder: str, notes: Sequence[tuple[str, str]], left_out: Sequence[Any]) -> None:
+    """Names pictures that were not done as a whole, and files that are no pictures, those of each ending in a line."""
+    for path, note in notes:
+        print(f'Not the whole of {path}: {note}.')
+    endings: dict[str, list[str]] = {}
+    for path in left_out:
+        endings.setdefault(path.suffix or 'no ending', []).append(os.path.relpath(path, folder))
+    for ending, names in sorted(endings.items()):
+        print(f'Left alone, no picture by its ending: {ending}: {", ".join(names)}')
 
 
 def run_label(args: argparse.Namespace) -> int:
@@ -428,7 +449,8 @@ def run_upscale(args: argparse.Namespace) -> int:
         raise OptionError('--budget, --target-ms, --map', 'need a network that routes, CDNSR or PCSR')
 
     from .inference.upscale import upscale_files
-    done = upscale_files(upscaler, args.input, args.output, args.suffix, extension, args.map, args.overwrite, shard)
+    done = upscale_files(upscaler, args.input, args.output, args.suffix, extension, args.map, args.overwrite, shard,
+                         args.max_megapixels, args.strip_metadata)
     print(f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
           f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
     if upscaler.routed and done.done:
@@ -437,6 +459,7 @@ def run_upscale(args: argparse.Namespace) -> int:
               'branch on whole pictures, classifier and tile overlap included.')
     if done.present:
         print(f'Left alone, there already: {done.present} (--overwrite replaces them{", with maps" * args.map}).')
+    say_what_is_missing(args.input, done.notes, done.left_out)
     for path, reason in done.failed:
         print(f'Failed: {path}: {reason}', file=sys.stderr)
     return 1 if done.failed else 0

@@ -6,7 +6,8 @@ import torch
 from pathlib import Path
 from typing import Iterator, NamedTuple, Optional
 
-from .data.prepare import list_images, make_lq, read_bgr
+from .data.prepare import make_lq, read_bgr, smallest
+from .inference.image_io import ImageError, list_images
 from .inference.luma import to_luma
 from .options import OptionError
 
@@ -33,13 +34,16 @@ def read_pairs(folder: str, scale: int, limit: Optional[int] = None) -> Iterator
     if not root.is_dir():
         raise OptionError(folder, 'no such folder; expected photographs')
     has_lq = (root / 'lq').is_dir() and (root / 'gt').is_dir()
-    paths, _ = list_images(root / 'gt' if has_lq else root)
+    paths, _, closed = list_images(root / 'gt' if has_lq else root, by_content=True)
+    for place, reason in closed:
+        raise OptionError(str(place), f'cannot be listed: {reason}')
     if not paths:
         raise OptionError(folder, 'holds no photographs')
     for path in paths[:limit]:
         gt = _read(path)
-        if min(gt.shape[:2]) < scale:
-            raise OptionError(str(path), f'is smaller than {scale} pixels')
+        least = scale if has_lq else smallest(scale)
+        if min(gt.shape[:2]) < least:
+            raise OptionError(str(path), f'is smaller than {least} pixels')
         if has_lq:
             lq = _read(root / 'lq' / path.relative_to(root / 'gt'))
             if gt.shape[:2] != (scale * lq.shape[0], scale * lq.shape[1]):
@@ -79,10 +83,10 @@ class PairStore:
 
 
 def _read(path: Path) -> np.ndarray:
-    image = read_bgr(path) if path.is_file() else None
-    if image is None:
-        raise OptionError(str(path), 'cannot be read')
-    return image
+    try:
+        return read_bgr(path)[0]
+    except ImageError as error:
+        raise OptionError(str(path), f"cannot be read: {str(error)[len(f'{path}: '):]}") from error
 
 
 def to_tensor(image: np.ndarray, channels: int = 3) -> torch.Tensor:

@@ -22,13 +22,14 @@ ALLOWED = {
     'archs': set(),
     'losses': set(),
     'complexity': set(),
+    'decoding': set(),
     'conversion': {'archs', 'checkpoint', 'files', 'options'},
     'files': {'options'},
     'options': set(),
     'zoo': {'options'},
     'checkpoint': {'files', 'inference', 'options', 'zoo'},
     'evaluation': {'data', 'inference', 'options'},
-    'inference': {'complexity', 'files'},
+    'inference': {'complexity', 'decoding', 'files'},
     'benchmark': {
         '__init__', 'archs', 'calibration', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference',
         'memory', 'options'

@@ -6,19 +6,17 @@ import lmdb
 import numpy as np
 import os
 import re
-import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tqdm import tqdm
-from typing import Callable, Iterable, Iterator, NamedTuple, Optional, TypeVar
+from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
 
 from ..files import replace_folder_when_done
+from ..inference.image_io import MAX_MEGAPIXELS, ImageError, list_images, read_image
 from ..options import OptionError
 
-IMAGE_SUFFIXES = ('.avif', '.bmp', '.dib', '.exr', '.hdr', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.pic',
-                  '.png', '.pnm', '.ppm', '.pxm', '.ras', '.sr', '.tif', '.tiff', '.webp')
 PNG_COMPRESSION = 1
 MARKER = 'meta_info.txt'  # written last: a folder that has it is finished
 
@@ -35,10 +33,20 @@ class Pair(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a run of `prepare` did."""
+    """What a run of `prepare` did.
+
+    Attributes:
+        pairs: Number of pairs written.
+        unreadable: Path of each photograph that cannot be read, and why.
+        too_small: Photographs that are smaller than a patch, or than what can be made smaller.
+        notes: Path of each photograph of which only a part was used, and which, such as the first frame.
+        left_out: Files that are no pictures.
+    """
     pairs: int
-    unreadable: list[str]
-    too_small: list[str]
+    unreadable: List[Tuple[str, str]]
+    too_small: List[str]
+    notes: List[Tuple[str, str]]
+    left_out: List[Path]
 
 
 def patch_starts(length: int, crop: int, step: int) -> list[int]:
@@ -69,12 +77,21 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
                 future.cancel()
 
 
-def read_bgr(path: Path) -> Optional[np.ndarray]:
-    """A picture as uint8 BGR of shape (h, w, 3), upright; None if it cannot be read."""
-    try:
-        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)  # imread dies of names that are not UTF-8
-    except (OSError, cv2.error):  # not permitted; empty, or beyond OpenCV's limits
-        return None
+def read_bgr(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Reads a photograph as BasicSR's datasets have it.
+
+    Returns:
+        uint8 BGR of shape (h, w, 3), upright: gray three times, without alpha, 16 bits rounded to 8; what of the file
+        was not read.
+
+    Raises:
+        ImageError: The file cannot be read.
+    """
+    picture = read_image(path, max_megapixels)
+    pixels = picture.pixels[..., [2, 1, 0] if picture.pixels.shape[2] >= 3 else [0, 0, 0]]
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return pixels, picture.notes
 
 
 def to_gray(image: np.ndarray) -> np.ndarray:
@@ -89,11 +106,16 @@ def resize(image: np.ndarray, factor: float) -> np.ndarray:
     return np.round(np.clip(resized, 0, 1) * 255).astype(np.uint8)
 
 
+def smallest(scale: int) -> int:
+    """Least side of an image of which BasicSR's imresize can make one that is `scale` times smaller."""
+    return 2 * scale
+
+
 def make_lq(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """Crops an image to a multiple of `scale`, at the top left, and makes its LQ image.
 
     Args:
-        image: uint8 of shape (h, w, c), h and w at least `scale`.
+        image: uint8 of shape (h, w, c), h and w at least `smallest(scale)`.
         scale: Downscaling factor.
 
     Returns:
@@ -102,25 +124,6 @@ def make_lq(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
     height, width = image.shape[0] // scale * scale, image.shape[1] // scale * scale
     gt = np.ascontiguousarray(image[:height, :width])
     return gt, resize(gt, 1 / scale)
-
-
-def _has_reader(path: Path) -> bool:
-    """Whether OpenCV knows the content of a file. It crashes on names that are not UTF-8; by these it is not asked."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return cv2.haveImageReader(str(path))
-
-
-def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Splits the files below a folder into images (by extension or by content) and others. Hidden ones are left out."""
-    images, others = [], []
-    for path in sorted(folder.rglob('*')):
-        if not path.is_file() or any(part.startswith('.') for part in path.relative_to(folder).parts):
-            continue
-        (images if path.suffix.lower() in IMAGE_SUFFIXES or _has_reader(path) else others).append(path)
-    return images, others
 
 
 def patch_keys(paths: list[Path], root: Path) -> dict[Path, str]:
@@ -151,7 +154,7 @@ def cut_pairs(image: np.ndarray, key: str, scale: int, scales: list[float], crop
     """
     for fraction in scales:
         height, width = (int(np.ceil(length * fraction)) for length in image.shape[:2])
-        if min(height, width) < crop:
+        if min(height, width) < max(crop, smallest(scale), smallest(2)):
             continue
         gt, lq = make_lq(image if fraction == 1 else resize(image, fraction), scale)
         for top in patch_starts(gt.shape[0], crop, step):
@@ -233,7 +236,8 @@ def prepare(hr_folder: str,
             workers: Optional[int] = None,
             whole: bool = False,
             overwrite: bool = False,
-            gray: bool = False) -> Prepared:
+            gray: bool = False,
+            max_megapixels: float = MAX_MEGAPIXELS) -> Prepared:
     """Makes a training or validation set out of photographs.
 
     Args:
@@ -247,6 +251,7 @@ def prepare(hr_folder: str,
         whole: Whether to write whole photographs, for validation, instead of patches.
         overwrite: Whether to replace a finished `out`.
         gray: Whether to write gray images. With `color: y`, datasets make the same of them as of the colours.
+        max_megapixels: Larger photographs are left out.
 
     Raises:
         OptionError: An argument is out of range, `out` is taken, or there is nothing to write.
@@ -269,32 +274,33 @@ def prepare(hr_folder: str,
     scales = sorted({round(fraction, 3) for fraction in scales}, reverse=True)
     workers = workers or os.cpu_count() or 1
 
-    paths, others = list_images(root)
+    paths, others, closed = list_images(root, by_content=True)
     if not paths:
         raise OptionError(f'-i {hr_folder}', 'holds no images')
-    if others:
-        print(f'{len(others)} files in {root} are no images and left alone, such as {others[0].name}.', file=sys.stderr)
     keys = patch_keys(paths, root)
 
-    def encode_pairs(path: Path) -> Optional[list[tuple]]:
-        image = read_bgr(path)
-        if image is None:
-            return None
+    def encode_pairs(path: Path) -> Union[ImageError, list[tuple]]:
+        try:
+            image, parts = read_bgr(path, max_megapixels)
+        except ImageError as error:
+            return error
+        notes.extend((str(path), note) for note in parts)
         image = to_gray(image) if gray else image
         if not whole:
             pairs = cut_pairs(image, keys[path], scale, scales, crop, step)
         else:
-            pairs = [Pair(keys[path], *make_lq(image, scale))] if min(image.shape[:2]) >= scale else []
+            pairs = [Pair(keys[path], *make_lq(image, scale))] if min(image.shape[:2]) >= smallest(scale) else []
         return [(pair.key, pair.gt.shape, encode(pair.gt), encode(pair.lq), pair.lq.shape) for pair in pairs]
 
-    unreadable, too_small, count = [], [], 0
+    unreadable = [(str(path), f'cannot be listed: {reason}') for path, reason in closed]
+    too_small, notes, count = [], [], 0
     with finished_folder(target, overwrite) as folder:
         writer = PairWriter(folder, as_files=whole)
         try:
             results = parallel_map(encode_pairs, paths, workers)
             for path, pairs in zip(paths, tqdm(results, 'prepare', len(paths), unit='image', disable=None)):
-                if pairs is None:
-                    unreadable.append(str(path))
+                if isinstance(pairs, ImageError):
+                    unreadable.append((str(path), str(pairs)[len(f'{path}: '):]))
                 elif not pairs:
                     too_small.append(str(path))
                 else:
@@ -302,7 +308,7 @@ def prepare(hr_folder: str,
                     for pair in pairs:
                         writer.put(*pair)
             if count == 0:
-                names = ', '.join(Path(path).name for path in (unreadable + too_small)[:5])
+                names = ', '.join(Path(path).name for path in ([path for path, _ in unreadable] + too_small)[:5])
                 raise OptionError(
                     f'-i {hr_folder}', f'no image could be used: {len(unreadable)} cannot be read, '
                     f'{len(too_small)} are smaller than a patch: {names}')
@@ -313,4 +319,4 @@ def prepare(hr_folder: str,
         except BaseException:
             writer.abort()
             raise
-    return Prepared(count, unreadable, too_small)
+    return Prepared(count, unreadable, too_small, sorted(notes), others)

@@ -14,7 +14,8 @@ from typing import Iterable, Iterator, NamedTuple, Optional, Union
 from ..files import replace_when_done
 from .difficulty_map import save_difficulty_map
 from .engine import NotFinite, Plan, RoutedUpscaler
-from .image_io import EXTENSIONS, ImageError, Picture, check_writable, read_image, write_image
+from .image_io import (EXTENSIONS, MAX_MEGAPIXELS, Found, ImageError, Picture, check_writable, list_images, read_image,
+                       write_image)
 from .luma import from_luma, in_colours, to_gray, to_luma
 from .pixel_engine import PixelPlan, PixelUpscaler
 
@@ -136,6 +137,8 @@ class Summary(NamedTuple):
         seconds: Spent on them, reading and writing included.
         cost: Of all, relative to the dearest branch on whole images, classifier and overlap included.
         counts: Tiles, or pixels of the results, of each class.
+        notes: Path of each picture that was not done as a whole, and what of it was, such as the first frame.
+        left_out: Files of the folder that are no pictures by their endings.
     """
     done: int
     present: int
@@ -144,23 +147,27 @@ class Summary(NamedTuple):
     seconds: float
     cost: float
     counts: list[int]
+    notes: list[tuple[str, str]]
+    left_out: list[Path]
 
 
-def find_images(path: Path, output: Path, suffix: str) -> list[Path]:
+def find_images(path: Path, output: Path, suffix: str) -> Found:
     """A file itself; of a folder all pictures in it and in its subfolders by extension, without hidden ones.
 
     Results of earlier runs are left out: what lies in an output folder inside of the folder, or, if they are the same
     folder, what has the suffix.
     """
     if not path.is_dir():
-        return [path]
-    root, folder = path.resolve(), output.resolve()
-    results = path / folder.relative_to(root) if root in folder.parents else None
-    found = (file for file in path.rglob('*') if file.suffix.lower() in EXTENSIONS and not file.is_dir())
-    found = (file for file in found if not any(part.startswith('.') for part in file.relative_to(path).parts))
+        return Found([path], [], [])
+    root, folder, found = path.resolve(), output.resolve(), list_images(path)
     if root == folder:
-        return sorted(file for file in found if not file.stem.endswith((suffix, f'{suffix}_map')))
-    return sorted(file for file in found if results not in file.parents)
+        images = [file for file in found.images if not file.stem.endswith((suffix, f'{suffix}_map'))]
+        return found._replace(images=images)
+    if folder in root.parents:
+        return found
+    parents = {file.parent for file in found.images + found.others}
+    results = {parent for parent in parents if folder in (parent.resolve(), *parent.resolve().parents)}
+    return Found(*([file for file in files if file.parent not in results] for files in found[:2]), found.closed)
 
 
 def result_path(source: Path, root: Path, output: Path, suffix: str, extension: Optional[str]) -> Path:
@@ -185,7 +192,9 @@ def upscale_files(upscaler: Engine,
                   extension: Optional[str] = None,
                   save_map: bool = False,
                   overwrite: bool = False,
-                  shard: tuple[int, int] = (1, 1)) -> Summary:
+                  shard: tuple[int, int] = (1, 1),
+                  max_megapixels: float = MAX_MEGAPIXELS,
+                  strip_metadata: bool = False) -> Summary:
     """Upscales a picture, or all pictures of a folder. A picture that fails does not stop the others.
 
     Args:
@@ -197,6 +206,8 @@ def upscale_files(upscaler: Engine,
         save_map: Whether to write the difficulty map beside each result, as NAME_map.png.
         overwrite: Whether to replace existing results; they are left alone otherwise.
         shard: (i, n): only every n-th picture, beginning with the i-th.
+        max_megapixels: Larger pictures are refused.
+        strip_metadata: Whether results are without EXIF and XMP; the colour profile says what colours mean, and stays.
 
     Raises:
         FileNotFoundError: There is no such file or folder, or no picture in it.
@@ -208,8 +219,8 @@ def upscale_files(upscaler: Engine,
     place = folder if root.is_dir() else result_path(root, root, folder, suffix, extension)
     if not suffix and place.resolve() == root.resolve():
         raise FileExistsError(f'{output}: the results would replace the pictures; use another folder or --suffix')
-    sources = find_images(root, folder, suffix)
-    if not sources:
+    sources, others, closed = find_images(root, folder, suffix)
+    if not sources and not closed:
         raise FileNotFoundError(f'{source}: holds no picture ({", ".join(EXTENSIONS)})')
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +235,9 @@ def upscale_files(upscaler: Engine,
         for name in (result, map_path(result)) if save_map else (result, ):
             owners.setdefault(name, path)
     done = present = 0
-    failed: list[tuple[str, str]] = []
+    first = shard[0] == 1  # what concerns the whole folder is said once
+    failed = [(str(path), f'cannot be listed: {reason}') for path, reason in closed if first]
+    notes: list[tuple[str, str]] = []
     begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * upscaler.num_classes
     for path in tqdm(sources[shard[0] - 1::shard[1]], 'upscale', unit='picture', disable=None):
         result = result_path(path, root, folder, suffix, extension)
@@ -238,7 +251,8 @@ def upscale_files(upscaler: Engine,
             if overwrite or not result.exists():
                 result.parent.mkdir(parents=True, exist_ok=True)
                 large = large if owners.get(large, path) == path else result
-                plan = _upscale_file(upscaler, path, result, large, save_map, overwrite)
+                plan = _upscale_file(upscaler, path, result, large, save_map, overwrite, max_megapixels, strip_metadata,
+                                     notes)
         # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
         except (ImageError, OSError, RuntimeError, MemoryError) as error:
             reason = ' '.join(str(error).split())
@@ -254,17 +268,19 @@ def upscale_files(upscaler: Engine,
         counts = [total + more for total, more in zip(counts, plan.counts)]
     seconds = time.perf_counter() - begin
     cost = spent / max(result_pixels, 1)
-    return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts)
+    return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts, notes, others if first else [])
 
 
-def _upscale_file(upscaler: Engine, path: Path, result: Path, large: Path, save_map: bool,
-                  overwrite: bool) -> Optional[EnginePlan]:
+def _upscale_file(upscaler: Engine, path: Path, result: Path, large: Path, save_map: bool, overwrite: bool,
+                  max_megapixels: float, strip_metadata: bool, notes: list[tuple[str, str]]) -> Optional[EnginePlan]:
     """Upscales one picture to `result`, or to `large` where the format of `result` cannot hold it.
+
+    What is not done of it is added to `notes`.
 
     Returns:
         What was run; None if `large` is wanted and there already.
     """
-    picture = read_image(path)
+    picture = read_image(path, max_megapixels)
     height, width, channels = picture.pixels.shape
     shape = (*upscaler.size_of(height, width), channels)
     try:
@@ -289,7 +305,9 @@ def _upscale_file(upscaler: Engine, path: Path, result: Path, large: Path, save_
         with bar, ExitStack() as stack:
             # gets its name after the result, but neither if one of them fails
             temporary = stack.enter_context(replace_when_done(map_path(result))) if save_map else None
-            write_image(result, shape, picture.pixels.dtype, watched(), picture.icc_profile)
+            metadata = (None, None) if strip_metadata else (picture.exif, picture.xmp)
+            lost = write_image(result, shape, picture.pixels.dtype, watched(), picture.icc_profile, *metadata)
+        notes.extend((str(path), note) for note in (*picture.notes, *lost))
         return plan
 
     for engine in upscaler.by_precision():

@@ -7,6 +7,7 @@ import png
 import pytest
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -508,6 +509,93 @@ def test_a_folder_with_subfolders_and_junk(run, capsys):
     assert failed == ['cut', 'empty', 'junk', 'lost', 'pipe'] and len(errors.splitlines()) == 5
 
 
+def test_what_is_not_done_of_a_folder_is_named(run, models, capsys):
+    """Further frames and pages, files of other endings, and what needs another package or another program."""
+    pixels = save('in/a.png', photo(20, 33))
+    frames = [Image.fromarray(photo(20, 33, seed=seed)) for seed in range(3)]
+    for name in ('frames.png', 'frames.gif', 'pages.tif'):
+        frames[0].save(f'in/{name}', save_all=True, append_images=frames[1:])
+    os.rename('in/frames.gif', 'in/g.gif')
+    for name in ('b.jfif', 'c.avif', 'd.jp2'):
+        frames[0].save(f'in/{name}', format={'b': 'JPEG', 'c': 'AVIF', 'd': 'JPEG2000'}[name[0]])
+    cv2.imwrite('in/e.hdr', np.linspace(0, 10, 16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3))
+    for name in ('notes.txt', 'sub/more.txt', 'Thumbs.db', 'none'):
+        Path('in', name).parent.mkdir(exist_ok=True)
+        Path('in', name).write_text('no picture')
+    assert run(model='plain') == 1
+    assert written() == ['a.png', 'b.png', 'c.png', 'd.png', 'frames.png', 'g.png', 'pages.tif']
+    assert_same(load(Path('out/a.png')), slow(models[1]['plain'], pixels))
+    output, errors = capsys.readouterr()
+    assert output.splitlines()[1:] == [
+        'Not the whole of in/frames.png: only the first of 3 frames.',
+        'Not the whole of in/g.gif: only the first of 3 frames.',
+        'Not the whole of in/pages.tif: only the first of 3 pages.',
+        'Left alone, no picture by its ending: .db: Thumbs.db',
+        'Left alone, no picture by its ending: .txt: notes.txt, sub/more.txt',
+        'Left alone, no picture by its ending: no ending: none'
+    ]
+    assert errors.startswith('Failed: in/e.hdr: holds HDR values') and len(errors.splitlines()) == 1
+    assert run('--shard', '2/2', output='second', model='plain') in (0, 1)  # said once, by the first part
+    assert 'Left alone' not in capsys.readouterr().out
+
+
+def test_a_picture_that_crashes_decoders_does_not_stop_the_others(run, models, capsys, shared):
+    pictures = {f'{name}.png': save(f'in/{name}.png', photo(20, 33)) for name in ('a', 'z')}
+    for name in ('apng_fdat0_segfault.png', 'apng_segfault_11.png', 'prepare_segfault_zune_1.png',
+                 'b10_tif_zerocount.tif', 'b04c_jpgprog20000.jpg', 'b03b_iccp_small_bomb.png',
+                 'b11b_tif_manystrips_deflate.tif'):
+        shutil.copy(shared(f'cases/{name}'), 'in')
+    assert run(model='plain') == 1
+    assert written() == sorted(pictures)
+    assert len(capsys.readouterr().err.splitlines()) == 7
+    for name, pixels in pictures.items():
+        assert_same(load(Path('out', name)), slow(models[1]['plain'], pixels))
+
+
+def test_linked_folders_are_done_but_results_behind_links_are_not(run, capsys):
+    for name in ('in/a.png', 'elsewhere/b.png', 'out/old.png'):
+        save(name, photo(9, 9))
+    Path('in/more').symlink_to('../elsewhere')
+    Path('in/results').symlink_to('../out')
+    Path('elsewhere/back').symlink_to('../in')
+    assert run() == 0
+    assert written() == ['a.png', 'more/b.png', 'old.png']
+
+
+def test_the_limit_of_megapixels(run, capsys):
+    save('in/a.png', photo(9, 9))
+    Image.new('L', (1000, 1001)).save('in/b.png')
+    assert run('--max-megapixels', 1) == 1
+    assert written() == ['a.png']
+    assert one_line(capsys).startswith('Failed: in/b.png: 1000x1001 is larger than 1 megapixels, the limit')
+    assert run('--max-megapixels', 0) == 2
+    assert 'argument --max-megapixels: expected an integer of at least 1' in one_line(capsys)
+
+
+@pytest.mark.parametrize('extension', ['png', 'jpg', 'webp', 'tif'])
+def test_metadata_are_kept_unless_told(run, extension):
+    exif = Image.Exif()
+    exif[271], exif[274], exif[33432] = 'Camera', 6, 'me'
+    exif.get_ifd(34665).update({36867: '2024:01:02 03:04:05', 40962: 33, 40963: 20})
+    exif.get_ifd(34853).update({1: 'N', 2: (47., 30., 12.)})
+    Path('in').mkdir()
+    xmp = b'<x:xmpmeta tiff:Orientation="6" xmlns:x="adobe:ns:meta/"/>'
+    Image.fromarray(photo(20, 33)).save('in/a.jpg', exif=exif, xmp=xmp, icc_profile=b'profile' * 30)
+    assert run('--ext', extension) == 0
+    assert run('--ext', extension, '--strip-metadata', output='bare') == 0
+    with Image.open(f'out/a.{extension}') as kept:
+        found, size = kept.getexif(), kept.size
+        assert size == (40, 66) and found[271] == 'Camera' and found[274] == 1 and found[33432] == 'me'
+        assert found.get_ifd(34665) == {36867: '2024:01:02 03:04:05', 40962: 40, 40963: 66}
+        assert found.get_ifd(34853) == {1: 'N', 2: (47., 30., 12.)}
+        assert kept.info['icc_profile'] == b'profile' * 30
+    assert b'tiff:Orientation="1"' in Path(f'out/a.{extension}').read_bytes()
+    with Image.open(f'bare/a.{extension}') as bare:
+        assert bare.size == size and not set(bare.getexif()) & {271, 33432, 34665, 34853}
+        assert bare.info['icc_profile'] == b'profile' * 30
+    assert b'xmpmeta' not in Path(f'bare/a.{extension}').read_bytes()
+
+
 def test_names_in_any_encoding(run):
     name = b'\xe9t\xe9.png'  # latin-1
     save('in/a.png', photo(9, 9))
@@ -956,7 +1044,7 @@ def test_an_interrupted_run_leaves_what_is_complete(run, capsys, monkeypatch):
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        original(path, *args)
+        return original(path, *args)
 
     monkeypatch.setattr(upscale, 'write_image', interrupt)
     assert run('--map') == 130

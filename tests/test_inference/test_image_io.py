@@ -12,7 +12,8 @@ import zlib
 from PIL import Image, ImageOps
 
 from cdnsr_basicsr.inference import image_io
-from cdnsr_basicsr.inference.image_io import EXTENSIONS, ImageError, check_writable, read_image, write_image
+from cdnsr_basicsr.inference.image_io import (EXTENSIONS, ImageError, check_writable, list_images, read_image,
+                                              write_image)
 
 SIZES = [(1, 1), (7, 300), (301, 5), (270, 523)]
 
@@ -194,7 +195,7 @@ def test_jpeg_kinds(mode, tmp_path):
     picture.save(tmp_path / 'a.jpg', icc_profile=b'profile' * 30)
     with Image.open(tmp_path / 'a.jpg') as stored:
         expected = np.asarray(stored.convert('L' if mode == 'L' else 'RGB'))
-    pixels, profile = read_image(tmp_path / 'a.jpg')
+    pixels, profile = read_image(tmp_path / 'a.jpg')[:2]
     assert np.array_equal(pixels, expected.reshape(20, 30, -1))
     assert profile == (None if mode == 'CMYK' else b'profile' * 30)
 
@@ -262,7 +263,7 @@ def test_a_raw_tiff_is_mapped_if_its_byte_order_allows(order, tmp_path):
         photometric='rgb',
         byteorder=order,
         extratags=[(34675, 7, 210, b'profile' * 30, True)])
-    result, profile = read_image(tmp_path / 'a.tif')
+    result, profile = read_image(tmp_path / 'a.tif')[:2]
     native = np.dtype(f'{order}u2').isnative
     assert isinstance(result, np.memmap) == native and np.array_equal(result, pixels)
     assert profile == b'profile' * 30
@@ -293,16 +294,22 @@ def test_other_numbers_than_8_or_16_bits_are_refused(dtype, tmp_path):
     assert_refused(tmp_path / 'a.tif', 'bits')
 
 
-def test_premultiplied_8_bit_tiff_is_divided_by_alpha(tmp_path):
-    stored = np.full((4, 5, 4), (10, 20, 30, 51), np.uint8)
-    tifffile.imwrite(tmp_path / 'a.tif', stored, photometric='rgb', extrasamples=['assocalpha'])
-    assert np.array_equal(read_image(tmp_path / 'a.tif').pixels, np.full((4, 5, 4), (50, 100, 150, 51)))
-
-
-def test_premultiplied_16_bit_tiff_is_refused(tmp_path):
+@pytest.mark.parametrize('dtype,times', [('uint8', 1), ('uint16', 257)])
+@pytest.mark.parametrize('planar,compression', every(('contig', 'separate'), (None, 'zlib')))
+def test_premultiplied_tiff_is_divided_by_alpha(dtype, times, planar, compression, tmp_path):
+    stored = times * np.full((4, 5, 4), (10, 20, 30, 51), dtype)
+    stored[0, 0] = times * np.array((0, 0, 0, 0))
+    stored[0, 1] = times * np.array((60, 51, 0, 51))  # brighter than white
+    expected = times * np.full((4, 5, 4), (50, 100, 150, 51), dtype)
+    expected[0, :2] = times * np.array([(0, 0, 0, 0), (255, 255, 0, 51)])
     tifffile.imwrite(
-        tmp_path / 'a.tif', noise(20, 30, 4, dtype='uint16'), photometric='rgb', extrasamples=['assocalpha'])
-    assert_refused(tmp_path / 'a.tif', 'premultiplied')
+        tmp_path / 'a.tif',
+        np.moveaxis(stored, 2, 0) if planar == 'separate' else stored,
+        photometric='rgb',
+        planarconfig=planar,
+        compression=compression,
+        extrasamples=['assocalpha'])
+    assert np.array_equal(read_image(tmp_path / 'a.tif').pixels, expected)
 
 
 def test_the_content_tells_the_kind(tmp_path):
@@ -405,7 +412,7 @@ def test_a_forbidden_file_is_refused(tmp_path):
                          every(('.png', '.tif', '.TIFF', '.PNG'), SIZES, (1, 2, 3, 4), ('uint8', 'uint16')))
 def test_lossless_round_trip(kind, size, channels, dtype, tmp_path):
     pixels = noise(*size, channels, dtype=dtype)
-    result, profile = read_image(save(tmp_path / f'a{kind}', pixels))
+    result, profile = read_image(save(tmp_path / f'a{kind}', pixels))[:2]
     expected = pixels[..., [0, 0, 0, 1]] if (kind.lower(), channels, dtype) == ('.png', 2, 'uint16') else pixels
     assert result.dtype == pixels.dtype and np.array_equal(result, expected) and profile is None
 
@@ -491,3 +498,63 @@ def test_what_a_format_can_hold_is_not_refused(name, shape, dtype, tmp_path):
 def test_the_limits_are_those_of_the_libraries(kind, shape, tmp_path):
     save(tmp_path / f'a{kind}', np.zeros(shape, np.uint8), shape[0])
     assert (tmp_path / f'a{kind}').stat().st_size
+
+
+# folders
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'')
+
+
+def names(paths, root):
+    return [str(path.relative_to(root)) for path in paths]
+
+
+def test_every_file_of_a_folder_is_listed_once(tmp_path):
+    touch(*(tmp_path / name for name in ('b.png', 'a.JFIF', 'c.avif', 'sub/d.gif', 'sub/notes.txt', 'none',
+                                         '.hidden.png', '.hidden/e.png', 'x.heic')))
+    found = list_images(tmp_path)
+    assert names(found.images, tmp_path) == ['a.JFIF', 'b.png', 'c.avif', 'sub/d.gif', 'x.heic']
+    assert names(found.others, tmp_path) == ['none', 'sub/notes.txt'] and not found.closed
+
+
+def test_linked_folders_are_followed_without_loops(tmp_path):
+    root, other = tmp_path / 'in', tmp_path / 'elsewhere'
+    touch(root / 'a.png', root / 'sub/b.png', other / 'c.png', other / 'deep/d.png')
+    (root / 'away').symlink_to(other)
+    (root / 'again').symlink_to(other)
+    (root / 'self').symlink_to('.')
+    (root / 'sub/up').symlink_to('..')
+    (other / 'back').symlink_to(root)
+    (root / 'absub').symlink_to('sub')  # comes before the folder itself, which lies there too
+    (root / 'lost').symlink_to('nowhere')
+    found = list_images(root)
+    assert names(found.images, root) == ['a.png', 'again/c.png', 'again/deep/d.png', 'sub/b.png']
+    assert names(found.others, root) == ['lost']
+
+
+def test_many_links_among_folders_take_no_time(tmp_path):
+    for number in range(12):
+        touch(tmp_path / f'{number}/a.png')
+    for number in range(12):
+        for other in range(12):
+            (tmp_path / f'{number}/to{other}').symlink_to(tmp_path / f'{other}')
+    assert len(list_images(tmp_path).images) == 12
+
+
+def test_a_closed_folder_is_named(tmp_path, monkeypatch):
+    touch(tmp_path / 'a.png', tmp_path / 'closed/b.png')
+    scandir = os.scandir
+
+    def closed(path):
+        if os.fspath(path).endswith('closed'):
+            raise PermissionError(13, 'Permission denied', os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', closed)
+    found = list_images(tmp_path)
+    assert names(found.images, tmp_path) == ['a.png']
+    assert found.closed == [(tmp_path / 'closed', 'Permission denied')]
