@@ -78,8 +78,8 @@ WORDS = {
     'prefetch_mode': ('cpu', 'cuda', None),
     'color': ('y', None),
 }
-FLAGS = ('use_hflip', 'use_flip', 'use_rot', 'use_shuffle', 'pin_memory', 'persistent_workers', 'random_reverse',
-         'flip_sequence', 'test_mode', 'cache_data', 'use_duf_downsampling', 'balance')
+FLAGS = ('use_hflip', 'use_flip', 'use_rot', 'use_shuffle', 'random_reverse', 'flip_sequence', 'test_mode',
+         'cache_data', 'use_duf_downsampling', 'balance')
 
 
 def tried(where: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -216,7 +216,7 @@ def check_loss(block: Any, where: str) -> None:
             check_choice(value, place, WORDS[key])
         elif key == 'layer_weights' and known:
             check_layers(value, place, block.get('vgg_type', 'vgg19'), default is None)
-        elif key.endswith('weight'):
+        elif known and key.endswith('weight'):
             check_number(value, place, 0, MAX_WEIGHT)
         elif known and key in ('temperature', 'eps'):
             check_number(value, place, 1e-12, MAX_WEIGHT)
@@ -395,6 +395,9 @@ def check_loader(block: Mapping, where: str, trained: bool) -> None:
             check_number(block[key], f'{where}.{key}', low, high, integer=True)
     if 'dataset_enlarge_ratio' in block:
         check_number(block['dataset_enlarge_ratio'], f'{where}.dataset_enlarge_ratio', 1e-6, 10**6)
+    for key in ('pin_memory', 'persistent_workers'):
+        if key in block:
+            check_flag(block[key], f'{where}.{key}')
     if block.get('persistent_workers') and not (trained and block['num_worker_per_gpu']):
         raise OptionError(f'{where}.persistent_workers', 'needs num_worker_per_gpu of at least 1, in training')
     if block.get('prefetch_mode') == 'cuda' and block.get('pin_memory') is False:
@@ -489,7 +492,8 @@ def check_dataset(block: Any, where: str, opt: Mapping) -> None:
         if not isinstance(key, str):
             raise OptionError(f'{where}.{key}', 'expected a word as a key')
     check_loader(block, where, trained)
-    check_dataset_values(block, where)
+    if of_basicsr_or_ours(dataset):
+        check_dataset_values(block, where)
     if hasattr(dataset, 'check_options'):
         dataset.check_options(block, where)
     if dataset.__module__.startswith('basicsr.'):

@@ -286,6 +286,8 @@ def check_argument(value: Any, default: Any, where: str, exact: bool) -> None:
     """
     name, required = where.rsplit('.', 1)[-1], default is inspect.Parameter.empty
     counted = name.startswith('num_') or name.endswith('_channels')
+    if not exact and isinstance(value, (tuple, list)) and (required or default is None):
+        return  # of stages, in networks of others
     if name in ('upscale', 'scale'):
         check_number(value, where, 1, MAX_SCALE, integer=exact)
     elif isinstance(default, (tuple, list)):
@@ -354,8 +356,9 @@ def check_network(block: Any, where: str) -> None:
             check_network(value, place)
         elif key != 'type':
             check_argument(value, default, place, of_basicsr_or_ours(target) and 'backbone' not in parameters)
-            if key in DEPTHS and value is not None:
-                depth *= max(1, sum(value) if isinstance(value, (tuple, list)) else value)
+            items = value if isinstance(value, (tuple, list)) else [value]
+            if key in DEPTHS and all(isinstance(item, int) for item in items):
+                depth *= max(1, sum(items))
     if depth > MAX_DEPTH:
         raise OptionError(where, f'would be {depth} blocks deep; at most {MAX_DEPTH} are accepted')
 

@@ -102,6 +102,7 @@ def test_networks_of_other_plugins_are_judged_by_what_is_known_of_them(monkeypat
 
     monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Foreign', Foreign)
     built_network(dict(type='Foreign', slope=0.5, extra=dict(a=1)), 'net')
+    check_network(dict(type='Foreign', required=[4, 6], extra=[[1, 2]]), 'net')
     with pytest.raises(OptionError, match='net.num_feat: expected an integer'):
         check_network(dict(type='Foreign', num_feat='x'), 'net')
 

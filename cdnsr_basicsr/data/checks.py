@@ -244,11 +244,16 @@ def check_singles(block: Mapping, where: str, key: str, check: Callable[[str, Si
         pictures.close()
 
 
-def check_frames(block: Mapping, where: str, metrics: Mapping) -> None:
-    """Looks at the frames of a dataset of clips: every file below its roots that is named like a picture."""
+def check_frames(block: Mapping, where: str, known: bool) -> None:
+    """Looks at the frames of a dataset of clips: every file below its roots that is named like a picture.
+
+    So it does for datasets of others, of which nothing else is known.
+    """
     if block.get('io_backend', {}).get('type') == 'lmdb':
         for key in ROOTS:
-            listed(block, key, where)
+            root = block.get(key)
+            if isinstance(root, str) and (known or osp.isfile(osp.join(root, 'meta_info.txt'))):
+                keys_of_lmdb(root, f'{where}.{key}')
         return
     gt, lq = (Folder(block[key]) if isinstance(block.get(key), str) else None for key in ROOTS)
     for pictures, key in ((gt, 'dataroot_gt'), (lq, 'dataroot_lq')):
@@ -260,7 +265,8 @@ def check_frames(block: Mapping, where: str, metrics: Mapping) -> None:
         looked = Looked(where, len(names), step_of(pictures, names))
         for name in names:
             size = looked.size(pictures, name, key)
-            if key == 'dataroot_lq' and gt is not None and block.get('scale') and osp.isfile(gt.name(name)):
+            paired = known and key == 'dataroot_lq' and gt is not None and block.get('scale')
+            if paired and osp.isfile(gt.name(name)):
                 check_pair(block, where, gt.name(name), gt.size(name), size)
         looked.bar.close()
 
@@ -290,7 +296,7 @@ def check_pictures(dataset: Any, block: Mapping, where: str, opt: Mapping) -> No
 
         check_singles(block, where, 'dataroot_gt', check)
     else:
-        check_frames(block, where, metrics)
+        check_frames(block, where, is_known(dataset))
 
 
 def first_item(dataset: Any, block: dict, where: str) -> Any:

@@ -245,6 +245,15 @@ def test_clips(opt):
     refused(opt, 'datasets.val.dataroot_gt: clips/gt/000/00000001.png is 64x48, but its LQ 64x48: not scale: 4 times')
 
 
+def test_datasets_of_others_are_judged_by_what_is_known_of_them(opt, monkeypatch):
+    from basicsr.utils.registry import DATASET_REGISTRY
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, 'Broken', Broken)
+    opt['datasets'] = dict(train=dict(name='a', type='Broken', dataroot_gt='lq', dataroot_lq='gt'))
+    check_data(opt)  # who knows how large its LQ are
+    Path('gt/1.png').write_bytes(Path('gt/1.png').read_bytes()[:200])
+    refused(opt, 'datasets.train.dataroot_lq: gt/1.png is cut off')
+
+
 def png(**kwargs):
     import io
     buffer = io.BytesIO()
