@@ -254,8 +254,9 @@ def check_model_of_cdnsr(opt: Mapping, is_train: bool) -> Optional[str]:
         return None
     classifier = net.get('classifier')
     if is_train and isinstance(classifier, Mapping) and classifier.get('type') == 'ErrorPredictor':
-        raise OptionError('model_type', f'{model} cannot train an ErrorPredictor, to which only errors have a gradient '
-                          '(train.error_opt); use CDNSRModel')
+        raise OptionError(
+            'model_type', f'{model} cannot train an ErrorPredictor, to which only errors have a gradient '
+            '(train.error_opt); use CDNSRModel')
     missing = ['annealing of tau'] * is_train + ['tiles in validation, so that an image has one class as a whole']
     if is_train and model not in ('FastSRModel', 'ETDSModel'):
         missing.append('the description of the network in checkpoints')
