@@ -199,6 +199,8 @@ def check_network(block: Any, where: str) -> None:
     from basicsr.utils.registry import ARCH_REGISTRY
     given = ('num_classes', ) if where.endswith('.classifier') else ()
     check_arguments(find_type(ARCH_REGISTRY, block, where), block, where, given)
+    if block['type'] == 'SwinIR':
+        check_windows(block, where)
     for key, value in block.items():
         if isinstance(value, Mapping) and 'type' in value:
             check_network(value, f'{where}.{key}')
@@ -206,6 +208,18 @@ def check_network(block: Any, where: str) -> None:
             for index, item in enumerate(value):
                 if isinstance(item, Mapping):
                     check_network(item, f'{where}.{key}[{index}]')
+
+
+def check_windows(block: Mapping, where: str) -> None:
+    """Refuses a SwinIR that BasicSR cannot build: its defaults, 64 and 7, do not fit together."""
+    size, window = block.get('img_size', 64), block.get('window_size', 7)
+    check_number(window, f'{where}.window_size', 1, integer=True)
+    for side in size if isinstance(size, (list, tuple)) else [size]:
+        check_number(side, f'{where}.img_size', 1, integer=True)
+        if side > window and side % window:
+            raise OptionError(
+                f'{where}.img_size', f'expected a multiple of window_size, {window}, such as '
+                f'{side // window * window}, but got {size}')
 
 
 def check_loss(block: Any, where: str) -> None:
