@@ -27,9 +27,11 @@ MOST_BYTES = 2**24  # of the description
 FILE_NAME = re.compile(r'classifier\.onnx|branch_\d\.onnx|export\.json')
 OPSET = 17
 TILE = 64  # side of the tile that multiply-accumulates are counted for
-RULE = ('The class of a tile is argmax_i (log_softmax(logits)_i - price * costs_i). Without a budget the price is 0; a '
-        'budget takes the lowest price whose cost is within it. Classifier and branches take RGB or gray of shape '
-        '(b, channels, h, w) in [0, 1], h and w multiples of `multiple`; branch i upscales the tiles of class i.')
+RULE = (
+    'The class of a tile is argmax_i (log_softmax(logits)_i - price * costs_i). Without a budget the price is 0; a '
+    'budget takes the lowest price whose cost is within it. Classifier and branches take RGB or gray of shape '
+    '(b, channels, h, w) in [0, 1], h and w multiples of `multiple`; branch i upscales the tiles of class i. Gray is '
+    'luma in studio range, (16 + 65.481 R + 128.553 G + 24.966 B) / 255, which the results are, too.')
 ERRORS = (
     'The classifier predicts squared errors, in grey levels of 255: -price * (logits + costs). Under a budget, minus '
     'these are the logits of the rule.')

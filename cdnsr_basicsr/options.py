@@ -340,6 +340,8 @@ def check_network(block: Any, where: str) -> None:
         raise OptionError(f'{where}.type', f'{block["type"]} is no classifier, which takes num_classes')
     check_arguments(target, block, where, ('num_classes', ) if inner == 'classifier' else ())
     depth = 1
+    if block['type'] == 'SwinIR':
+        check_windows(block, where)
     for key, value in block.items():
         place = f'{where}.{key}'
         default = parameters[key].default if key in parameters else inspect.Parameter.empty
@@ -361,6 +363,18 @@ def check_network(block: Any, where: str) -> None:
                 depth *= max(1, sum(items))
     if depth > MAX_DEPTH:
         raise OptionError(where, f'would be {depth} blocks deep; at most {MAX_DEPTH} are accepted')
+
+
+def check_windows(block: Mapping, where: str) -> None:
+    """Refuses a SwinIR that BasicSR cannot build: its defaults, 64 and 7, do not fit together."""
+    size, window = block.get('img_size', 64), block.get('window_size', 7)
+    check_number(window, f'{where}.window_size', 1, integer=True)
+    for side in size if isinstance(size, (list, tuple)) else [size]:
+        check_number(side, f'{where}.img_size', 1, integer=True)
+        if side > window and side % window:
+            raise OptionError(
+                f'{where}.img_size', f'expected a multiple of window_size, {window}, such as '
+                f'{side // window * window}, but got {size}')
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Callable, Iterator, NamedTuple, Optional, Protocol, Sequence
 from ..complexity import count_macs
 from .budget import RoutingPath, predicted_quality
 from .speed import Speed, is_out_of_memory, kind_of, measured_speed
-from .tiling import PATCH_SIZE, Block, Canvas, Tiling, pad_to
+from .tiling import LEAST_SIZE, PATCH_SIZE, Block, Canvas, Tiling, pad_to
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 CANVAS_BYTES = {'cpu': 2**26, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
@@ -179,7 +179,7 @@ def probe(net: nn.Module, channels: int, size: int) -> tuple[tuple[int, ...], st
 def geometry(net: nn.Module, channels: Sequence[int] = (3, 1)) -> tuple[int, int, int]:
     """Upsampling factor of a network, channels of its images, and the number that sides must be multiples of.
 
-    Found by running it on square images, mostly of 32 and 33 pixels, where sides must be multiples, up to the first two
+    Found by running it on square images, mostly of 16 and 17 pixels; where sides must be multiples, up to the first two
     that it takes. A network that knows (attribute `exported_geometry`) is asked.
 
     Args:
@@ -193,14 +193,14 @@ def geometry(net: nn.Module, channels: Sequence[int] = (3, 1)) -> tuple[int, int
     if hasattr(net, 'exported_geometry'):
         return net.exported_geometry
     name, reasons = type(net).__name__, {}
-    for sizes in ((32, 64), range(33, 1 + MOST_MULTIPLE)):
+    for sizes in ((LEAST_SIZE, 32, 64), range(LEAST_SIZE + 1, MOST_MULTIPLE + 1)):
         for count, size in itertools.product(channels, sizes):
             shape, reason = probe(net, count, size)
             if not reason:
                 return _geometry_from(net, count, size, shape)
             reasons.setdefault(count, f'{count} channel{"s" * (count != 1)}: {reason}')
     raise ValueError(
-        f'{name} takes no square image of 32 to {MOST_MULTIPLE} pixels, of {"; of ".join(reasons.values())}')
+        f'{name} takes no square image of {LEAST_SIZE} to {MOST_MULTIPLE} pixels, of {"; of ".join(reasons.values())}')
 
 
 def _geometry_from(net: nn.Module, channels: int, size: int, shape: tuple[int, ...]) -> tuple[int, int, int]:

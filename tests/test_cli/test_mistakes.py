@@ -20,6 +20,9 @@ def set_in(opt, key, value):
 
 
 MISTAKES = [
+    ('network_g:branches:0', dict(type='SwinIR', window_size=7),
+     'network_g.branches[0].img_size: expected a multiple of window_size, 7, such as 63, but got 64'),
+    ('network_g:branches:0', dict(type='SwinIR', window_size=0), 'network_g.branches[0].window_size: expected an'),
     ('model_type', 'CDNSRModell', "model_type: unknown type 'CDNSRModell'; accepted: CDNSRModel, "),
     ('network_g:type', 'CARN', "network_g.type: unknown type 'CARN'; accepted: BasicVSR, "),
     ('network_g:num_classes', 3,

@@ -491,7 +491,7 @@ def test_windows_of_any_size(window_size):
 
 @pytest.mark.parametrize('accepted,words', [
     ([64], 'takes no other square images than of 64 pixels'),
-    ([], 'takes no square image of 32 to 128 pixels, of 3 channels: not 32; of 1 channel: not 32'),
+    ([], 'takes no square image of 16 to 128 pixels, of 3 channels: not 16; of 1 channel: not 16'),
     ([33, 41, 49], 'takes square images of 33 and 41 pixels, and none between'),
 ])
 def test_sizes_that_are_no_multiples_are_named(accepted, words):

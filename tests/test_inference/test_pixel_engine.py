@@ -257,3 +257,21 @@ def test_a_budget_is_kept_over_strips_of_different_cost(net, monkeypatch, size):
         costs.append(PixelUpscaler(net, 30, 18, budget=budget).upscale(lq).cost)
         assert budget - 0.01 * (most - floor) <= costs[-1] <= budget + 1e-9
     assert costs == sorted(costs)
+
+
+@torch.no_grad()
+def test_samplers_that_overflow_are_done_again_in_float32(net, tmp_path, caplog):
+    net.k = -1000  # all heavy
+    for layer, factor in ((net.heavy.layers[0], 1e5), (net.heavy.layers[-1], 1e-5)):
+        layer.weight *= factor
+    net.heavy.layers[0].bias *= 1e5
+    lq = photograph(20, 30)[0].permute(1, 2, 0).mul(255).byte().numpy()
+    cv2.imwrite(str(tmp_path / 'a.png'), lq)
+    assert not PixelUpscaler(net, precision='float16').upscale(photograph(20, 30)).image.isfinite().all()
+    results = []
+    for precision in ('float32', 'float16'):
+        upscaler = PixelUpscaler(net, precision=precision)
+        done = upscale_files(upscaler, str(tmp_path / 'a.png'), str(tmp_path / precision))
+        assert (done.done, done.failed) == (1, [])
+        results.append(cv2.imread(str(tmp_path / precision / 'a.png')))
+    assert np.array_equal(*results) and caplog.text.count('done again in float32') == 1
