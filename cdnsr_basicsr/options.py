@@ -338,6 +338,8 @@ def check_network(block: Any, where: str) -> None:
         raise OptionError(f'{where}.type', f'{block["type"]} is no network that upscales')
     if inner == 'classifier' and 'num_classes' not in parameters:
         raise OptionError(f'{where}.type', f'{block["type"]} is no classifier, which takes num_classes')
+    if target.__name__ == 'VGGFeatureExtractor':  # and its constructor starts a download
+        raise OptionError(f'{where}.type', f'{block["type"]} makes features for losses and no images')
     check_arguments(target, block, where, ('num_classes', ) if inner == 'classifier' else ())
     depth = 1
     if block['type'] == 'SwinIR':

@@ -19,7 +19,7 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY
 from cdnsr_basicsr import checkpoint, cli
 from cdnsr_basicsr.checkpoint import WithoutMemory, build, load_checkpoint, load_network, save_checkpoint, weights_of
-from cdnsr_basicsr.options import OptionError
+from cdnsr_basicsr.options import OptionError, check_network
 from tests.conftest import fsrcnn
 from tests.test_data.test_prepare import photograph
 
@@ -295,6 +295,12 @@ def test_only_networks_that_upscale_images_are_built(content, refused, monkeypat
         content['network_g']['branches'][1] = block
     where = {'network': 'network_g', 'branch': 'network_g.branches[1]'}[place]
     assert refused(content) == f'{where}.type: {name} is no network that makes a larger image of an image'
+
+
+def test_no_training_is_of_a_network_that_starts_a_download():
+    block = dict(type='VGGFeatureExtractor', layer_name_list=['conv1_1'])
+    with pytest.raises(OptionError, match='network_g.type: VGGFeatureExtractor makes features for losses and no image'):
+        check_network(block, 'network_g')
 
 
 def test_networks_of_other_plugins_are_tried(content, refused, monkeypatch):
