@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 import types
 import warnings
 import zipfile
@@ -200,6 +201,18 @@ def _init_dist_anywhere(original: Callable) -> Callable:
     return init_dist
 
 
+def _archive_time_of_its_own(original: Callable) -> Callable:
+    """BasicSR archives the folder of an earlier run by the second: two runs in one would meet in one archive."""
+
+    def mkdir_and_rename(path: str) -> None:
+        from basicsr.utils import misc
+        while os.path.exists(path) and os.path.exists(f'{path}_archived_{misc.get_time_str()}'):
+            time.sleep(0.1)
+        original(path)
+
+    return mkdir_and_rename
+
+
 def _model_to_any_device(original: Callable) -> Callable:
     """Wraps a network for distributed training on CPU, where ``device_ids`` must not be given."""
 
@@ -380,7 +393,7 @@ def patch_basicsr() -> None:
     import basicsr.train
     from basicsr.archs import swinir_arch
     from basicsr.models import base_model, realesrgan_model, realesrnet_model, video_base_model, video_recurrent_model
-    from basicsr.utils import dist_util, img_process_util, options
+    from basicsr.utils import dist_util, img_process_util, misc, options
 
     if getattr(options, 'patched_by_cdnsr_basicsr', False):
         return
@@ -404,6 +417,8 @@ def patch_basicsr() -> None:
     init_dist = _init_dist_anywhere(dist_util.init_dist)
     options.parse_options = basicsr.train.parse_options = basicsr.test.parse_options = parse_options
     options.init_dist = dist_util.init_dist = init_dist
+    mkdir_and_rename = _archive_time_of_its_own(misc.mkdir_and_rename)
+    misc.mkdir_and_rename = basicsr.train.mkdir_and_rename = mkdir_and_rename
     basicsr.train.load_resume_state = _load_resume_state
     for name, key in (('save_network', 'models'), ('save_training_state', 'training_states')):
         setattr(base_model.BaseModel, name, _saved_when_complete(getattr(base_model.BaseModel, name), key))

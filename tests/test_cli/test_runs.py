@@ -108,6 +108,19 @@ def test_no_full_batch_is_refused_for_every_dataset(train, opts, work, data):
     assert not list(work.glob('experiments/tiny/models/*'))
 
 
+def test_no_full_batch_in_each_of_several_processes(opts, work):
+    from basicsr import train as basicsr_train
+    opt = opts('SRModel', batch_size=20)
+    opt.update(num_gpu=0, dist=True, rank=1, world_size=2)
+    for phase, data in opt['datasets'].items():
+        data.update(phase=phase, scale=4)
+    with contextlib.ExitStack() as stack:
+        run = pipeline._Run(pipeline.RankWatch(), stack)
+        run.opt = opt
+        with pytest.raises(OptionError, match='fill no batch of 20 in each of 2 processes'):
+            run.of_training(basicsr_train)['create_train_val_dataloader'](opt, logging.getLogger('quiet'))
+
+
 @pytest.mark.parametrize('gpus,length', [(1, 9), (2, 4), (4, 2)])
 def test_iterations_of_several_gpus_without_a_launcher(gpus, length, opts, work, monkeypatch):
     from basicsr import train as basicsr_train
@@ -286,6 +299,15 @@ def test_second_run_of_a_name_is_refused_while_the_first_is_alive(train, opts, w
         first.wait()
         assert train(opt).code == 0
     assert not list(work.glob('experiments/.*'))
+
+
+def test_runs_of_one_name_within_a_second_are_all_kept(train, opts, work, monkeypatch):
+    begin = time.time()  # seconds pass five times as slowly
+    monkeypatch.setattr('basicsr.utils.misc.get_time_str', lambda: str(int(begin + (time.time() - begin) / 5)))
+    for _ in range(4):
+        assert train(opts('FastSRModel', total_iter=1)).code == 0
+    folders = [path for path in work.glob('experiments/tiny*') if (path / 'models/net_g_latest.pth').is_file()]
+    assert len(folders) == 4
 
 
 def test_second_test_of_a_name_is_refused(train, opts, work):

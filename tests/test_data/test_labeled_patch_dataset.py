@@ -111,15 +111,6 @@ def test_mistakes_are_named(block, change, message):
         build_dataset({**block, **change})
 
 
-def test_too_few_patches_for_several_processes(block, monkeypatch):
-    from cdnsr_basicsr.data import labeled_patch_dataset
-    block['batch_size_per_gpu'] = 20
-    assert len(build_dataset(block)) == 36
-    monkeypatch.setattr(labeled_patch_dataset, 'get_dist_info', lambda: (0, 2))
-    with pytest.raises(OptionError, match='in each of 2 processes'):
-        build_dataset(block)
-
-
 def test_labels_of_other_data_are_refused(block):
     write_labels(block['label_file'], {'other': Label(0, 1.)})
     with pytest.raises(OptionError, match='has no label for .* patches, such as .*; it was made for other data'):
