@@ -637,8 +637,11 @@ class Campaign:
 
     def work_off(self, share: int) -> None:
         """Does this process's share of the tasks, and writes its counts beside the others'."""
-        for method, *arguments in self.tasks()[share::self.args.jobs]:
+        tasks = self.tasks()[share::self.args.jobs]
+        for done, (method, *arguments) in enumerate(tasks, 1):
             getattr(self, method)(*arguments)
+            if share == 0 and done % 50 == 0:
+                print(f'{done} of {len(tasks)} tasks of the first process are done', file=sys.stderr, flush=True)
         (self.work / f'counts_{share}.json').write_text(json.dumps(self.counts))
 
 
