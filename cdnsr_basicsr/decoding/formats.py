@@ -152,13 +152,15 @@ def _png(file: BinaryIO, max_pixels: int) -> Stored:
         if decoded is None or decoded.shape[:2] != out.shape[:2] or decoded.dtype != out.dtype:
             raise ValueError('broken pixel data')
         decoded = decoded.reshape(height, width, -1)
-        order = [0] if key is not None else {1: [0], 2: [0, -1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
         for top in range(0, height, ROWS):
             rows, place = decoded[top:top + ROWS], out[top:top + ROWS]
-            for number, channel in enumerate(order):
-                place[..., number] = rows[..., channel]
-            if key is not None:
-                place[..., 1] = np.where(rows[..., 0] == key, 0, np.iinfo(dtype).max)
+            if channels >= 3:
+                place[:] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA)
+                continue
+            place[..., 0] = rows[..., 0]
+            if channels == 2:
+                alpha = rows[..., -1] if key is None else np.where(rows[..., 0] == key, 0, np.iinfo(dtype).max)
+                place[..., 1] = alpha
 
     exif, profile, xmp = read_exif(chunks.get(b'eXIf', b'')), None, None
     # what is broken there leaves the pixels whole
