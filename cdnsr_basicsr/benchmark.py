@@ -443,7 +443,8 @@ def benchmark(models: Sequence[str],
               oracle: bool = False,
               branches: bool = False,
               cost: str = 'macs',
-              with_ssim: bool = True) -> tuple[list[Measured], str]:
+              with_ssim: bool = True,
+              left_out: Optional[list[tuple[str, str]]] = None) -> tuple[list[Measured], str]:
     """Measures models on photographs. All rows take turns, photograph by photograph, in processes of their own.
 
     Args:
@@ -462,6 +463,7 @@ def benchmark(models: Sequence[str],
         branches: Whether to measure each branch alone too, and bicubic upsampling.
         cost: 'macs' | 'latency': what a budget counts.
         with_ssim: Whether to compute SSIM.
+        left_out: See read_pairs.
 
     Returns:
         The rows, and a line that says on what they were measured.
@@ -497,7 +499,7 @@ def benchmark(models: Sequence[str],
     results: dict[Row, list[dict]] = {row: [] for row in rows}
     seconds: dict[Row, list[float]] = {row: [] for row in rows}
     with ExitStack() as stack:
-        pairs = PairStore(stack.enter_context(tempfile.TemporaryDirectory()), data, scale, limit)
+        pairs = PairStore(stack.enter_context(tempfile.TemporaryDirectory()), data, scale, limit, left_out)
         sizes = [max(size) for size in pairs.sizes]
         settings = Settings(patch_size, step, device, cost, with_ssim, pairs)
         # two processes per model, and one per other backend: kept memory cannot be given up again. On a GPU one, as

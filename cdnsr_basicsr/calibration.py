@@ -115,7 +115,8 @@ def calibrate(net: nn.Module,
               budgets: Sequence[float] = BUDGETS,
               patch_size: int = PATCH_SIZE,
               step: Optional[int] = None,
-              limit: Optional[int] = None) -> Calibration:
+              limit: Optional[int] = None,
+              left_out: Optional[list[tuple[str, str]]] = None) -> Calibration:
     """Measures a CDNSR network on photographs and writes the table beside its checkpoint.
 
     Args:
@@ -127,6 +128,7 @@ def calibrate(net: nn.Module,
         patch_size: Largest side of a tile.
         step: patch_size less the overlap of tiles.
         limit: Most photographs. Default: all.
+        left_out: See read_pairs.
 
     Raises:
         OptionError: The network has no branches, or the folder cannot be used.
@@ -142,7 +144,7 @@ def calibrate(net: nn.Module,
     step, scale = plain.step, plain.scale
     precisions = ['float32'] if precision == 'float32' else ['float32', precision]
     with tempfile.TemporaryDirectory() as folder, tqdm(desc='calibrate', unit='photograph', disable=None) as bar:
-        pairs = PairStore(folder, data, scale, limit)
+        pairs = PairStore(folder, data, scale, limit, left_out)
         photographs = len(pairs.sizes)
 
         def measure(upscaler: RoutedUpscaler) -> Point:

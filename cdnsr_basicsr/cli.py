@@ -492,9 +492,18 @@ def run_calibrate(args: argparse.Namespace) -> int:
     patch_size, step = tile_of(args)
     patch_size = patch_size or default_patch_size(net)
     check_tile(patch_size, step)
-    table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size, step, args.limit)
+    left_out: list[tuple[str, str]] = []
+    table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size, step, args.limit,
+                      left_out)
     print(f'{markdown(table)}\nWrote {calibration_path(args.model)}.')
-    return 0
+    return say_left_out(left_out)
+
+
+def say_left_out(photographs: Sequence[tuple[str, str]]) -> int:
+    """Names photographs that were not measured with; the exit code says whether there are any."""
+    for path, reason in photographs:
+        print(f'Left out: {path}: {reason}', file=sys.stderr)
+    return 1 if photographs else 0
 
 
 def check_budgets(budgets: Sequence[float]) -> Sequence[float]:
@@ -519,14 +528,15 @@ def run_benchmark(args: argparse.Namespace) -> int:
         args.device = 'cpu'
     if args.output:
         make_writable(args.output)
+    left_out: list[tuple[str, str]] = []
     measured, text = benchmark(args.models, args.data,
                                args.budgets, args.precision, args.repeat, args.limit, patch_size, step,
                                str(choose_device(args.device)), args.backends, args.oracle, args.branches, args.cost,
-                               not args.no_ssim)
+                               not args.no_ssim, left_out)
     print(f'{text}\n\n{markdown(measured)}', end='')
     if args.output:
         write_report(measured, text, args.output)
-    return 0
+    return say_left_out(left_out)
 
 
 @contextlib.contextmanager

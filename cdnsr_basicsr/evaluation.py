@@ -19,16 +19,29 @@ class Pair(NamedTuple):
     gt: np.ndarray
 
 
-def read_pairs(folder: str, scale: int, limit: Optional[int] = None) -> Iterator[Pair]:
+class Unusable(OptionError):
+    """A photograph that cannot be measured with."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+
+def read_pairs(folder: str,
+               scale: int,
+               limit: Optional[int] = None,
+               left_out: Optional[list[tuple[str, str]]] = None) -> Iterator[Pair]:
     """Reads photographs; makes the LQ images by MATLAB's bicubic, if the folder has none.
 
     Args:
         folder: Folder of photographs, or one with gt/ and lq/ as `basicsr prepare --whole` writes it.
         scale: Downscaling factor.
         limit: Most photographs to read. Default: all.
+        left_out: Where photographs that cannot be read or are too small are named, with the reason. Default: they are
+            errors.
 
     Raises:
-        OptionError: The folder is missing or empty, or its images do not fit together.
+        OptionError: The folder is missing or empty, or its images do not fit together, or none can be used.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -40,12 +53,20 @@ def read_pairs(folder: str, scale: int, limit: Optional[int] = None) -> Iterator
     if not paths:
         raise OptionError(folder, 'holds no photographs')
     for path in paths[:limit]:
-        gt = _read(path)
-        least = scale if has_lq else smallest(scale)
-        if min(gt.shape[:2]) < least:
-            raise OptionError(str(path), f'is smaller than {least} pixels')
-        if has_lq:
-            lq = _read(root / 'lq' / path.relative_to(root / 'gt'))
+        try:
+            gt = _read(path)
+            least = scale if has_lq else smallest(scale)
+            if min(gt.shape[:2]) < least:
+                raise Unusable(str(path), f'is smaller than {least} pixels')
+            lq = _read(root / 'lq' / path.relative_to(root / 'gt')) if has_lq else None
+        except Unusable as error:
+            if left_out is None:
+                raise
+            left_out.append((error.path, error.reason))
+            if len(left_out) == len(paths[:limit]):
+                raise OptionError(folder, f'holds no photograph that can be used, such as {error}') from error
+            continue
+        if lq is not None:
             if gt.shape[:2] != (scale * lq.shape[0], scale * lq.shape[1]):
                 raise OptionError(str(path), f'is not x{scale} of its LQ image')
         else:
@@ -58,15 +79,20 @@ class PairStore:
 
     Args:
         folder: An empty folder.
-        data, scale, limit: See read_pairs.
+        data, scale, limit, left_out: See read_pairs.
 
     Attributes:
         sizes: Height and width of each GT image.
     """
 
-    def __init__(self, folder: str, data: str, scale: int, limit: Optional[int] = None) -> None:
+    def __init__(self,
+                 folder: str,
+                 data: str,
+                 scale: int,
+                 limit: Optional[int] = None,
+                 left_out: Optional[list[tuple[str, str]]] = None) -> None:
         self.folder, self.sizes = folder, []
-        for number, pair in enumerate(read_pairs(data, scale, limit)):
+        for number, pair in enumerate(read_pairs(data, scale, limit, left_out)):
             np.savez(f'{folder}/{number}.npz', lq=pair.lq, gt=pair.gt)
             self.sizes.append(pair.gt.shape[:2])
 
@@ -86,7 +112,7 @@ def _read(path: Path) -> np.ndarray:
     try:
         return read_bgr(path)[0]
     except ImageError as error:
-        raise OptionError(str(path), f"cannot be read: {str(error)[len(f'{path}: '):]}") from error
+        raise Unusable(str(path), f"cannot be read: {str(error)[len(f'{path}: '):]}") from error
 
 
 def to_tensor(image: np.ndarray, channels: int = 3) -> torch.Tensor:

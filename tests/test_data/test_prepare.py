@@ -226,6 +226,21 @@ def test_evaluation_refuses_what_it_cannot_read_in_one_line(photographs):
         list(read_pairs(str(photographs), 4))
 
 
+def test_evaluation_can_leave_out_what_it_cannot_read(photographs):
+    expected = [pair.name for pair in read_pairs(str(photographs), 4)]
+    Image.fromarray(photograph(7, 60)).save(photographs / 'small.png')
+    (photographs / 'broken.png').write_bytes(b'\x89PNG\r\n\x1a\n')
+    left_out = []
+    assert [pair.name for pair in read_pairs(str(photographs), 4, left_out=left_out)] == expected
+    assert [Path(path).name for path, _ in left_out] == ['broken.png', 'small.png']
+    left_out = []
+    for path in photographs.rglob('*'):
+        if path.is_file() and path.name not in ('small.png', 'broken.png'):
+            path.unlink()
+    with pytest.raises(OptionError, match='holds no photograph that can be used, such as .*small.png: is smaller'):
+        list(read_pairs(str(photographs), 4, left_out=left_out))
+
+
 def test_finished_folder_is_not_overwritten_unless_told(photographs, tmp_path, capsys):
     from cdnsr_basicsr.cli import main
     out = tmp_path / 'out'
