@@ -308,7 +308,8 @@ def prepare(hr_folder: str,
                     for pair in pairs:
                         writer.put(*pair)
             if count == 0:
-                names = ', '.join(Path(path).name for path in ([path for path, _ in unreadable] + too_small)[:5])
+                names = ', '.join([f'{Path(path).name} ({reason.split(";")[0]})' for path, reason in unreadable[:5]] +
+                                  [Path(path).name for path in too_small[:5 - len(unreadable[:5])]])
                 raise OptionError(
                     f'-i {hr_folder}', f'no image could be used: {len(unreadable)} cannot be read, '
                     f'{len(too_small)} are smaller than a patch: {names}')
