@@ -6,7 +6,9 @@ import torch
 from pathlib import Path
 
 from cdnsr_basicsr import cli
+from cdnsr_basicsr.options import check_model_of_cdnsr
 from tests.conftest import fsrcnn
+from tests.test_cli.test_pipeline import run
 from tests.test_data.test_prepare import photograph
 
 ITERATIONS = 2
@@ -69,22 +71,21 @@ def test_filters_take_images_in_any_layout(layout):
         assert torch.equal(filter2D(image.to(memory_format=layout), kernel), filter2D(image, kernel))
 
 
-def test_a_prefetcher_of_gpus_gives_way_to_that_of_cpus(work, stock_opt, write, capfd):
+def test_a_prefetcher_of_gpus_gives_way_to_that_of_cpus(work, stock_opt, write):
     stock_opt['datasets']['train'].update(prefetch_mode='cuda', pin_memory=True)
-    assert cli.main(['train', '-opt', write(stock_opt)]) == 0
-    output = capfd.readouterr().out
+    output = run('-m', 'cdnsr_basicsr', 'train', '-opt', write(stock_opt))
     assert output.count('prefetch_mode is cuda, but this runs on the CPU: going on with prefetch_mode cpu.') == 1
 
 
 def test_cdnsr_under_a_stock_model_says_what_is_missing(work, stock_opt, write, tiny_net, capfd):
     stock_opt.update(network_g=tiny_net())
-    assert cli.main(['train', '-opt', write(stock_opt)]) == 0
-    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith('basicsr: warning: ')]
+    output = run('-m', 'cdnsr_basicsr', 'train', '-opt', write(stock_opt))
+    warnings = [line for line in output.splitlines() if line.startswith('basicsr: warning: ')]
     words = ('model_type', 'SRModel', 'tau', 'tiles', 'checkpoints', 'CDNSRModel')
     assert len(warnings) == 1 and all(word in warnings[0] for word in words)
-    stock_opt.update(name='fast', model_type='FastSRModel')
-    assert cli.main(['train', '-opt', write(stock_opt)]) == 0
-    assert 'tau' in (error := capfd.readouterr().err) and 'checkpoints' not in error
+    missing = check_model_of_cdnsr(dict(stock_opt, model_type='FastSRModel'), True)
+    assert 'tau' in missing and 'checkpoints' not in missing
+    assert check_model_of_cdnsr(dict(stock_opt, model_type='CDNSRModel'), True) is None
 
     stock_opt['network_g']['classifier'] = dict(type='ErrorPredictor', num_feat=4)
     for model in ('FastSRModel', 'SRModel'):

@@ -345,7 +345,7 @@ def test_gt_of_another_size_is_refused(opt):
 
 def test_branch_of_another_scale_is_refused(opt):
     opt['network_g']['branches'][1] = dict(type='RRDBNet', num_in_ch=3, num_out_ch=3, num_feat=4, num_block=1, scale=2)
-    with pytest.raises(OptionError, match=r'network_g.branches\[1\]: makes \(16, 16\) out of \(8, 8\)'):
+    with pytest.raises(OptionError, match=r'network_g.branches\[1\]: enlarges 2 times; expected a network of scale 4'):
         make(opt)
 
 
