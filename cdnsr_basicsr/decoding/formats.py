@@ -119,7 +119,8 @@ def check_size(file: BinaryIO, max_pixels: int, width: int, height: int, row_byt
     if width < 1 or height < 1:
         raise ValueError(f'broken, of {width}x{height} pixels')
     if width * height > max_pixels:
-        raise ValueError(f'{width}x{height} is larger than {max_pixels / 1e6:g} megapixels, the limit (--max-megapixels)')
+        limit = f'{max_pixels / 1e6:g} megapixels, the limit (--max-megapixels)'
+        raise ValueError(f'{width}x{height} is larger than {limit}')
     if height * row_bytes > max(FREE_BYTES, most * size) or (most == 1 and height * row_bytes > size):
         raise ValueError(f'says that it is {width}x{height}, which {size} bytes do not hold')
 

@@ -232,6 +232,16 @@ def test_the_file_s_learning_rate_and_schedule_hold_after_a_resume(train, opts, 
     assert state(work, 18)['optimizers'][0]['state'][0]['step'] == 18  # the moments went on
 
 
+@pytest.mark.parametrize('model_type', ['FastSRModel', 'SRModel'])
+def test_the_file_s_weight_of_a_loss_holds_after_a_resume(train, opts, model_type):
+    opt = opts(model_type, total_iter=6)
+    assert train(opt).code == 0
+    opt = opts(model_type, total_iter=12, pixel_opt=dict(type='L1Loss', loss_weight=1000))
+    run = train(opt, '--auto_resume')
+    losses = [float(line.split('l_pix:')[1].split()[0]) for line in run.lines if 'l_pix:' in line]
+    assert run.code == 0 and len(losses) == 6 and min(losses) > 10
+
+
 def test_an_unchanged_file_resumes_exactly_and_says_nothing(train, opts, work):
     opt = opts('FastSRModel', total_iter=18)
     assert train(opt).code == 0
@@ -375,6 +385,18 @@ def test_training_goes_on_where_tensorboard_has_no_folder(train, opts, work):
     run = train(opt)
     assert run.code == 0 and run.iterations == [1, 2] and run.error == []
     assert len([line for line in run.lines if 'TensorBoard cannot be used' in line]) == 1
+
+
+def test_a_log_file_that_is_full_is_said_once(capsys, monkeypatch):
+    logger, handler = logging.getLogger('basicsr'), logging.FileHandler('/dev/full')
+    monkeypatch.setattr(logger, 'handlers', [handler])
+    with contextlib.ExitStack() as stack:
+        pipeline._Run(pipeline.RankWatch(), stack)._tb_logger(lambda opt: None, {})
+        for _ in range(3):
+            logger.error('a line')
+    handler.stream = None  # which cannot be flushed
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and '/dev/full cannot be written: ' in said[0] and 'No space left on device' in said[0]
 
 
 def test_a_vanished_experiment_is_made_again(train, opts, work, monkeypatch):
