@@ -18,6 +18,7 @@ import tempfile
 import time
 import types
 import warnings
+import weakref
 import zipfile
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
@@ -368,6 +369,57 @@ def _of_views(original: Callable) -> Callable:
     return feed_data
 
 
+def _prefetched_errors(generator_class: type) -> None:
+    """The thread of `prefetch_mode: cpu` ends at an error in reading, and the training waits for it forever."""
+
+    class Failed:
+
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+    run, get_next = generator_class.run, generator_class.__next__
+
+    def run_and_tell(self) -> None:
+        try:
+            run(self)
+        except BaseException as error:
+            self.queue.put(Failed(error))
+
+    def next_or_error(self) -> Any:
+        item = get_next(self)
+        if isinstance(item, Failed):
+            raise item.error
+        return item
+
+    generator_class.run, generator_class.__next__ = run_and_tell, next_or_error
+
+
+def _sharing_backend(backend: type) -> type:
+    """LMDB opens a database once in a process, but BasicSR for every dataset: for training and validation, say."""
+    import lmdb
+    opened: Any = weakref.WeakValueDictionary()
+
+    def open_once(path: str, **kwargs: Any) -> Any:
+        key = (os.getpid(), os.path.realpath(path), *sorted(kwargs.items()))
+        environment = opened.get(key)
+        try:
+            environment.info()
+        except (AttributeError, lmdb.Error):  # none yet, or one that has been closed
+            environment = opened[key] = lmdb.open(path, **kwargs)
+        return environment
+
+    class SharingBackend(backend):
+
+        def __init__(self, db_paths, client_keys='default', readonly=True, lock=False, readahead=False, **kwargs):
+            self.db_paths = [str(path) for path in (db_paths if isinstance(db_paths, list) else [db_paths])]
+            keys = [client_keys] if isinstance(client_keys, str) else client_keys
+            assert len(keys) == len(self.db_paths), (keys, self.db_paths)
+            kwargs.update(readonly=readonly, lock=lock, readahead=readahead)
+            self._client = {key: open_once(path, **kwargs) for key, path in zip(keys, self.db_paths)}
+
+    return SharingBackend
+
+
 def _of_contiguous(original: Callable) -> Callable:
     """filter2D takes views, which images that lie channels last do not have; on a CPU padding leaves them so."""
 
@@ -392,8 +444,9 @@ def patch_basicsr() -> None:
     import basicsr.test
     import basicsr.train
     from basicsr.archs import swinir_arch
+    from basicsr.data import prefetch_dataloader
     from basicsr.models import base_model, realesrgan_model, realesrnet_model, video_base_model, video_recurrent_model
-    from basicsr.utils import dist_util, img_process_util, misc, options
+    from basicsr.utils import dist_util, file_client, img_process_util, misc, options
 
     if getattr(options, 'patched_by_cdnsr_basicsr', False):
         return
@@ -410,6 +463,9 @@ def patch_basicsr() -> None:
     for model in (video_base_model.VideoBaseModel, video_recurrent_model.VideoRecurrentModel):
         model.dist_validation = _on_its_device(model.dist_validation)
         model.feed_data = _of_views(model.feed_data)
+    _prefetched_errors(prefetch_dataloader.PrefetchGenerator)
+    backends = file_client.FileClient._backends
+    backends['lmdb'] = _sharing_backend(backends['lmdb'])
     options.ordered_yaml = _ordered_yaml
     options._postprocess_yml_value = force_yml_value  # upstream's evaluates lists
     options.osp = types.SimpleNamespace(**{**vars(os.path), 'expanduser': _expanduser_each})

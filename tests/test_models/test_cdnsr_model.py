@@ -400,7 +400,7 @@ TRAIN_MISTAKES = [
     (dict(precision='half'), "train.precision: accepted: float32, bfloat16, float16; got 'half'"),
     (dict(balance='on'), "train.balance: accepted: warn, auto; got 'on'"),
     (dict(balance='auto', average_opt=None), 'train.balance: auto raises the weight of average_opt, which is missing'),
-    (dict(compile='yes'), "train.compile: accepted: True, False; got 'yes'"),
+    (dict(compile='yes'), "train.compile: accepted: true, false; got 'yes'"),
     (dict(collapse_share=0), 'train.collapse_share: expected a number from 0.01 to 1, but got 0'),
     (dict(collapse_iter=1.5), 'train.collapse_iter: expected an integer at least 1, but got 1.5'),
     (dict(feature_extractor=dict(layer='conv1_1')), 'train.feature_extractor.layer: unknown key; accepted: weights'),
