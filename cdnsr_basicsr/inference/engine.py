@@ -207,7 +207,8 @@ def _geometry_from(net: nn.Module, channels: int, size: int, shape: tuple[int, .
     """As `geometry`, given the shape of what a network makes of the first size that it takes."""
     name = type(net).__name__
     if len(shape) != 3 or shape[0] != channels or shape[1] != shape[2] or shape[1] % size:
-        raise ValueError(f'{name} makes {shape} out of ({channels}, {size}, {size}): no super-resolution network')
+        raise ValueError(
+            f'{name} makes {shape or "no image"} out of ({channels}, {size}, {size}): no super-resolution network')
     scale = shape[1] // size
     for multiple in range(1, size + 1):
         larger = size + multiple
