@@ -25,7 +25,8 @@ SCHEDULERS = ('CosineAnnealingRestartLR', 'MultiStepLR', 'MultiStepRestartLR')
 GAN_MODELS = ('SRGANModel', 'HiFaceGANModel', 'StyleGAN2Model', 'VideoGANModel', 'VideoRecurrentGANModel')
 # what BasicSR's pipelines read, besides what models do; or no longer read, but its option files still say
 HEAD_KEYS = ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'path', 'train', 'val', 'logger',
-             'dist_params', 'find_unused_parameters', 'gpu_ids', 'set_CUDA_VISIBLE_DEVICES')
+             'dist_params', 'find_unused_parameters', 'gpu_ids', 'set_CUDA_VISIBLE_DEVICES', 'tile', 'routing'
+             )  # the last two are for `basicsr upscale -opt`
 TRAIN_KEYS = ('total_iter', 'warmup_iter', 'scheduler', 'fix_iter', 'net_d_iters', 'net_d_init_iters')
 PATH_KEYS = ('resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root', 'strict_load')
 # the degradation of RealESRGANModel and RealESRNetModel, at the top of their option files
@@ -138,8 +139,6 @@ def check_optimizer(model: Any, block: Any, where: str) -> Any:
     if target is not None:
         check_arguments(target, block, where, taken=('params', ))
     check_number(block['lr'], f'{where}.lr', 0, MAX_LR)
-    if block['lr'] == 0:
-        raise OptionError(f'{where}.lr', 'expected a number above 0, but got 0')
     for key, value in block.items():
         place = f'{where}.{key}'
         if key == 'betas':
@@ -193,7 +192,7 @@ def check_scheduler(model: Any, block: Any, optimizer: Any, total: float, lr: fl
             f'{where}.restart_weights', f'expected a weight for each of {count}, but got '
             f"{shown(block.get('restart_weights', [1]))}")
     check_number(block.get('gamma', 0.1), f'{where}.gamma', 1e-9, 10)
-    check_number(block.get('eta_min', 0), f'{where}.eta_min', 0, lr)
+    check_number(block.get('eta_min', 0), f'{where}.eta_min', 0, lr or MAX_LR)
     check_whole(block.get('last_epoch', -1), f'{where}.last_epoch', -1, -1)
     if 'periods' in block and sum(block['periods']) < total:
         raise OptionError(f'{where}.periods', f"end at iteration {sum(block['periods'])}, before total_iter {total}")

@@ -13,6 +13,7 @@ def set_in(opt, key, value):
     *way, last = key.split(':')
     for name in way:
         block = block[int(name)] if isinstance(block, list) else block[name]
+    last = int(last) if isinstance(block, list) else last
     if value is None:
         del block[last]
     else:
@@ -93,7 +94,6 @@ MISTAKES += [
     ('train:optim_g:lr', float('inf'), 'train.optim_g.lr: expected a number from 0'),
     ('train:optim_g:lr', float('nan'), 'train.optim_g.lr: expected a number from 0'),
     ('train:optim_g:lr', -1e-4, 'train.optim_g.lr: expected a number from 0'),
-    ('train:optim_g:lr', 0, 'train.optim_g.lr: expected a number above 0'),
     ('train:optim_g:lr', None, "train.optim_g: key 'lr' is missing"),
     ('train:optim_g:type', ['Adam'], "train.optim_g.type: accepted: Adam; got ['Adam']"),
     ('train:optim_g:betas', [0.9, 1.5], 'train.optim_g.betas: expected a number from 0 to 1, but got 1.5'),

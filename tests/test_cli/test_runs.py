@@ -150,7 +150,7 @@ def test_data_that_end_too_soon_are_no_finished_training(train, opts, work, monk
 def test_loss_that_is_not_finite_ends_the_training(train, opts, work, model_type):
     run = train(opts(model_type, total_iter=12))
     assert run.code == 0
-    opt = opts(model_type, total_iter=2000, optim_g=dict(type='Adam', lr=1e12))
+    opt = opts(model_type, total_iter=2000, optim_g=dict(type='Adam', lr=1e6))
     opt['logger'].update(print_freq=100, save_checkpoint_freq=5)
     run = train(opt, '--auto_resume')
     assert run.code == 1 and len(run.error) == 1
@@ -168,7 +168,7 @@ def test_loss_that_is_not_finite_ends_the_training(train, opts, work, model_type
 
 
 def test_debug_goes_on_with_what_is_not_finite(train, opts):
-    opt = opts('SRModel', total_iter=16, optim_g=dict(type='Adam', lr=1e12))
+    opt = opts('SRModel', total_iter=16, optim_g=dict(type='Adam', lr=1e6))
     assert train(opt, '--debug').code == 0
 
 
