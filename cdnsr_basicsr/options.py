@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import os
 import re
+import sys
 import yaml
 from typing import Any, Iterable, Iterator, Mapping, Optional
 
@@ -307,11 +308,13 @@ def check_argument(value: Any, default: Any, where: str, exact: bool) -> None:
             raise OptionError(where, f'expected a word, but got {shown(value)}')
     elif isinstance(default, (int, float)) or counted:
         integer = counted or (exact and isinstance(default, int) and name not in FRACTIONS)
-        check_number(value, where, int(counted) or -MAX_NUMBER, MAX_NUMBER, integer=integer)
+        most = MAX_NUMBER if exact or integer else sys.float_info.max
+        check_number(value, where, int(counted) or -most, most, integer=integer)
     elif isinstance(default, type) and not required:
         raise OptionError(where, 'takes a class, which an option file cannot name; leave it out')
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        check_number(value, where, -MAX_NUMBER, MAX_NUMBER)
+        most = MAX_NUMBER if exact else sys.float_info.max
+        check_number(value, where, -most, most)
     elif isinstance(value, Mapping) and exact:
         raise OptionError(where, f'expected a value or a list, but got {shown(value)}')
 

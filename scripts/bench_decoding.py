@@ -59,9 +59,9 @@ with tempfile.TemporaryDirectory() as name:
     tifffile.imwrite(folder / 'TIFF, deflate, 16 bits.tif', deep, compression='zlib', **options)
     image.save(folder / 'AVIF.avif')
     image.quantize(64).save(folder / 'GIF.gif')
-    print(
-        f'{width}x{height}, milliseconds a megapixel\n| file | {" | ".join(READERS)} |\n| --- |{" ---: |" * len(READERS)}'
-    )
+    print(f'{width}x{height}, milliseconds a megapixel')
+    print(f'| file | {" | ".join(READERS)} |')
+    print('| --- |' + ' ---: |' * len(READERS))
     for path in sorted(folder.iterdir()):
         times = {reader: [] for reader in READERS}
         for turn in range(TURNS + 1):  # the first one is not counted

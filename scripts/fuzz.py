@@ -556,12 +556,12 @@ class Campaign:
                     for half in (numbers[::2], numbers[1::2]):
                         self.pictures(command, half)
                 return
-            refused = ended.code == 2  # the folder as a whole, as of calibrate: the others are still to be tried
+            refused = ended.code == 2  # the folder as a whole: the others are still to be tried
             for number, name in list(left.items()):
                 results = [path for path in (folder / 'out').rglob(f'{Path(name).stem}*') if self.is_picture(path)]
                 if name in ended.output and not results:
                     self.count('picture', command, number, 'one line', folder, argv)
-                elif results or (command == 'calibrate' and ended.code == 0):
+                elif results or (command == 'calibrate' and ended.code in (0, 1)):
                     self.count('picture', command, number, 'right', folder, argv)
                 elif refused and len(numbers) > 1:
                     continue

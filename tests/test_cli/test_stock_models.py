@@ -42,8 +42,9 @@ def synthesis(opt, model):
     degradations = dict(resize_prob=[0.2, 0.7, 0.1], resize_range=[0.3, 1.2], gaussian_noise_prob=0.5)
     degradations.update(noise_range=[1, 30], poisson_scale_range=[0.1, 3], gray_noise_prob=0.4, jpeg_range=[30, 95])
     opt.update(degradations, **{f'{key}2': value for key, value in degradations.items()})
-    opt.update(model_type=model, gt_size=32, second_blur_prob=0.8, queue_size=1, gt_usm=True)
-    opt.update(l1_gt_usm=True, percep_gt_usm=True, gan_gt_usm=False)
+    opt.update(model_type=model, gt_size=32, second_blur_prob=0.8, queue_size=1)
+    opt.update(
+        dict(gt_usm=True) if model == 'RealESRNetModel' else dict(l1_gt_usm=True, percep_gt_usm=True, gan_gt_usm=False))
     opt['datasets']['train'] = data
     if model == 'RealESRGANModel':
         opt['network_d'] = dict(type='UNetDiscriminatorSN', num_in_ch=3, num_feat=4)
