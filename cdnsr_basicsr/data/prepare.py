@@ -14,7 +14,7 @@ from tqdm import tqdm
 from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
 
 from ..files import replace_folder_when_done
-from ..inference.image_io import MAX_MEGAPIXELS, ImageError, list_images, read_image
+from ..inference.image_io import MAX_MEGAPIXELS, MAX_SIDES, ImageError, list_images, read_image
 from ..options import OptionError
 
 PNG_COMPRESSION = 1
@@ -284,6 +284,9 @@ def prepare(hr_folder: str,
             image, parts = read_bgr(path, max_megapixels)
         except ImageError as error:
             return error
+        if whole and max(image.shape[:2]) > MAX_SIDES['.png']:
+            height, width = image.shape[:2]
+            return ImageError(f"{path}: {width}x{height}, but PNG ends at {MAX_SIDES['.png']} pixels a side")
         notes.extend((str(path), note) for note in parts)
         image = to_gray(image) if gray else image
         if not whole:

@@ -226,6 +226,13 @@ def test_evaluation_refuses_what_it_cannot_read_in_one_line(photographs):
         list(read_pairs(str(photographs), 4))
 
 
+def test_whole_photographs_that_no_png_holds_are_left_out(photographs, tmp_path):
+    Image.fromarray(np.zeros((8, 1000008), np.uint8)).save(photographs / 'wide.bmp')
+    done = prepare(str(photographs), str(tmp_path / 'out'), whole=True)
+    assert done.pairs and [(Path(path).name, reason) for path, reason in done.unreadable
+                           ] == [('wide.bmp', '1000008x8, but PNG ends at 1000000 pixels a side')]
+
+
 def test_evaluation_can_leave_out_what_it_cannot_read(photographs):
     expected = [pair.name for pair in read_pairs(str(photographs), 4)]
     Image.fromarray(photograph(7, 60)).save(photographs / 'small.png')
