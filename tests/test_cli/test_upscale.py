@@ -27,6 +27,7 @@ from cdnsr_basicsr.inference import RoutedUpscaler, engine, image_io, upscale
 from cdnsr_basicsr.inference.speed import Speed
 from tests.conftest import carn, fsrcnn
 from tests.test_archs.test_cdnsr import spread
+from tests.test_decoding.test_tiff import turned
 from tests.test_inference.test_image_io import decode_by_pypng
 
 
@@ -318,26 +319,15 @@ def test_alpha_that_is_the_same_everywhere_stays_so_exactly(run):
 
 def test_exif_orientation_is_honoured_once(run, models):
     Path('in').mkdir()
-    pixels, turned = photo(20, 33), {}
+    pixels = photo(20, 33)
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[274] = orientation
         Image.fromarray(pixels).save(f'in/{orientation}.png', exif=exif)
         Image.fromarray(pixels).save(f'in/{orientation}j.jpg', exif=exif, quality=97)
-        # what stands in the file's first row and column, by the tag's definition
-        turned[orientation] = {
-            1: pixels,
-            2: pixels[:, ::-1],
-            3: pixels[::-1, ::-1],
-            4: pixels[::-1],
-            5: pixels.swapaxes(0, 1),
-            6: pixels.swapaxes(0, 1)[:, ::-1],
-            7: pixels.swapaxes(0, 1)[::-1, ::-1],
-            8: pixels.swapaxes(0, 1)[::-1]
-        }[orientation]
     assert run(model='plain') == 0
-    for orientation, upright in turned.items():
-        expected = slow(models[1]['plain'], upright)
+    for orientation in range(1, 9):
+        expected = slow(models[1]['plain'], turned(pixels, orientation))
         assert_same(load(Path(f'out/{orientation}.png')), expected)
         near = load(Path(f'out/{orientation}j.png'))
         assert near.shape == expected.shape and np.abs(near.astype(int) - expected).mean() < 12
