@@ -305,9 +305,15 @@ def check_pretrained(paths: Mapping[str, Any]) -> None:
 
 def check_finite(weights: Mapping[str, torch.Tensor], path: str) -> None:
     """Refuses weights that are infinite or no numbers."""
-    for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise OptionError(path, f'holds values that are not finite in {name}; its training has failed')
+    name = not_finite(weights)
+    if name is not None:
+        raise OptionError(path, f'holds values that are not finite in {name}; its training has failed')
+
+
+def not_finite(weights: Mapping[str, torch.Tensor]) -> Optional[str]:
+    """The first name of weights that are infinite or no numbers, None if there is none; waits for the device once."""
+    finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()] or [torch.tensor(True)])
+    return None if finite.all() else list(weights)[finite.tolist().index(False)]
 
 
 def check_described(block: Any, where: str) -> None:

@@ -267,15 +267,15 @@ class _Run:
     def _check_networks(self, model: Any) -> None:
         """Ends a training whose networks hold values that are not finite."""
         import torch
+
+        from .checkpoint import not_finite
         if self._may_diverge():
             return
         for name, net in vars(model).items():
             if not name.startswith('net_') or not isinstance(net, torch.nn.Module):
                 continue
-            values = {key: value for key, value in net.state_dict().items() if value.is_floating_point()}
-            finite = torch.stack([torch.isfinite(value).all() for value in values.values()] or [torch.tensor(True)])
-            if not finite.all():  # which waits for the device once for a network
-                key = list(values)[finite.tolist().index(False)]
+            key = not_finite(net.state_dict())
+            if key is not None:
                 self._fail(f'{name} holds values that are not finite in {key}')
 
     def _fail(self, what: str) -> None:
