@@ -37,6 +37,11 @@ class OptionError(ValueError):
         super().__init__(f'{key}: {message}')
 
 
+def is_first_process() -> bool:
+    """Whether this process is the only one, or the first of those that torchrun or Slurm has started."""
+    return int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0) == 0
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, short and without line breaks."""
     return ' '.join(str(error).split())[:300]

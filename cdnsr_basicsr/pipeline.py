@@ -22,7 +22,7 @@ from . import load_plugins
 from .checks import check_model_of_cdnsr, check_options
 from .files import RunLock
 from .memory import keep_freed_memory
-from .options import OptionError, apply_force_yml, one_line, read_options
+from .options import OptionError, apply_force_yml, is_first_process, one_line, read_options
 from .ranks import RankWatch
 
 # BasicSR's and our functions that turn an option file into objects
@@ -60,7 +60,7 @@ def run_pipeline(args: Namespace) -> int:
             from .data.checks import check_data
             check_options(opt, is_train)
             missing = check_model_of_cdnsr(opt, is_train)
-            if missing and os.environ.get('RANK', '0') == '0':
+            if missing and is_first_process():
                 print(f'basicsr: warning: {missing}', file=sys.stderr)
             if not args.auto_resume:  # what goes on from a training state needs no networks to start from
                 from .checkpoint import check_pretrained

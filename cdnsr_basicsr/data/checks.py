@@ -10,7 +10,7 @@ from os import path as osp
 from tqdm import tqdm
 from typing import Any, Callable, Iterator, Mapping, Optional
 
-from ..options import OptionError, built_network, check_number, find_registered, one_line
+from ..options import OptionError, built_network, check_number, find_registered, is_first_process, one_line
 from .pictures import Database, Folder, NotAPicture, Pictures, check_decodes, decoded, keys_of_lmdb, read_names
 
 DECODED = 2**25  # bytes of a dataset's pictures that are decoded; the others' headers and ends are looked at
@@ -436,7 +436,7 @@ def check_data(opt: Mapping) -> None:
         OptionError: For the first that cannot be trained or tested with, by its name.
     """
     from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
-    if int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0) > 0:
+    if not is_first_process():
         return
     model = find_registered(MODEL_REGISTRY, opt['model_type'], 'model_type')
     with unlogged(), torch.random.fork_rng(devices=[]):
