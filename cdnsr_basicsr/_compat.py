@@ -394,6 +394,24 @@ def _prefetched_errors(generator_class: type) -> None:
     generator_class.run, generator_class.__next__ = run_and_tell, next_or_error
 
 
+def _begun_once(prefetcher: type) -> None:
+    """BasicSR begins to read the data, and begins again before the first batch.
+
+    The first reader goes on beside the second: it fills its queue for nothing and, without workers, opens the same
+    files through the same dataset at the same time, which fails now and then.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.ori_loader, self.loader = loader, None
+
+    def next_(self) -> Any:
+        if self.loader is None:
+            self.reset()
+        return next(self.loader, None)
+
+    prefetcher.__init__, prefetcher.next = __init__, next_
+
+
 def _sharing_backend(backend: type) -> type:
     """LMDB opens a database once in a process, but BasicSR for every dataset: for training and validation, say."""
     import lmdb
@@ -464,6 +482,7 @@ def patch_basicsr() -> None:
         model.dist_validation = _on_its_device(model.dist_validation)
         model.feed_data = _of_views(model.feed_data)
     _prefetched_errors(prefetch_dataloader.PrefetchGenerator)
+    _begun_once(prefetch_dataloader.CPUPrefetcher)
     backends = file_client.FileClient._backends
     backends['lmdb'] = _sharing_backend(backends['lmdb'])
     options.ordered_yaml = _ordered_yaml

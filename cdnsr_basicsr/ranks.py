@@ -37,7 +37,9 @@ class RankWatch:
         self.interval = self.silence / BEATS
         self.lost: Optional[str] = None
         self.last_words = ''  # of this process, once it knows what it ends of
-        self.at_end, self.said = threading.Event(), threading.Event()
+        self.at_end, self.silent = threading.Event(), threading.Event()  # no verdicts any more; no signs of life
+        self.said = threading.Event()
+        self.talk = threading.Thread(target=self._talk, name='rank watch', daemon=True)
         self.words: list[str] = []  # of each rank, the newest
         self.heard: list[float] = []  # when it has changed
 
@@ -46,8 +48,12 @@ class RankWatch:
 
     def __exit__(self, *args: object) -> None:
         self.at_end.set()
+        self.silent.set()
         if self.lost:  # torch's threads that wait for the lost rank let no process end as others do
             _end(self.lost)
+        # a thread that comes back from C++ while Python shuts down aborts the process
+        if self.talk.is_alive():
+            self.talk.join(self.silence)
 
     def start(self, rank: int, world_size: int) -> None:
         """Begins to watch; called when torch.distributed is initialised."""
@@ -60,8 +66,8 @@ class RankWatch:
         self.rank, self.world_size = rank, world_size
         self.words, self.heard = [''] * world_size, [time.monotonic()] * world_size
         # two threads, because the first hangs when the process is stopped that holds the store
-        for work in (self._talk, self._judge):
-            threading.Thread(target=work, name='rank watch', daemon=True).start()
+        self.talk.start()
+        threading.Thread(target=self._judge, name='rank watch', daemon=True).start()
 
     def say_why(self, message: str) -> None:
         """Tells the others, before this process ends, what it ends of."""
@@ -115,7 +121,8 @@ class RankWatch:
             if word == self.last_words:
                 self.said.set()
                 return
-            time.sleep(self.interval / 5 if self.at_end.is_set() else self.interval)
+            if self.silent.wait(self.interval / 5 if self.at_end.is_set() else self.interval):
+                return
 
     def _judge(self) -> None:
         """Ends the process when another one is lost: the main thread waits in torch, where nothing reaches it."""

@@ -183,6 +183,25 @@ def test_an_lmdb_is_read_by_several_datasets_of_a_process(tmp_path):
     assert FileClient('lmdb', db_paths=path, client_keys='lq').get('key', 'lq') == b'value'
 
 
+def test_a_prefetcher_begins_to_read_once():
+    from basicsr.data.prefetch_dataloader import CPUPrefetcher
+
+    class Loader(list):
+        begun = 0
+
+        def __iter__(self):
+            self.begun += 1
+            return super().__iter__()
+
+    loader = Loader([1, 2])
+    prefetcher = CPUPrefetcher(loader)
+    prefetcher.reset()  # as BasicSR's training does before the first batch
+    assert [prefetcher.next() for _ in range(3)] == [1, 2, None] and loader.begun == 1
+    prefetcher.reset()
+    assert prefetcher.next() == 1 and loader.begun == 2
+    assert CPUPrefetcher(loader).next() == 1
+
+
 def test_an_error_in_prefetching_is_not_waited_for():
     from basicsr.data.prefetch_dataloader import PrefetchDataLoader
 

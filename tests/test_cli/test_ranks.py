@@ -10,6 +10,7 @@ import time
 import torch
 from pathlib import Path
 
+from cdnsr_basicsr.ranks import RankWatch
 from tests.test_cli.test_pipeline import ENV, ROOT, iterations
 
 
@@ -80,6 +81,27 @@ def test_without_torchrun(work, opt, write):
     first, second = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], first + second
     assert iterations(first) == [1, 2, 3, 4] and iterations(second) == []
+
+
+def test_no_thread_is_left_in_torch_when_python_shuts_down(monkeypatch):
+    # one that comes back then aborts the process, after a training that has done all that was asked
+    class Store:
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def set(self, key, word):
+            time.sleep(0.3)
+
+        def check(self, keys):
+            return False
+
+    monkeypatch.setattr(torch.distributed, 'TCPStore', Store)
+    for name, value in (('MASTER_ADDR', '127.0.0.1'), ('MASTER_PORT', '1'), ('BASICSR_RANK_TIMEOUT', '60')):
+        monkeypatch.setenv(name, value)
+    with RankWatch() as ranks:
+        ranks.start(0, 2)
+    assert not ranks.talk.is_alive()
 
 
 def test_slurm(work, opt, write):
