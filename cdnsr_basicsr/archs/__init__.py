@@ -5,8 +5,11 @@ from .fsrcnn_arch import FSRCNN
 from .interpolation_arch import Interpolation
 from .pcsr_arch import PCSR
 from .plain_conv_arch import PlainConvSR
+from .smfanet_arch import SMFANet
+from .span_arch import SPAN
+from .spanv2_arch import SPANV2
 
 __all__ = [
     'CARN_M', 'CDNSR', 'ErrorPredictor', 'ETDS', 'FSRCNN', 'Interpolation', 'PCSR', 'PatchClassifier', 'PlainConvSR',
-    'Routing'
+    'Routing', 'SMFANet', 'SPAN', 'SPANV2'
 ]

@@ -9,7 +9,7 @@ from basicsr.archs import build_network
 from ..checkpoint import build, load_checkpoint, load_described, load_network, plain, save_checkpoint, weights_of
 from ..files import replace_when_done
 from ..options import OptionError, one_line
-from . import Found, State, classsr, etds, pcsr, slice_to
+from . import Found, State, classsr, etds, modern, pcsr, slice_to
 from .carn import carn
 from .fsrcnn import fsrcnn
 from .plain import options_of, plain_branches, prove_equal, to_plain
@@ -44,6 +44,12 @@ FAMILIES = {
                     Family(lambda state, upscale: etds.recognise(state), 'ETDS, and its ECBSR and ABPN')),
     'fsrcnn':
     Family(fsrcnn, 'FSRCNN-pytorch, ETDS'),
+    'span':
+    Family(lambda state, upscale: modern.span(state), 'SPAN'),
+    'spanv2':
+    Family(lambda state, upscale: modern.spanv2(state), 'SPANV2'),
+    'smfanet':
+    Family(lambda state, upscale: modern.smfanet(state), 'SMFANet'),
 }
 
 
