@@ -30,8 +30,10 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
     counter = FlopCounterMode(display=False)
     for device in ('meta', 'cpu'):  # without computing, if the module can do that
         copied, more = copy.deepcopy(module).to(device).eval(), []
-        for layer in copied.modules() if papers else ():
-            if isinstance(layer, nn.ConvTranspose2d):
+        for layer in list(copied.modules()):
+            if hasattr(layer, 'folded'):  # convs that become one: folding them is no work on the image
+                layer.switch_to_deploy()
+            if papers and isinstance(layer, nn.ConvTranspose2d):
                 layer.register_forward_hook(lambda layer, inputs, output: more.append(layer.weight.numel(
                 ) // layer.groups * (output[0, 0].numel() - inputs[0][0, 0].numel())))
         try:

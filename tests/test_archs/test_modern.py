@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs import SPAN, SPANV2, SMFANet
 from cdnsr_basicsr.archs.span_arch import RepConv3x3
+from cdnsr_basicsr.complexity import count_macs
 
 SMALL = [dict(type='SPAN', num_feat=8, num_block=2), dict(type='SPANV2', num_feat=8, num_block=2)]
 SMALL += [dict(type='SMFANet', num_feat=8, num_block=2), dict(type='SPAN', num_feat=8, num_block=2, deploy=True)]
@@ -143,3 +144,25 @@ def test_smfa_equals_a_loop_over_pixels(size):
 def test_wrong_arguments_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_span_costs_what_its_folded_convs_do():
+    c = 8
+    convs = 3 * c + 2 * 3 * c * c + c * c + c * 48  # the first, those of two blocks, the one after them, the last
+    expected = 9 * convs + 4 * c * c  # and the 1x1 conv before the last
+    for deploy in (True, False):
+        net = SPAN(num_feat=c, num_block=2, deploy=deploy)
+        assert count_macs(net, 20, 10) == 20 * 10 * expected
+        assert net.deployed == deploy
+
+
+def test_in_bfloat16_the_convs_are_folded_in_float32():
+    torch.manual_seed(0)
+    conv = RepConv3x3(8, 8).eval()
+    x = torch.randn(1, 8, 6, 6)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        output = conv(x)
+        weight, bias = (tensor.detach() for tensor in conv.folded(torch.float64))
+        expected = F.conv2d(x, weight.float(), bias.float(), padding=1)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected, atol=0, rtol=0)
