@@ -7,6 +7,24 @@ from basicsr.utils.registry import ARCH_REGISTRY
 POOL = 8  # pixels, each way, of which the non-local branch sees the largest
 
 
+def _halves(tensor, dim=0):
+    """First the even and then the odd ones of what is counted along a dimension."""
+    return torch.cat(tensor.unflatten(dim, (-1, 2)).unbind(dim + 1), dim)
+
+
+def variance(x):
+    """The variance of each channel; torch.var is 7 times as slow for images that are channels last.
+
+    Args:
+        x (Tensor): of shape (b, c, h, w).
+
+    Returns:
+        Tensor: of shape (b, c, 1, 1).
+    """
+    deviation = x - x.mean((2, 3), keepdim=True)
+    return deviation.square().sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3] - 1)
+
+
 class LocalDetail(nn.Module):
     """Local detail estimation: a depthwise conv and a small network for each pixel.
 
@@ -28,7 +46,13 @@ class LocalDetail(nn.Module):
         Returns:
             Tensor: of shape (b, num_feat, h, w).
         """
-        return self.conv2(F.gelu(self.conv1(self.conv_depthwise(x))))
+        # Torch is slow for depthwise convs that make two channels of one: the input twice, beside itself, is 4 times as
+        # fast on a CPU. The order of the channels in between changes.
+        conv, weight = self.conv_depthwise, self.conv1.weight
+        out = F.conv2d(
+            torch.cat([x, x], dim=1), _halves(conv.weight), _halves(conv.bias), padding=1, groups=conv.out_channels)
+        out = F.conv2d(out, _halves(weight, dim=1), self.conv1.bias)
+        return self.conv2(F.gelu(out))
 
 
 class SMFA(nn.Module):
@@ -59,8 +83,8 @@ class SMFA(nn.Module):
         h, w = x.shape[2:]
         detail, x = self.conv_first(x).chunk(2, dim=1)
         surroundings = self.conv_depthwise(F.adaptive_max_pool2d(x, (h // POOL, w // POOL)))
-        variance = torch.var(x, dim=(2, 3), keepdim=True)  # of the whole image
-        modulation = F.gelu(self.conv_modulation(surroundings * self.alpha + variance * self.beta))
+        # the variance is that of the whole image
+        modulation = F.gelu(self.conv_modulation(surroundings * self.alpha + variance(x) * self.beta))
         modulated = x * F.interpolate(modulation, size=(h, w), mode='nearest')
         return self.conv_last(modulated + self.local_detail(detail))
 
@@ -146,7 +170,7 @@ class SMFANet(nn.Module):
         """Starts as bilinear upsampling: the network need not learn first what interpolation knows.
 
         One channel per colour passes through all skip connections to the last conv. The other channels start random,
-        and count little there.
+        and count nothing there at first.
         """
         colors = self.conv_first.in_channels
         if self.conv_last.out_channels != colors * self.upscale**2 or colors > self.conv_first.out_channels:
@@ -162,7 +186,7 @@ class SMFANet(nn.Module):
         positions = (torch.arange(self.upscale) + 0.5) / self.upscale - 0.5  # of the new pixels, around the old one
         ramp = (1 - (torch.arange(-1, 2) - positions[:, None]).abs()).clamp(min=0)
         taps = (ramp[:, None, :, None] * ramp[None, :, None, :]).reshape(-1, 3, 3)
-        self.conv_last.weight.mul_(0.1)
+        nn.init.zeros_(self.conv_last.weight)
         # it sees the first conv twice: through the blocks, and through the skip connection around them
         self.conv_last.weight[:, :colors] = (carried[:, None, :, None, None] * taps[:, None]).flatten(0, 1) / 2
         self.conv_last.bias.zero_()

@@ -120,8 +120,9 @@ class SPAB(nn.Module):
         """
         first = F.silu(self.conv1(x), inplace=True)
         out = self.conv3(F.silu(self.conv2(first), inplace=True))
-        attention = torch.sigmoid(out) - 0.5
-        return (out + x) * attention, first
+        if torch.is_grad_enabled():
+            return (out + x) * (torch.sigmoid(out) - 0.5), first
+        return torch.sigmoid(out).sub_(0.5).mul_(out.add_(x)), first  # the same, without copies of the features
 
 
 @ARCH_REGISTRY.register()
@@ -180,7 +181,7 @@ class SPAN(nn.Module):
         """Starts as bilinear upsampling: the network need not learn first what interpolation knows.
 
         One channel per colour passes from the first conv through the long skip connection to the last conv. The other
-        channels start random, and count little there.
+        channels start random, and count nothing there at first.
         """
         colors, num_feat = len(self.mean), self.conv_cat.out_channels
         if self.deployed or colors > num_feat:
@@ -191,7 +192,7 @@ class SPAN(nn.Module):
             conv.bias[:colors] = 0
         self.conv_first.skip.weight[:colors, :, 0, 0] = carried
         self.conv_cat.weight[:colors, :colors, 0, 0] = carried
-        self.conv_last.weight.mul_(0.1)
+        nn.init.zeros_(self.conv_last.weight)
         self.conv_last.weight[:, :colors] = (carried[:, None, :, None, None] *
                                              bilinear_taps(self.upscale)[:, None]).flatten(0, 1)
         self.conv_last.bias.zero_()

@@ -95,10 +95,20 @@ class SPANV2(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """Starts as bilinear upsampling by conv_near: the network need not learn first what interpolation knows.
+        """Starts as bilinear upsampling by conv_near: the network need not learn first what interpolation knows. The
+        published network starts as pixel repetition.
 
-        The published network starts as pixel repetition. The features count little in the last conv at first.
+        The features count nothing in the last conv at first. They come through the blocks as in a residual network: He
+        initialisation where a ReLU follows, and a guidance map of about 1. (As torch initialises it, it is about 0, and
+        so are the features after a few blocks.)
         """
+        for block in self.body:
+            for conv in (block.conv1, block.conv2, block.conv3):
+                nn.init.kaiming_normal_(conv.weight, nonlinearity='relu')
+            if isinstance(block, GuidedBlock):
+                block.conv3.weight.mul_(0.1)
+                block.guidance.weight.mul_(0.1)
+                nn.init.ones_(block.guidance.bias)
         num_sub_pixels = self.conv_last.out_channels
         positions = (torch.arange(self.upscale) + 0.5) / self.upscale - 0.5  # of the new pixels, around the old one
         ramp = (1 - (torch.arange(-1, 2) - positions[:, None]).abs()).clamp(min=0)
@@ -106,7 +116,7 @@ class SPANV2(nn.Module):
         self.conv_near.weight.copy_(taps.repeat(self.conv_near.in_channels, 1, 1, 1))
         self.conv_depthwise.weight[:num_sub_pixels] = 0
         self.conv_depthwise.weight[:num_sub_pixels, :, 1, 1] = 1
-        self.conv_last.weight.mul_(0.1)
+        nn.init.zeros_(self.conv_last.weight)
         self.conv_last.weight[:, :num_sub_pixels, 0, 0] = torch.eye(num_sub_pixels)
 
     def forward(self, x):
