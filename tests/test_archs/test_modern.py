@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs import SPAN, SPANV2, SMFANet
 from cdnsr_basicsr.archs.span_arch import RepConv3x3
+from cdnsr_basicsr.complexity import count_macs
 
 SMALL = [dict(type='SPAN', num_feat=8, num_block=2), dict(type='SPANV2', num_feat=8, num_block=2)]
 SMALL += [dict(type='SMFANet', num_feat=8, num_block=2), dict(type='SPAN', num_feat=8, num_block=2, deploy=True)]
@@ -105,6 +106,15 @@ def test_the_weights_of_a_deployed_span_load_into_its_deploy_form():
         other = SPAN(num_feat=8, num_block=2, deploy=True).eval()
         other.load_state_dict(net.state_dict())
         torch.testing.assert_close(other(x), expected, atol=1e-4, rtol=0)
+
+
+def test_operations_are_those_of_the_folded_convs():
+    net = SPAN(num_feat=8, num_block=2)
+    convs = 9 * (3 * 8 + 7 * 8 * 8 + 8 * 48) + 32 * 8  # the first, three a block and one after them, the last; conv_cat
+    assert count_macs(net, 10, 12) == 120 * convs
+    assert not net.deployed  # only a copy was folded
+    net.switch_to_deploy()
+    assert count_macs(net, 10, 12) == 120 * convs
 
 
 @pytest.mark.parametrize('size', [(8, 8), (9, 15), (30, 17), (64, 40)])
