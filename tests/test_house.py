@@ -160,6 +160,15 @@ def test_usage_in_the_readme_equals_help(capsys):
         assert normalized(capsys.readouterr().out) == normalized(text)
 
 
+def test_help_of_convert_names_every_family(capsys):
+    from cdnsr_basicsr import cli
+    from cdnsr_basicsr.conversion.convert import FAMILIES
+    with pytest.raises(SystemExit):
+        cli.main(['convert', '--help'])
+    named = re.search('whose file it is: (.*?) [(]default', normalized(capsys.readouterr().out)).group(1)
+    assert re.split(', | or ', named) == sorted(FAMILIES)
+
+
 def test_readme_and_model_zoo_list_the_shipped_models_as_the_command_does(capsys):
     from cdnsr_basicsr import cli
     assert cli.main(['models']) == 0
