@@ -13,7 +13,7 @@ from basicsr.archs import build_network
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.options import read_options
 from tests.conftest import BACKBONES, carn, fsrcnn
-from tests.test_cli.test_pipeline import ENV, iterations
+from tests.test_cli.test_pipeline import ENV, iterations, run
 from tests.test_data.test_prepare import photograph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,12 +120,21 @@ def train_all(scripts, backbone, work, iterations):
     assert output.count('End of training') == 6
 
 
-def test_train_all_measures_errors_where_a_classifier_predicts_them(work, tmp_path):
-    train_all(stages_without_vgg(tmp_path / 'copy', 'etds'), 'etds', work, '1')
+@pytest.mark.parametrize('backbone', ['etds', 'span', 'modern'])
+def test_train_all_measures_errors_where_a_classifier_predicts_them(work, tmp_path, backbone):
+    train_all(stages_without_vgg(tmp_path / 'copy', backbone), backbone, work, '1')
     line = (work / 'datasets/train/labels_branches.txt').read_text().splitlines()[-1].split()
     assert len(line) == 6  # key, label, score, and the errors of three branches
-    net = load_network(str(work / 'experiments/train_cdnsr_etds_distill/models/net_g_latest.pth'))
+    net = load_network(str(work / f'experiments/train_cdnsr_{backbone}_distill/models/net_g_latest.pth'))
     assert hasattr(net.classifier, 'errors')
+
+    name = f'test_cdnsr_{backbone}'
+    images = [f'datasets:test_{i}:dataroot_{kind}=datasets/val/{kind}' for i in (1, 2) for kind in ('gt', 'lq')]
+    output = run('-m', 'cdnsr_basicsr', 'test', '-opt', str(ROOT / f'options/{name}.yml'), '--force_yml', *images)
+    for dataset in ('Set5', 'Set14'):
+        assert f'Validation {dataset}\n' in output and f'Routing {dataset}\n' in output
+        results = work / 'results' / name / 'visualization' / dataset
+        assert len(list(results.glob(f'*_{name}.png'))) == len(list(results.glob('*_map.png'))) == 3
 
 
 def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path):
