@@ -165,8 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
         dest='family',
         metavar='FAMILY',
         default='auto',
-        help='whose file it is: abpn, arm, carn, cdnsr, classsr, ecbsr, etds, fsrcnn or pcsr (default: auto, told by '
-        'its weights)')
+        help='whose file it is: abpn, arm, carn, cdnsr, classsr, ecbsr, etds, fsrcnn, pcsr, smfanet, span or spanv2 '
+        '(default: auto, told by its weights)')
     command.add_argument(
         '-opt', metavar='FILE', help='option file that describes IN, one of BasicSR\'s own checkpoints')
     command.add_argument(

@@ -5,8 +5,10 @@ Usage, in the repository:
     python scripts/bench_train.py carn --rounds 5 --compile
 
 It runs on the GPU if there is one. Every row trains all branches and the classifier (train.freeze is empty) unless it
-says otherwise, with the losses and the optimiser of options/train_cdnsr_BACKBONE.yml. All rows take turns in one
-process, on a CPU with freed memory kept in it; medians over the rounds are printed.
+says otherwise, with the losses and the optimiser of options/train_cdnsr_BACKBONE.yml. Where that file has a classifier
+that predicts errors, which the published way does not know, the classifier and the losses of train_cdnsr_fsrcnn.yml
+take its place. All rows take turns in one process, on a CPU with freed memory kept in it; medians over the rounds are
+printed.
 """
 import argparse
 import copy
@@ -27,8 +29,25 @@ from cdnsr_basicsr.inference import RoutedUpscaler  # noqa: E402
 from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402
 from cdnsr_basicsr.options import read_options  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = Path(__file__).resolve().parent.parent / 'options'
 LOSSES = ('pixel', 'class', 'average', 'flops')
+
+
+def backbones():
+    """Names of the backbones that have the option files of a CDNSR."""
+    names = (path.stem[len('train_'):-len('_branch1')] for path in OPTIONS.glob('train_*_branch1.yml'))
+    return sorted(name for name in names if (OPTIONS / f'train_cdnsr_{name}.yml').exists())
+
+
+def options_of(backbone):
+    """Options of a backbone's stage 2, with the published losses and a classifier for them."""
+    opt = read_options(str(OPTIONS / f'train_cdnsr_{backbone}.yml'))
+    if 'error_opt' in opt['train']:
+        published = read_options(str(OPTIONS / 'train_cdnsr_fsrcnn.yml'))
+        opt['network_g']['classifier'] = published['network_g']['classifier']
+        del opt['train']['error_opt']
+        opt['train'].update({f'{name}_opt': published['train'][f'{name}_opt'] for name in LOSSES})
+    return opt
 
 
 class PublishedStep:
@@ -78,7 +97,7 @@ class OurStep:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('backbone', choices=['fsrcnn', 'carn', 'srresnet', 'rcan'])
+    parser.add_argument('backbone', choices=backbones())
     parser.add_argument('--batch', type=int, default=16, help='patches in a batch (default: 16)')
     parser.add_argument('--rounds', type=int, default=7, help='counted steps of every row (default: 7)')
     parser.add_argument('--compile', action='store_true', help='add rows with torch.compile')
@@ -87,7 +106,7 @@ def main():
     keep_freed_memory()  # as the command does
     torch.backends.cudnn.benchmark = True  # as BasicSR's pipeline does
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    opt = read_options(str(ROOT / 'options' / f'train_cdnsr_{args.backbone}.yml'))
+    opt = options_of(args.backbone)
     half = 'float16' if device.type == 'cuda' else 'bfloat16'
     rows = {
         'published way': lambda: PublishedStep(opt, device, tricks=False),

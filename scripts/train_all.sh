@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
 # Trains a CDNSR from nothing in four stages: branches, classifier, both together, distillation.
 # Usage, in a folder with datasets/train and datasets/val (basicsr prepare):
-#     bash scripts/train_all.sh BACKBONE [KEY:SUB=VALUE ...]      BACKBONE: carn, fsrcnn, srresnet, rcan, etds or mixed
+#     bash scripts/train_all.sh BACKBONE [KEY:SUB=VALUE ...]
+# BACKBONE is one that has train_BACKBONE_branch1.yml and train_cdnsr_BACKBONE.yml in options/; without one, they are named.
 # KEY:SUB=VALUE changes an option in all stages, as --force_yml does. ITER=N shortens every stage to N iterations.
 # NPROC=N trains with N processes, one per GPU. A stage that is finished is passed over, one that was stopped goes on.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 options=$here/../options
-[ -f "$options/train_cdnsr_${1:-}.yml" ] && [ -f "$options/train_${1}_branch1.yml" ] ||
-    { echo 'Usage: bash scripts/train_all.sh carn|fsrcnn|srresnet|rcan|etds|mixed [KEY:SUB=VALUE ...]' >&2; exit 2; }
-backbone=$1
+backbone=${1:-}
+backbones=()
+known=
+for file in "$options"/train_*_branch1.yml; do
+    name=$(basename "$file" _branch1.yml)
+    name=${name#train_}
+    [ -f "$options/train_cdnsr_$name.yml" ] || continue
+    backbones+=("$name")
+    [ "$name" != "$backbone" ] || known=yes
+done
+[ -n "$known" ] ||
+    { IFS='|'; echo "Usage: bash scripts/train_all.sh ${backbones[*]} [KEY:SUB=VALUE ...]" >&2; exit 2; }
 shift
 command -v basicsr >/dev/null || { echo 'The basicsr command is missing: source .venv/bin/activate' >&2; exit 2; }
 for lmdb in gt lq; do

@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # photographs, recorded tensors and weights of other projects; not part of this repository
 SHARED = Path(os.environ.get('CDNSR_TEST_DATA', ROOT.parent / 'shared'))
 
+# a backbone is there when it has the option files of a branch and of a CDNSR
+BACKBONES = sorted(path.stem[len('train_'):-len('_branch1')] for path in (ROOT / 'options').glob('train_*_branch1.yml')
+                   if path.with_name(path.name.replace('train_', 'train_cdnsr_').replace('_branch1', '')).exists())
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed():

@@ -10,6 +10,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from cdnsr_basicsr import checks
 from cdnsr_basicsr.options import read_options
+from tests.conftest import BACKBONES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / 'cdnsr_basicsr'
@@ -160,6 +161,15 @@ def test_usage_in_the_readme_equals_help(capsys):
         assert normalized(capsys.readouterr().out) == normalized(text)
 
 
+def test_help_of_convert_names_every_family(capsys):
+    from cdnsr_basicsr import cli
+    from cdnsr_basicsr.conversion.convert import FAMILIES
+    with pytest.raises(SystemExit):
+        cli.main(['convert', '--help'])
+    named = re.search('whose file it is: (.*?) [(]default', normalized(capsys.readouterr().out)).group(1)
+    assert re.split(', | or ', named) == sorted(FAMILIES)
+
+
 def test_readme_and_model_zoo_list_the_shipped_models_as_the_command_does(capsys):
     from cdnsr_basicsr import cli
     assert cli.main(['models']) == 0
@@ -175,11 +185,34 @@ def normalized(text):
 
 def test_readme_lists_every_option_file():
     readme = (ROOT / 'README.md').read_text()
-    placeholders = {
-        'etds_[tsml]_x[234]': 'etds_SIZE_xSCALE',
-        '(carn|fsrcnn|srresnet|rcan|mixed|etds(?!_SIZE))': 'BACKBONE'
-    }
+    placeholders = {'etds_[tsml]_x[234]': 'etds_SIZE_xSCALE', f'({"|".join(BACKBONES)})(?!_SIZE)': 'BACKBONE'}
     names = {path.name: path.name for path in OPTIONS}
     for pattern, placeholder in placeholders.items():
         names = {name: re.sub(pattern, placeholder, general) for name, general in names.items()}
     assert [name for name, general in names.items() if name not in readme and general not in readme] == []
+
+
+def backbones_with(pattern):
+    """Backbones of the option files whose names fit a pattern with one group."""
+    matches = (re.fullmatch(pattern, path.stem) for path in OPTIONS)
+    return sorted({match.group(1) for match in matches if match})
+
+
+def backbones_that_predict_errors():
+    """Backbones whose stage 2 has a classifier that predicts the errors of the branches."""
+    stages = {name: read_options(str(ROOT / 'options' / f'train_cdnsr_{name}.yml')) for name in BACKBONES}
+    return [name for name, opt in stages.items() if opt['network_g']['classifier']['type'] == 'ErrorPredictor']
+
+
+@pytest.mark.parametrize('name, sentence, backbones', [
+    ('README.md', r'BACKBONE is (.*?)\. ', BACKBONES),
+    ('README.md', r'`train_classsr_BACKBONE\.yml` instead of stages 2 to 4, for (.*?)\. ',
+     backbones_with('train_classsr_(.*)')),
+    ('README.md', r'then `train_pcsr_BACKBONE_phase1\.yml`, for (.*?), and `test_pcsr',
+     backbones_with('train_pcsr_(.*)_phase1')),
+    ('docs/Deviations.md', 'the option files of (.*?) and the shipped models', backbones_that_predict_errors()),
+])  # yapf: disable
+def test_sentences_name_the_backbones_that_have_option_files(name, sentence, backbones):
+    found = re.findall(sentence, normalized((ROOT / name).read_text()))
+    assert len(found) == 1
+    assert sorted(re.findall('`([^`]*)`', found[0])) == backbones

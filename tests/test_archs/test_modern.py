@@ -103,6 +103,15 @@ def test_the_weights_of_a_deployed_span_load_into_its_deploy_form():
         torch.testing.assert_close(other(x), expected, atol=1e-4, rtol=0)
 
 
+def test_operations_are_those_of_the_folded_convs():
+    net = SPAN(num_feat=8, num_block=2)
+    convs = 9 * (3 * 8 + 7 * 8 * 8 + 8 * 48) + 32 * 8  # the first, three a block and one after them, the last; conv_cat
+    assert count_macs(net, 10, 12) == 120 * convs
+    assert not net.deployed  # only a copy was folded
+    net.switch_to_deploy()
+    assert count_macs(net, 10, 12) == 120 * convs
+
+
 @pytest.mark.parametrize('size', [(8, 8), (9, 15), (30, 17), (64, 40)])
 def test_smfa_equals_a_loop_over_pixels(size):
     torch.manual_seed(0)

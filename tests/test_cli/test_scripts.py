@@ -12,8 +12,8 @@ from pathlib import Path
 from basicsr.archs import build_network
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.options import read_options
-from tests.conftest import carn, fsrcnn
-from tests.test_cli.test_pipeline import ENV, iterations
+from tests.conftest import BACKBONES, carn, fsrcnn
+from tests.test_cli.test_pipeline import ENV, iterations, run
 from tests.test_data.test_prepare import photograph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,12 +120,21 @@ def train_all(scripts, backbone, work, iterations):
     assert output.count('End of training') == 6
 
 
-def test_train_all_measures_errors_where_a_classifier_predicts_them(work, tmp_path):
-    train_all(stages_without_vgg(tmp_path / 'copy', 'etds'), 'etds', work, '1')
+@pytest.mark.parametrize('backbone', ['etds', 'span', 'modern'])
+def test_train_all_measures_errors_where_a_classifier_predicts_them(work, tmp_path, backbone):
+    train_all(stages_without_vgg(tmp_path / 'copy', backbone), backbone, work, '1')
     line = (work / 'datasets/train/labels_branches.txt').read_text().splitlines()[-1].split()
     assert len(line) == 6  # key, label, score, and the errors of three branches
-    net = load_network(str(work / 'experiments/train_cdnsr_etds_distill/models/net_g_latest.pth'))
+    net = load_network(str(work / f'experiments/train_cdnsr_{backbone}_distill/models/net_g_latest.pth'))
     assert hasattr(net.classifier, 'errors')
+
+    name = f'test_cdnsr_{backbone}'
+    images = [f'datasets:test_{i}:dataroot_{kind}=datasets/val/{kind}' for i in (1, 2) for kind in ('gt', 'lq')]
+    output = run('-m', 'cdnsr_basicsr', 'test', '-opt', str(ROOT / f'options/{name}.yml'), '--force_yml', *images)
+    for dataset in ('Set5', 'Set14'):
+        assert f'Validation {dataset}\n' in output and f'Routing {dataset}\n' in output
+        results = work / 'results' / name / 'visualization' / dataset
+        assert len(list(results.glob(f'*_{name}.png'))) == len(list(results.glob('*_map.png'))) == 3
 
 
 def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path):
@@ -146,8 +155,10 @@ def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path
 
 
 @pytest.mark.parametrize('arguments,message', [
-    ((), 'Usage: bash scripts/train_all.sh carn|fsrcnn|srresnet|rcan'),
-    (('edsr', ), 'Usage: bash scripts/train_all.sh carn|fsrcnn|srresnet|rcan'),
+    ((), f'Usage: bash scripts/train_all.sh {"|".join(BACKBONES)} [KEY:SUB=VALUE ...]\n'),
+    (('edsr', ), f'Usage: bash scripts/train_all.sh {"|".join(BACKBONES)} ['),
+    (('carn|etds', ), 'Usage: bash scripts/train_all.sh carn|etds|'),
+    (('etds_light', ), 'Usage: bash scripts/train_all.sh carn|etds|'),
     (('fsrcnn', ), 'datasets/train holds no gt.lmdb: basicsr prepare -i YOUR_PHOTOGRAPHS -o datasets/train'),
 ])
 def test_train_all_says_what_is_missing(tmp_path, arguments, message, commands):
@@ -195,14 +206,20 @@ def test_assembled_branches_are_those_of_their_files(tmp_path):
     assert opt['train']['freeze'] == ['branches'] and len(opt['network_g']['branches']) == 2
 
 
-def test_training_steps_are_timed_side_by_side(tmp_path):
-    done = python('bench_train.py', 'fsrcnn', '--batch', '2', '--rounds', '1', cwd=tmp_path)
+@pytest.mark.parametrize('backbone', ['fsrcnn', 'etds'])  # a published classifier, and one that predicts errors
+def test_training_steps_are_timed_side_by_side(tmp_path, backbone):
+    done = python('bench_train.py', backbone, '--batch', '2', '--rounds', '1', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.split(' | ') for line in done.stdout.splitlines() if line.startswith('| ')][2:]
     assert [row[0][2:]
             for row in rows][::2] == ['published way', 'batched', 'default, bfloat16', 'default, classifier frozen']
     for _, ms, images, _ in rows:
         assert float(ms) > 0 and abs(float(images) * float(ms) / 2000 - 1) < 0.1
+
+
+def test_training_steps_of_every_backbone_can_be_timed(tmp_path):
+    help = python('bench_train.py', '--help', cwd=tmp_path).stdout
+    assert f'{{{",".join(BACKBONES)}}}' in help
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')

@@ -11,12 +11,12 @@ from tests.test_models.test_cdnsr_model import batch
 OPTIONS = Path(__file__).resolve().parent.parent.parent / 'options'
 
 
-@pytest.mark.parametrize('backbone', ['carn', 'fsrcnn', 'srresnet', 'rcan'])
-def test_a_step_minimises_the_papers_loss(opt, tiny_net, backbone):
-    published = read_options(str(OPTIONS / f'train_classsr_{backbone}.yml'))
+@pytest.mark.parametrize('path', sorted(OPTIONS.glob('train_classsr_*.yml')), ids=lambda path: path.stem)
+def test_a_step_minimises_the_papers_loss(opt, tiny_net, path):
+    published = read_options(str(path))
     network_g = tiny_net(mixture=published['network_g']['mixture'])
-    path = dict(opt['path'], pretrain_network_g=None)
-    model = CDNSRModel(dict(opt, network_g=network_g, path=path, train=copy.deepcopy(published['train'])))
+    paths = dict(opt['path'], pretrain_network_g=None)
+    model = CDNSRModel(dict(opt, network_g=network_g, path=paths, train=copy.deepcopy(published['train'])))
     net = model.net_g
     data = batch(6)
     with torch.no_grad():  # Eqs. 3 to 6 of ClassSR, one patch after the other
