@@ -16,8 +16,8 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
     """Counts the multiply-accumulates of convs and matrix products for one input of (1, channels, height, width).
 
     A transposed conv counts at its input size, where it is computed (ClassSR's and CDNSR's tables count it at its
-    output size, 16 times too much for x4). Interpolation and element-wise operations count as nothing. A network that
-    is run in another form than it is trained in (`switch_to_deploy`) counts in the form that has fewer operations.
+    output size, 16 times too much for x4). Interpolation and element-wise operations count as nothing. A conv that is
+    trained as several (`folded`) counts as the one.
 
     Args:
         module: Any network; a copy of it is run once, in evaluation mode. One that knows (`exported_macs`) is asked.
@@ -28,23 +28,11 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
     """
     if hasattr(module, 'exported_macs'):
         return module.exported_macs(height, width)
-    counts = [_count_macs(module, height, width, channels, papers)]
-    if any(hasattr(layer, 'switch_to_deploy') for layer in module.modules()):
-        folded = copy.deepcopy(module).eval()
-        for layer in list(folded.modules()):
-            if hasattr(layer, 'switch_to_deploy'):
-                layer.switch_to_deploy()
-        counts.append(_count_macs(folded, height, width, channels, papers))
-    return min(counts)
-
-
-def _count_macs(module: nn.Module, height: int, width: int, channels: int, papers: bool) -> int:
-    """The same, of a module in the form that it has."""
     counter = FlopCounterMode(display=False)
     for device in ('meta', 'cpu'):  # without computing, if the module can do that
         copied, more = copy.deepcopy(module).to(device).eval(), []
         for layer in list(copied.modules()):
-            if hasattr(layer, 'folded'):  # convs that become one: folding them is no work on the image
+            if hasattr(layer, 'folded'):  # folding them is no work on the image
                 layer.switch_to_deploy()
             if papers and isinstance(layer, nn.ConvTranspose2d):
                 layer.register_forward_hook(lambda layer, inputs, output: more.append(layer.weight.numel(

@@ -47,17 +47,18 @@ class RepConv3x3(nn.Module):
         """Whether it is one conv."""
         return hasattr(self, 'conv')
 
-    def folded(self, dtype=torch.float32):
+    def folded(self, dtype=None):
         """Weight and bias of the one conv that does the same.
 
         Args:
-            dtype (torch.dtype): What is computed in. Default: torch.float32.
+            dtype (torch.dtype | None): What is computed in. Default: that of the weights.
 
         Returns:
             tuple[Tensor, Tensor]: of shape (num_out_ch, num_in_ch, 3, 3) and (num_out_ch, ).
         """
         if self.deployed:
             return self.conv.weight, self.conv.bias
+        dtype = dtype or self.skip.weight.dtype
         expand, squeeze, skip = (conv.weight[..., 0, 0].to(dtype) for conv in (self.expand, self.squeeze, self.skip))
         spatial = self.spatial.weight.to(dtype)
         # of expand and squeeze, as matrices with the taps beside the channels
@@ -119,7 +120,8 @@ class SPAB(nn.Module):
             tuple[Tensor, Tensor]: The output and the activated first conv, both of the shape of x.
         """
         first = F.silu(self.conv1(x), inplace=True)
-        out = self.conv3(F.silu(self.conv2(first), inplace=True))
+        # in bfloat16 the sum of large features, rounded in each block, would lose more than all convs do
+        out = self.conv3(F.silu(self.conv2(first), inplace=True)).to(x.dtype)
         if torch.is_grad_enabled():
             return (out + x) * (torch.sigmoid(out) - 0.5), first
         return torch.sigmoid(out).sub_(0.5).mul_(out.add_(x)), first  # the same, without copies of the features
@@ -174,6 +176,8 @@ class SPAN(nn.Module):
         self.conv_after_body = RepConv3x3(num_feat, num_feat, deploy)
         self.conv_cat = nn.Conv2d(4 * num_feat, num_feat, 1)
         self.conv_last = nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, padding=1)
+        for conv in (self.conv_cat, self.conv_last):
+            conv.keeps_float32 = True  # see forward
         self.init_weights()
 
     @torch.no_grad()
@@ -224,11 +228,12 @@ class SPAN(nn.Module):
         x = x - self.mean
         if not self.deployed:
             x = x * self.img_range
-        first = out = self.conv_first(x)
+        first = out = self.conv_first(x).to(self.conv_last.weight.dtype)
         outputs = []
         for block in self.body:
             out, activated = block(out)
             outputs.append(out)
-        out = self.conv_cat(torch.cat([first, self.conv_after_body(out), outputs[0], activated], dim=1))
-        out = F.pixel_shuffle(self.conv_last(out), self.upscale)
+        parts = [part.to(first.dtype) for part in (first, self.conv_after_body(out), outputs[0], activated)]
+        with torch.autocast(x.device.type, enabled=False):  # the image itself passes here: a rounding is a visible one
+            out = F.pixel_shuffle(self.conv_last(self.conv_cat(torch.cat(parts, dim=1))), self.upscale)
         return out if self.deployed else out / self.img_range + self.mean

@@ -91,6 +91,8 @@ class SPANV2(nn.Module):
         self.conv_depthwise = _conv3x3(
             num_sub_pixels + num_feat, num_sub_pixels + num_feat, groups=num_sub_pixels + num_feat)
         self.conv_last = nn.Conv2d(num_sub_pixels + num_feat, num_sub_pixels, 1, bias=False)
+        for conv in (self.conv_near, self.conv_depthwise, self.conv_last):
+            conv.keeps_float32 = True  # see forward
         self.init_weights()
 
     @torch.no_grad()
@@ -127,5 +129,7 @@ class SPANV2(nn.Module):
         Returns:
             Tensor: of shape (b, c, h*upscale, w*upscale), about [0, 1].
         """
-        out = torch.cat([self.conv_near(x), self.body(x)], dim=1)
-        return F.pixel_shuffle(self.conv_last(self.conv_depthwise(out)), self.upscale)
+        features, dtype = self.body(x), self.conv_last.weight.dtype
+        with torch.autocast(x.device.type, enabled=False):  # the image itself passes here: a rounding is a visible one
+            out = self.conv_depthwise(torch.cat([self.conv_near(x.to(dtype)), features.to(dtype)], dim=1))
+            return F.pixel_shuffle(self.conv_last(out), self.upscale)

@@ -102,7 +102,8 @@ class Upscaled(NamedTuple):
 def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of a network for inference: channels last, rewritten where the arch knows a faster form of itself.
 
-    Weights of convs and linear layers are kept in `dtype`; autocast would convert them at every call.
+    Weights of convs and linear layers are kept in `dtype`, because autocast would convert them at every call; but for
+    layers that the arch runs in float32 whatever autocast says (`keeps_float32`).
     """
     net = copy.deepcopy(net).requires_grad_(False).eval()
     for module in list(net.modules()):
@@ -110,7 +111,7 @@ def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
             module.switch_to_deploy()
     if dtype != torch.float32:
         for module in net.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and not hasattr(module, 'keeps_float32'):
                 module.to(dtype)
     return net.to(memory_format=torch.channels_last)
 
