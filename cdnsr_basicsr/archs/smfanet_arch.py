@@ -82,7 +82,11 @@ class SMFA(nn.Module):
         """
         h, w = x.shape[2:]
         detail, x = self.conv_first(x).chunk(2, dim=1)
-        surroundings = self.conv_depthwise(F.adaptive_max_pool2d(x, (h // POOL, w // POOL)))
+        if h % POOL or w % POOL:
+            surroundings = F.adaptive_max_pool2d(x, (h // POOL, w // POOL))
+        else:  # the same, which can be exported too
+            surroundings = F.max_pool2d(x, POOL)
+        surroundings = self.conv_depthwise(surroundings)
         # the variance is that of the whole image
         modulation = F.gelu(self.conv_modulation(surroundings * self.alpha + variance(x) * self.beta))
         modulated = x * F.interpolate(modulation, size=(h, w), mode='nearest')
@@ -113,7 +117,11 @@ class PCFN(nn.Module):
         """
         x = F.gelu(self.conv_first(x))
         partial, rest = x.split([self.num_partial, x.shape[1] - self.num_partial], dim=1)
-        return self.conv_last(torch.cat([F.gelu(self.conv_partial(partial)), rest], dim=1))
+        out = F.gelu(self.conv_partial(partial))
+        if torch.is_grad_enabled() or torch.jit.is_tracing():
+            return self.conv_last(torch.cat([out, rest], dim=1))
+        partial.copy_(out)  # into x: the rest need not be copied
+        return self.conv_last(x)
 
 
 class FMB(nn.Module):
@@ -147,6 +155,9 @@ class SMFANet(nn.Module):
     Paper: SMFANet: A Lightweight Self-Modulation Feature Aggregation Network for Efficient Image Super-Resolution
     (ECCV 2024). SMFANet+ is the network with num_feat=48 and num_block=12.
 
+    Images of fewer than 8 pixels are padded. The network depends on the size of the image: it sees the largest features
+    of about 8x8 pixels, and the variance of the whole image.
+
     Args:
         num_in_ch (int): Channel number of inputs. Default: 3.
         num_out_ch (int): Channel number of outputs. Default: 3.
@@ -154,6 +165,8 @@ class SMFANet(nn.Module):
         num_block (int): Number of blocks. Default: 8.
         upscale (int): Upsampling factor. Default: 4.
     """
+
+    export_multiple = POOL  # of the sides of images, for ONNX, which has no adaptive pooling
 
     def __init__(self, num_in_ch=3, num_out_ch=3, num_feat=36, num_block=8, upscale=4):
         super(SMFANet, self).__init__()

@@ -83,6 +83,48 @@ def test_the_folder_says_what_it_holds(models):
         assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ['batch', 3, 'height', 'width']
 
 
+def test_modern_networks_keep_their_pictures(tmp_path, picture, capsys):
+    branches = [dict(type='SPANV2', num_feat=8, num_block=2, upscale=2), dict(type='SPAN', num_feat=8, num_block=2)]
+    branches.append(dict(type='SMFANet', num_feat=8, num_block=2))
+    block = dict(type='CDNSR', upscale=2, classifier=dict(type='ErrorPredictor', num_feat=4))
+    block['branches'] = [dict(branch, upscale=2) for branch in branches]
+    torch.manual_seed(1)
+    net = build_network(block).eval()
+    with torch.no_grad():
+        for param in net.parameters():
+            param.add_(0.01 * torch.randn_like(param))
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=2), tmp_path / 'modern.pth')
+    assert cli.main(['export', str(tmp_path / 'modern.pth'), '-o', str(tmp_path / 'modern')]) == 0
+    # SMFANet's pooling can be exported for sides of which 8 is a divisor: what exports pads the others
+    assert json.loads((tmp_path / 'modern/export.json').read_text())['multiple'] == 8
+    for kind in range(3):
+        others = {backend: export.load_exported(tmp_path / 'modern', backend) for backend in BACKENDS}
+        x = torch.rand(2, 3, 24, 32)
+        with torch.no_grad():
+            expected = net.branches[kind](x)
+            for other in others.values():
+                torch.testing.assert_close(other.branches[kind](x), expected, atol=1e-4, rtol=0)
+    expected = upscale(tmp_path / 'modern.pth', picture, out='torch')
+    assert np.abs(upscale(tmp_path / 'modern', picture) - expected).mean() < 1
+
+
+def test_what_torch_itself_loses_is_allowed_to_others():
+    # the published SPAN makes of noise values of hundreds, of which float32 loses tens
+    class Wild(torch.nn.Module):
+
+        def __init__(self, factor):
+            super().__init__()
+            self.factor, self.exported_geometry = factor, (1, 3, 1)
+
+        def forward(self, x):
+            return (x * self.factor + 1e6) - 1e6
+
+    net = Wild(1.)
+    assert export.compare(net, {'other': Wild(1.001)})['other'] > 0.1
+    with pytest.raises(export.OptionError, match='other makes an output that is'):
+        export.compare(net, {'other': Wild(2.)})
+
+
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('model', ['routed', 'plain'])
 def test_pictures_are_the_same_within_one_grey_level(models, picture, backend, model):
