@@ -3,13 +3,12 @@ import torch
 from collections import OrderedDict
 from os import path as osp
 
-from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..inference.difficulty_map import draw_difficulty_map, in_bgr
-from ..inference.engine import RoutedUpscaler, geometry
+from ..inference.engine import RoutedUpscaler
 from ..inference.tiling import PATCH_SIZE
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
@@ -66,19 +65,9 @@ class CDNSRModel(FastTraining, SRModel):
 
     check_options = staticmethod(check_options)
 
-    def _check_scale(self, net, where):
-        try:
-            scale, _, multiple = geometry(net)
-        except ValueError as error:
-            raise OptionError(where, str(error)) from error
-        if scale != self.opt['scale']:
-            raise OptionError(where, f"enlarges {scale} times; expected a network of scale {self.opt['scale']}")
-        if self.is_train:
-            self.check_patches(multiple, where)
-
     def model_to_device(self, net):
         for i, branch in enumerate(net.branches):
-            self._check_scale(branch, f'network_g.branches[{i}]')
+            self.check_scale(branch, f'network_g.branches[{i}]')
         net.train(self.is_train)
         if self.is_train:
             # freeze before DistributedDataParallel looks which parameters it has to synchronise
@@ -91,7 +80,7 @@ class CDNSRModel(FastTraining, SRModel):
             branch_paths = None  # the resumed network has them already
         for branch, path in zip(self.get_bare_model(self.net_g).branches, branch_paths or []):
             if path is not None:
-                self._load_pretrained(branch, path, 'g')
+                self.load_pretrained(branch, path, 'g')
             elif any(True for _ in branch.parameters()):
                 raise OptionError(
                     'path.pretrain_network_branches', f'is ~ for a {type(branch).__name__}, which has '
@@ -122,9 +111,6 @@ class CDNSRModel(FastTraining, SRModel):
             for branch in self.get_bare_model(self.net_g).branches:
                 branch.compile()
 
-    def _load_pretrained(self, net, path, label):
-        self.load_network(net, path, self.opt['path'].get(f'strict_load_{label}', True), 'params_ema')
-
     def _build_losses(self):
         train_opt = self.opt['train']
         self.losses = OrderedDict()
@@ -133,21 +119,15 @@ class CDNSRModel(FastTraining, SRModel):
                 self.losses[name] = build_loss(train_opt[f'{name}_opt']).to(self.device)
 
         layers = {layer for loss in self.losses.values() for layer in getattr(loss, 'layers', [])}
-        extractor = net_t = None
+        extractor, net_t = None, self.load_teacher()
         if layers:
             weights = train_opt.get('feature_extractor', {}).get('weights', 'imagenet')
             try:
                 extractor = VGG19Features(sorted(layers), weights).to(self.device)
             except ValueError as error:
                 raise OptionError('train.feature_extractor', str(error)) from error
-        if 'network_t' in self.opt:
-            net_t = build_network(self.opt['network_t'])
-            self._check_scale(net_t, 'network_t')
-            self._load_pretrained(net_t, self.opt['path']['pretrain_network_t'], 't')
-            net_t = net_t.to(self.device).requires_grad_(False).eval()
-        for net in (extractor, net_t):
-            if net is not None:
-                net.to(memory_format=self.memory_format())
+        if extractor is not None:
+            extractor.to(memory_format=self.memory_format())
         names = [name for name in DISTILLATION_LOSSES if name in self.losses]
         self.distillation = Distillation(names, self.opt['scale'], net_t, extractor)
 

@@ -26,7 +26,8 @@ TYPES = {
     'kd': ('KDL1Loss', ),
     'feature': ('FeatureDistillLoss', ),
     'csd': ('CSDLoss', 'ContrastLoss'),
-    'cs': ('CSDLoss', 'ContrastLoss')
+    'cs': ('CSDLoss', 'ContrastLoss'),
+    'teacher': ('L1Loss', 'MSELoss', 'CharbonnierLoss')  # of a single network
 }
 # what CDNSRModel and BasicSR's pipelines read, block by block
 KEYS = {

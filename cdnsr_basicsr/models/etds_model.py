@@ -1,5 +1,3 @@
-from collections import OrderedDict
-
 from basicsr.losses import build_loss
 from basicsr.utils.registry import MODEL_REGISTRY
 from .etds_options import check_options
@@ -29,7 +27,7 @@ class ETDSModel(FastSRModel):
         lq, gt = self.patches()
         with self.autocast():
             self.output, residual = self.net_g(lq, return_residual=True)
-        losses = OrderedDict(l_pix=self.cri_pix(self.output.float(), gt))
+        losses = self.output_losses(lq, gt)
         if self.cri_residual is not None:
             losses['l_residual'] = self.cri_residual(residual.float(), gt)
         return losses

@@ -2,7 +2,7 @@
 from ..options import check_number, check_tested
 from .cdnsr_options import check_blocks, check_loss_block
 from .fast_options import KEYS as FAST_KEYS
-from .fast_options import check_training
+from .fast_options import check_teacher, check_training
 
 # what ETDSModel and BasicSR's pipelines read, block by block
 KEYS = dict(FAST_KEYS, train=(*FAST_KEYS['train'], 'residual_opt', 'residual_freeze_iter'))
@@ -22,6 +22,7 @@ def check_options(opt, is_train):
     if is_train:
         train_opt = opt['train']
         check_training(train_opt)
+        check_teacher(opt)
         if train_opt.get('residual_opt'):
             check_loss_block(train_opt['residual_opt'], 'residual')
         check_number(train_opt.get('residual_freeze_iter', 0), 'train.residual_freeze_iter', 0, integer=True)

@@ -4,12 +4,12 @@ from .cdnsr_options import check_blocks, check_loss_block
 
 # what FastSRModel and BasicSR's pipelines read, block by block
 KEYS = {
-    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'path', 'train',
-                    'val', 'logger', 'dist_params', 'find_unused_parameters'),
-    'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks',
-             'experiments_root', 'results_root'),
-    'train':
-    ('ema_decay', 'optim_g', 'scheduler', 'total_iter', 'warmup_iter', 'precision', 'channels_last', 'pixel_opt'),
+    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_t',
+                    'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
+    'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'pretrain_network_t', 'strict_load_t',
+             'resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root'),
+    'train': ('ema_decay', 'optim_g', 'scheduler', 'total_iter', 'warmup_iter', 'precision', 'channels_last',
+              'pixel_opt', 'teacher_opt'),
     'val': ('metrics', 'pbar', 'save_img', 'suffix', 'val_freq'),
 }
 
@@ -30,6 +30,22 @@ def check_training(train_opt):
     check_flag(train_opt.get('channels_last', True), 'train.channels_last')
 
 
+def check_teacher(opt):
+    """Refuses a teacher that is not all there.
+
+    Args:
+        opt (dict): Content of the option file of a training.
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
+    named = ('network_t' in opt, bool(opt['path'].get('pretrain_network_t')), bool(opt['train'].get('teacher_opt')))
+    if any(named) and not all(named):
+        raise OptionError('network_t', 'a teacher needs network_t, path.pretrain_network_t and train.teacher_opt')
+    if all(named):
+        check_loss_block(opt['train']['teacher_opt'], 'teacher')
+
+
 def check_options(opt, is_train):
     """Refuses what FastSRModel cannot use, by name.
 
@@ -43,5 +59,6 @@ def check_options(opt, is_train):
     check_blocks(opt, None, KEYS)
     if is_train:
         check_training(opt['train'])
+        check_teacher(opt)
     else:
         check_tested(opt)

@@ -4,6 +4,8 @@ import torch
 from collections import OrderedDict
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..inference.engine import PRECISIONS, geometry, run_padded
@@ -58,6 +60,35 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
             raise OptionError(
                 'datasets.train.gt_size', f'{gt_size} makes LQ patches of {side} pixels, but {where} takes multiples '
                 f'of {multiple} only, such as gt_size {" or ".join(str(size) for size in sorted(set(nearest)))}')
+
+    def check_scale(self, net, where):
+        """Refuses a network of another scale, or one that the training patches do not fit.
+
+        Args:
+            net (nn.Module): The network.
+            where (str): Its place in the option file.
+        """
+        try:
+            scale, _, multiple = geometry(net)
+        except ValueError as error:
+            raise OptionError(where, str(error)) from error
+        if scale != self.opt['scale']:
+            raise OptionError(where, f"enlarges {scale} times; expected a network of scale {self.opt['scale']}")
+        if self.is_train:
+            self.check_patches(multiple, where)
+
+    def load_pretrained(self, net, path, label):
+        """Loads the weights of path.pretrain_network_LABEL or the like."""
+        self.load_network(net, path, self.opt['path'].get(f'strict_load_{label}', True), 'params_ema')
+
+    def load_teacher(self):
+        """The network that teaches, frozen; None without network_t."""
+        if 'network_t' not in self.opt:
+            return None
+        net_t = build_network(self.opt['network_t'])
+        self.check_scale(net_t, 'network_t')
+        self.load_pretrained(net_t, self.opt['path']['pretrain_network_t'], 't')
+        return net_t.to(self.device, memory_format=self.memory_format()).requires_grad_(False).eval()
 
     def trained_parameters(self):
         """Groups of parameters for the optimizer."""
@@ -135,6 +166,8 @@ class FastSRModel(FastTraining, SRModel):
     Beyond SRModel's options it knows:
         train.precision (str): 'float32' | 'bfloat16' (autocast). Default: 'float32'.
         train.channels_last (bool): Memory layout in training. Default: True.
+        network_t, path.pretrain_network_t: A teacher. Default: none.
+        train.teacher_opt: Pixel loss between the output and the teacher's. Default: none.
     """
 
     check_options = staticmethod(check_options)
@@ -148,12 +181,27 @@ class FastSRModel(FastTraining, SRModel):
             self.check_patches(self.multiple, 'network_g')
         return super(FastSRModel, self).model_to_device(net)
 
+    def init_training_settings(self):
+        teacher_opt = self.opt['train'].get('teacher_opt')
+        self.cri_teacher = build_loss(teacher_opt).to(self.device) if teacher_opt else None
+        self.net_t = self.load_teacher()
+        super(FastSRModel, self).init_training_settings()
+
     def compute_losses(self):
-        """The losses of a batch by their name in the log; called under autocast."""
+        """The losses of a batch by their name in the log."""
         lq, gt = self.patches()
         with self.autocast():
             self.output = self.net_g(lq)
-        return OrderedDict(l_pix=self.cri_pix(self.output.float(), gt))
+        return self.output_losses(lq, gt)
+
+    def output_losses(self, lq, gt):
+        """Those of self.output."""
+        losses = OrderedDict(l_pix=self.cri_pix(self.output.float(), gt))
+        if self.net_t is not None:
+            with torch.no_grad(), self.autocast():
+                taught = self.net_t(lq)
+            losses['l_teacher'] = self.cri_teacher(self.output.float(), taught.float())
+        return losses
 
     def optimize_parameters(self, current_iter):
         self.optimizer_g.zero_grad()

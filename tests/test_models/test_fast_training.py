@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from basicsr.archs import build_network
 from basicsr.models import build_model
 from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.models import FastSRModel
+from cdnsr_basicsr.models.fast_options import check_teacher
 from cdnsr_basicsr.options import OptionError
 from tests.conftest import carn, swinir
 from tests.test_models.test_cdnsr_model import Images, batch
@@ -126,3 +128,50 @@ def test_a_network_that_wants_multiples_trains_and_validates(fast_opt):
     words = 'gt_size: 32 makes LQ patches of 8 pixels, but network_g takes multiples of 7 only, such as gt_size 28'
     with pytest.raises(OptionError, match=words):
         build_model(copy.deepcopy(fast_opt))
+
+
+@pytest.fixture
+def taught_opt(fast_opt, tmp_path):
+    """With a teacher that is wider."""
+    torch.manual_seed(5)
+    fast_opt['network_t'] = carn(12)
+    torch.save({'params': build_network(fast_opt['network_t']).state_dict()}, tmp_path / 'teacher.pth')
+    fast_opt['path']['pretrain_network_t'] = str(tmp_path / 'teacher.pth')
+    fast_opt['train']['teacher_opt'] = dict(type='L1Loss', loss_weight=0.5)
+    return fast_opt
+
+
+def test_a_teacher_is_compared_with_the_output_and_stays_as_it_is(taught_opt, tmp_path):
+    model = trained(taught_opt, steps=1)
+    teacher = build_network(taught_opt['network_t'])
+    teacher.load_state_dict(torch.load(tmp_path / 'teacher.pth', weights_only=True)['params'])
+    with torch.no_grad():
+        expected = 0.5 * (model.output - teacher.eval()(model.lq)).abs().mean()
+    assert model.get_current_log()['l_teacher'] == pytest.approx(expected.item(), rel=1e-4)
+    for ours, theirs in zip(model.net_t.parameters(), teacher.parameters()):
+        assert torch.equal(ours, theirs) and not ours.requires_grad
+
+    taught_opt['train']['teacher_opt']['loss_weight'] = 1e3  # now it is the teacher that is learnt
+    model = trained(taught_opt, steps=30)
+    with torch.no_grad():
+        before, after = ((net(model.lq) - teacher(model.lq)).abs().mean()
+                         for net in (trained(taught_opt, 0).net_g, model.net_g))
+    assert after < 0.7 * before
+
+
+@pytest.mark.parametrize('block, key', [(None, 'network_t'), ('path', 'pretrain_network_t'), ('train', 'teacher_opt')])
+def test_half_a_teacher_is_refused(taught_opt, block, key):
+    (taught_opt if block is None else taught_opt[block]).pop(key)
+    with pytest.raises(OptionError, match='a teacher needs network_t, path.pretrain_network_t and train.teacher_opt'):
+        check_teacher(taught_opt)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(network_t=dict(carn(12), upscale=2)), 'network_t: enlarges 2 times; expected a network of scale 4'),
+    (dict(network_t=swinir(7)), 'datasets.train.gt_size'),
+])
+def test_a_teacher_that_does_not_fit_is_refused(taught_opt, change, message):
+    taught_opt.update(change)
+    taught_opt['datasets'] = dict(train=dict(gt_size=32))
+    with pytest.raises(OptionError, match=message):
+        trained(taught_opt, 0)
