@@ -1,20 +1,23 @@
-"""Times layers on one CPU thread, in turns: medians.
+"""Times layers on one CPU thread, or OMP_NUM_THREADS, in turns: medians.
 
-Usage: python scripts/bench_layers.py                      # FSRCNN's in training, torch's own against this package's
+Usage: python scripts/bench_layers.py                      # FSRCNN's and SMFANet's, torch's own against this package's
        python scripts/bench_layers.py CHECKPOINT [...]     # a network against nothing but its convs, of the same images
 """
+import copy
 import os
 import statistics
 import sys
 import time
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cdnsr_basicsr
 
 cdnsr_basicsr.register()
 
-from cdnsr_basicsr.archs import FSRCNN  # noqa: E402
+from cdnsr_basicsr.archs import FSRCNN, SMFANet  # noqa: E402
+from cdnsr_basicsr.archs.smfanet_arch import variance  # noqa: E402
 from cdnsr_basicsr.checkpoint import load_network  # noqa: E402
 from cdnsr_basicsr.inference.engine import deployed  # noqa: E402
 from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402
@@ -66,26 +69,32 @@ def compare_with_convs(paths):
 
 
 def compare_layers():
-    net = FSRCNN(num_feat=56)
-    x = torch.randn(16, 56, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
-    print('| layer, batch 16, 56 channels | forward, ms | backward, ms |')
-    print('| --- | --- | --- |')
-    for name, layer in (('PReLU', net.extract[1]), ('deconvolution', net.deconv)):
-        for mode in (False, True):  # in evaluation mode the layers are torch's
-            layer.train(mode)
-            grad, forward, backward = torch.randn_like(layer(x)), [], []
-            for _ in range(25):
-                begin = time.perf_counter()
-                output = layer(x)
-                middle = time.perf_counter()
-                output.backward(grad)
-                forward.append(1000 * (middle - begin))
-                backward.append(1000 * (time.perf_counter() - middle))
-            medians = f'{statistics.median(forward):.1f} | {statistics.median(backward):.1f}'
-            print(f"| {name}, {'ours' if mode else 'torch'} | {medians} |")
+    fsrcnn, detail = FSRCNN(num_feat=56), SMFANet().body[0].smfa.local_detail
+    layers = []
+    for mode in (False, True):  # in evaluation mode FSRCNN's layers are torch's
+        whose = 'ours' if mode else 'torch'
+        for name, layer in (('PReLU', fsrcnn.extract[1]), ('deconvolution', fsrcnn.deconv)):
+            layers.append((f'{name}, {whose}', 56, copy.deepcopy(layer).train(mode)))
+    layers += [('variance, torch', 36, lambda x: torch.var(x, dim=(2, 3), keepdim=True)),
+               ('variance, ours', 36, variance)]
+    layers.append(('local detail, torch', 36, lambda x: detail.conv2(F.gelu(detail.conv1(detail.conv_depthwise(x))))))
+    layers.append(('local detail, ours', 36, detail))
+    print('| layer, batch 16 of 32x32 | channels | forward, ms | backward, ms |')
+    print('| --- | --- | --- | --- |')
+    for name, channels, layer in layers:
+        x = torch.randn(16, channels, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+        grad, forward, backward = torch.randn_like(layer(x)), [], []
+        for _ in range(25):
+            begin = time.perf_counter()
+            output = layer(x)
+            middle = time.perf_counter()
+            output.backward(grad)
+            forward.append(1000 * (middle - begin))
+            backward.append(1000 * (time.perf_counter() - middle))
+        print(f'| {name} | {channels} | {statistics.median(forward):.1f} | {statistics.median(backward):.1f} |')
 
 
-if "OMP_NUM_THREADS" not in os.environ:
+if 'OMP_NUM_THREADS' not in os.environ:
     torch.set_num_threads(1)
 if len(sys.argv) > 1:
     compare_with_convs(sys.argv[1:])

@@ -250,7 +250,7 @@ def test_a_network_is_not_built_larger_than_its_weights(content, monkeypatch, ke
 
 UPSCALING = {
     'CARN_M', 'CDNSR', 'ECBSR', 'EDSR', 'ETDS', 'FSRCNN', 'Interpolation', 'MSRResNet', 'PCSR', 'PlainConvSR', 'RCAN',
-    'RRDBNet', 'SRVGGNetCompact', 'SwinIR'
+    'RRDBNet', 'SMFANet', 'SPAN', 'SPANV2', 'SRVGGNetCompact', 'SwinIR'
 }
 NEEDED = dict(
     ECBSR=dict(num_in_ch=3, num_out_ch=3, num_block=2, num_channel=8, with_idt=False, act_type='prelu', scale=4),
