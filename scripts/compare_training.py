@@ -22,6 +22,7 @@ import yaml
 from pathlib import Path
 
 TIMED = 30  # iterations, of which the first ten do not count
+PRINTED = 10  # iterations from one line of the log to the next
 ITERATION = re.compile(r'iter:\s*([\d,]+), lr:.*time \(data\): ([\d.]+)')
 VALIDATION = re.compile(r'Validation (\S+)')
 PSNR = re.compile(r'# psnr: ([\d.]+)')
@@ -49,7 +50,7 @@ def train(path, changes, iterations, name, points, folders):
         block.update(dataroot_gt=f'{folder}/gt', dataroot_lq=f'{folder}/lq')
         opt['datasets'][f'val_{block["name"]}'] = block
     opt['val'].update(val_freq=every, metrics=dict(psnr=dict(type='calculate_psnr', crop_border=opt['scale'])))
-    opt['logger'].update(print_freq=10, save_checkpoint_freq=every, use_tb_logger=False)
+    opt['logger'].update(print_freq=PRINTED, save_checkpoint_freq=every, use_tb_logger=False)
     opt['train'].update(total_iter=iterations, scheduler=dict(opt['train']['scheduler'], periods=[iterations]))
     opt['name'] = name
     file = Path('experiments', f'{name}.yml')
@@ -78,7 +79,7 @@ def compare(run, minutes, points, folders):
         iterations = json.loads(plan.read_text())['iterations']
     else:
         seconds = seconds_of(train(path, changes, TIMED, f'{name}_timed', 1, []), skip=10)
-        iterations = max(points, round(60 * minutes / seconds) // points * points)
+        iterations = max(1, round(60 * minutes / seconds / points / PRINTED)) * PRINTED * points
         plan.write_text(json.dumps(dict(iterations=iterations)))
     log = train(path, changes, iterations, name, points, folders)
     seconds, rows, at, dataset = seconds_of(log), {}, 0, None

@@ -222,6 +222,35 @@ def test_training_steps_of_every_backbone_can_be_timed(tmp_path):
     assert f'{{{",".join(BACKBONES)}}}' in help
 
 
+def test_trainings_of_equal_time_are_compared(work, train_opt):
+    for name, width in (('narrow', 2), ('wide', 4)):
+        opt = dict(train_opt, network_g=fsrcnn(width), model_type='FastSRModel', name=name)
+        opt.pop('tile')
+        opt['train'] = {key: opt['train'][key] for key in ('optim_g', 'scheduler', 'pixel_opt', 'ema_decay')}
+        opt['datasets']['train'].update(label_file=None, batch_size_per_gpu=2)
+        (work / f'{name}.yml').write_text(yaml.safe_dump(opt))
+    command = [ROOT / 'scripts/compare_training.py', '--minutes', '0.02', '--points', '2', '--val', 'datasets/val']
+    runs = ['Narrow narrow.yml', 'Wide, lr 1e-4 wide.yml train:optim_g:lr=1e-4']
+    python(*command, '-o', 'compare.csv', *runs, cwd=work)
+    rows = [
+        line.split(',') for line in (work / 'compare.csv').read_text().replace('"Wide, lr', '"Wide lr').splitlines()
+    ]
+    assert rows[0] == ['name', 'iteration', 'minutes', 'PSNR val']
+    assert [row[0].strip('"') for row in rows[1:]] == ['Narrow'] * 2 + ['Wide lr 1e-4'] * 2
+    iterations = [int(row[1]) for row in rows[1:]]
+    assert iterations[1] == 2 * iterations[0] and iterations[3] == 2 * iterations[2]
+    assert all(0 < float(row[2]) < 0.2 and 5 < float(row[3]) < 50 for row in rows[1:])
+    opt = yaml.safe_load((work / 'experiments/compare_Wide_lr_1e_4.yml').read_text())
+    assert opt['train']['total_iter'] == iterations[3] and opt['train']['scheduler']['periods'] == [iterations[3]]
+
+    before = (work / 'compare.csv').read_text()
+    python(*command, '-o', 'again.csv', *runs, cwd=work)  # finished: the same figures, from the logs
+    assert (work / 'again.csv').read_text() == before
+    pytest.importorskip('matplotlib')
+    python(command[0], '--plot', 'compare.png', 'compare.csv', cwd=work)
+    assert cv2.imread(str(work / 'compare.png')) is not None
+
+
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
 def test_a_small_campaign_of_damage_counts_every_case(tmp_path):
     done = python('fuzz.py', '--pictures', '8', '--options', '6', '--checkpoints', '6', '--seed', '1', cwd=tmp_path)
