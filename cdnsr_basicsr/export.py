@@ -182,10 +182,11 @@ def compare(net: nn.Module, exported: dict[str, nn.Module]) -> dict[str, float]:
     for name, part in parts_of(net).items():
         others = {backend: parts_of(other)[name] for backend, other in exported.items()}
         _, channels, multiple = next(iter(others.values())).exported_geometry
+        precise = copy.deepcopy(part).double()
         for batch, *sides in CHECKED:
             shape = (batch, channels, *(-(-side // multiple) * multiple for side in sides))
             for x in sample_images(shape):
-                exact = copy.deepcopy(part).double()(x.double())
+                exact = precise(x.double())
                 limit = TOLERANCE + 2 * _difference(part(x), exact)
                 for backend, other in others.items():
                     try:

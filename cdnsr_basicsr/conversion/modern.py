@@ -81,19 +81,21 @@ def span(state: State) -> Optional[Found]:
     return Found(block, state)
 
 
+def _renamed(state: State, table: Table, arch: str, first: str, sub_pixels: str, blocks: str) -> Optional[Found]:
+    """A network that differs in names alone; those of its first conv, of that of its sub-pixels and of its blocks."""
+    num_block = count(state, blocks, 4)
+    if not num_block or not {first, sub_pixels} <= set(state):
+        return None
+    return Found(_block(arch, state[first], state[sub_pixels], num_block), rename(state, table))
+
+
 def spanv2(state: State) -> Optional[Found]:
     """SPANV2."""
-    if not {'block_1.c1.conv.weight', 'conv_near.weight', 'pointwise_conv.weight'} <= set(state):
-        return None
-    num_block = count(state, r'block_\d\.c1\.conv\.weight', 4)
-    block = _block('SPANV2', state['block_1.c1.conv.weight'], state['conv_near.weight'], num_block)
-    return Found(block, rename(state, SPANV2))
+    names = ('block_1.c1.conv.weight', 'conv_near.weight', r'block_\d\.c1\.conv\.weight')
+    return _renamed(state, SPANV2, 'SPANV2', *names)
 
 
 def smfanet(state: State) -> Optional[Found]:
     """SMFANet and SMFANet+."""
-    if not {'to_feat.weight', 'to_img.0.weight', 'feats.0.smfa.belt'} <= set(state):
-        return None
-    num_block = count(state, r'feats\.\d+\.smfa\.linear_0\.weight', 4)
-    block = _block('SMFANet', state['to_feat.weight'], state['to_img.0.weight'], num_block)
-    return Found(block, rename(state, SMFANET))
+    names = ('to_feat.weight', 'to_img.0.weight', r'feats\.\d+\.smfa\.linear_0\.weight')
+    return _renamed(state, SMFANET, 'SMFANet', *names)
