@@ -106,7 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--margin', type=float, help='L1 error allowed above the best branch, relative (default: 0.05)')
     command.add_argument('--workers', type=count, default=None, metavar='N', help='reading threads (default: all CPUs)')
-    command.add_argument('--overwrite', action='store_true', help='replace existing labels')
+    command.add_argument(
+        '--teacher',
+        action='store_true',
+        help='with psnr, keep what MODEL makes of the patches in OUT/teacher.lmdb, for dataroot_teacher')
+    command.add_argument('--overwrite', action='store_true', help='replace what exists already')
 
     text = 'write a network as ONNX files, for onnxruntime and OpenVINO, and compare them with torch'
     command = commands.add_parser('export', help=text, description=text)
@@ -286,7 +290,7 @@ def run_label(args: argparse.Namespace) -> int:
     keep_freed_memory()
     from .data.label import label
     path, counts = label(args.data, args.by, args.model, args.opt, args.classes, args.thresholds, args.margin,
-                         args.workers, args.overwrite)
+                         args.workers, args.overwrite, args.teacher)
     print(f'Wrote {path}: ' + ', '.join(f'class {k}: {count}' for k, count in enumerate(counts)) + '.')
     return 0
 

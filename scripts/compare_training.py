@@ -6,10 +6,11 @@ Usage, in a folder with datasets/train (basicsr prepare), and folders with gt an
         'SPANV2, lr 2e-3 options/train_modern_branch1.yml train:optim_g:lr=2e-3' ...
     python scripts/compare_training.py --plot compare.png compare.csv
 
-Each run is a name, an option file and changes to it, as --force_yml takes them. The first iterations are timed, and the
-schedule is given as many as fill the time. Validation is not counted. What has been stopped goes on, with as many
-iterations as were planned; what is finished is passed over. PSNR is RGB, with a border of as many pixels as the scale
-left out, of the EMA weights, if there are any.
+Each run is a name, an option file and changes to it, as --force_yml takes them. First, and while nothing else should be
+running, an iteration of each is timed; the schedule is given as many iterations as fill the time, and the minutes in
+the table are theirs, whatever else the machine does later. Validation is not counted. What has been stopped goes on;
+what is finished is passed over. PSNR is RGB, with a border of as many pixels as the scale left out, of the EMA weights,
+if there are any.
 """
 import argparse
 import csv
@@ -21,7 +22,7 @@ import sys
 import yaml
 from pathlib import Path
 
-TIMED = 30  # iterations, of which the first ten do not count
+TIMED = 70  # iterations that are timed
 PRINTED = 10  # iterations from one line of the log to the next
 ITERATION = re.compile(r'iter:\s*([\d,]+), lr:.*time \(data\): ([\d.]+)')
 VALIDATION = re.compile(r'Validation (\S+)')
@@ -64,32 +65,35 @@ def train(path, changes, iterations, name, points, folders):
     return ''.join(log.read_text() for log in sorted(Path('experiments', name).glob('train_*.log')))
 
 
-def seconds_of(log, skip=0):
-    """Seconds of an iteration, without validation."""
-    times = [float(seconds) for number, seconds in ITERATION.findall(log) if int(number.replace(',', '')) > skip]
+def seconds_of(log):
+    """Seconds of an iteration, the first ones not counted."""
+    times = [float(seconds) for number, seconds in ITERATION.findall(log) if int(number.replace(',', '')) > PRINTED]
     return sorted(times)[len(times) // 2]
 
 
-def compare(run, minutes, points, folders):
-    """Rows of a run: name, iteration, minutes, and the PSNR of each validation set."""
+def plan_of(run, minutes, points):
+    """Name of the run's experiment, how many iterations fill the time, and the seconds of one, timed once."""
     title, path, changes = parse(run)
     name = 'compare_' + re.sub(r'\W+', '_', title)
-    plan = Path('experiments', f'{name}.json')
-    if plan.is_file():
-        iterations = json.loads(plan.read_text())['iterations']
-    else:
-        seconds = seconds_of(train(path, changes, TIMED, f'{name}_timed', 1, []), skip=10)
+    file = Path('experiments', f'{name}.json')
+    if not file.is_file():
+        seconds = seconds_of(train(path, changes, TIMED, f'{name}_timed', 1, []))
         iterations = max(1, round(60 * minutes / seconds / points / PRINTED)) * PRINTED * points
-        plan.write_text(json.dumps(dict(iterations=iterations)))
-    log = train(path, changes, iterations, name, points, folders)
-    seconds, rows, at, dataset = seconds_of(log), {}, 0, None
-    for line in log.splitlines():
+        file.write_text(json.dumps(dict(iterations=iterations, seconds=seconds)))
+    return dict(json.loads(file.read_text()), name=name)
+
+
+def compare(run, plan, points, folders):
+    """Rows of a run: name, iteration, minutes, and the PSNR of each validation set."""
+    title, path, changes = parse(run)
+    rows, at, dataset = {}, 0, None
+    for line in train(path, changes, plan['iterations'], plan['name'], points, folders).splitlines():
         if (found := ITERATION.search(line)):
             at = int(found.group(1).replace(',', ''))
         elif (found := VALIDATION.search(line)):
             dataset = found.group(1)
         elif (found := PSNR.search(line)):
-            row = rows.setdefault(at, dict(name=title, iteration=at, minutes=round(at * seconds / 60, 2)))
+            row = rows.setdefault(at, dict(name=title, iteration=at, minutes=round(at * plan['seconds'] / 60, 2)))
             row[f'PSNR {dataset}'] = float(found.group(1))
     return list(rows.values())
 
@@ -123,9 +127,9 @@ def main():
     if args.plot:
         plot([row for path in args.runs for row in csv.DictReader(open(path, newline=''))], args.plot)
         return
-    rows = []
-    for run in args.runs:
-        rows += compare(run, args.minutes, args.points, args.val)
+    rows, plans = [], [plan_of(run, args.minutes, args.points) for run in args.runs]
+    for run, plan in zip(args.runs, plans):
+        rows += compare(run, plan, args.points, args.val)
         print(f'{rows[-1]}', flush=True)
         if args.out:
             with open(args.out, 'w', newline='') as file:

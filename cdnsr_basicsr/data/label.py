@@ -6,20 +6,21 @@ import itertools
 import numpy as np
 import os
 import torch
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from torch import nn
 from tqdm import tqdm
-from typing import Iterator, Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 from ..checkpoint import load_branches, load_network
-from ..files import make_writable
+from ..files import make_writable, replace_folder_when_done
 from ..inference.engine import common_geometry, is_routed, run_padded
 from ..inference.luma import to_luma
 from ..losses import squared_error
 from ..options import OptionError, one_line
 from .labels import Label, write_labels
 from .pictures import Database, NotAPicture, decoded, keys_of_lmdb
-from .prepare import parallel_map
+from .prepare import encode, new_database, parallel_map
 
 BATCH = 16  # fixed, so that labels do not depend on the number of workers
 
@@ -106,6 +107,18 @@ def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.
             yield list(batch_keys), torch.stack(lq), torch.stack(gt)
 
 
+@contextmanager
+def teacher_writer(path: Path) -> Iterator[Any]:
+    """Yields BasicSR's maker of an LMDB that takes the place of `path` when the block ends without an error."""
+    with replace_folder_when_done(path) as work:
+        made = work / path.name
+        with new_database(made) as maker:
+            yield maker
+        for file in made.iterdir():
+            file.rename(work / file.name)
+        made.rmdir()
+
+
 @torch.no_grad()
 def label(folder: str,
           by: str,
@@ -115,7 +128,8 @@ def label(folder: str,
           thresholds: Optional[Sequence[float]] = None,
           margin: Optional[float] = None,
           workers: Optional[int] = None,
-          overwrite: bool = False) -> tuple[Path, list[int]]:
+          overwrite: bool = False,
+          teacher: bool = False) -> tuple[Path, list[int]]:
     """Labels every patch of a prepared dataset with a class, 0 being the easiest.
 
     Args:
@@ -132,7 +146,9 @@ def label(folder: str,
         thresholds: PSNRs in dB that separate the classes, instead of equal parts.
         margin: Relative margin of 'branches'. Default: 0.05.
         workers: Reading threads. Default: the number of CPUs. The labels do not depend on it.
-        overwrite: Whether to replace existing labels.
+        overwrite: Whether to replace existing labels, and the outputs of a teacher.
+        teacher: Whether to keep what the network of 'psnr' makes of the patches, in 8 bits, in teacher.lmdb beside
+            them: LabeledPatchDataset's dataroot_teacher, which trainings learn from without running the network.
 
     Returns:
         Label file and number of patches per class.
@@ -140,15 +156,19 @@ def label(folder: str,
     Raises:
         OptionError: An argument does not fit, or the dataset or the network cannot be read.
     """
+    from basicsr.utils import tensor2img
     from ..archs import CDNSR, Interpolation
 
     root = Path(folder)
     for name in ('lq.lmdb', 'gt.lmdb'):
         if not (root / name / 'data.mdb').is_file():
             raise OptionError(f'-d {folder}', f'holds no {name}; expected a folder that `basicsr prepare` wrote')
-    path = root / f'labels_{by}.txt'
-    if path.exists() and not overwrite:
-        raise OptionError(str(path), 'exists already; --overwrite replaces it')
+    path, kept = root / f'labels_{by}.txt', root / 'teacher.lmdb'
+    for made in [path] + [kept] * teacher:
+        if made.exists() and not overwrite:
+            raise OptionError(str(made), 'exists already; --overwrite replaces it')
+    if teacher and by != 'psnr':
+        raise OptionError('--teacher', 'goes with --by psnr only')
     if by == 'bicubic' and (model or opt_path):
         raise OptionError(f'--by {by}', 'needs no network')
     if by != 'bicubic' and model is None and (by == 'psnr' or opt_path is None):
@@ -186,32 +206,39 @@ def label(folder: str,
                 [part for net in nets for part in (net.branches if is_routed(net) else [net])])
         except ValueError as error:
             raise OptionError(named, one_line(error)) from error
+    if teacher and channels != 3:
+        raise OptionError('--teacher', f'needs a network of 3 channels; {named} has {channels}')
     keys: list[str] = []
     rows: list[np.ndarray] = []
     squares: list[np.ndarray] = []
     cv2.setNumThreads(1)  # the readers are threads already
-    for batch_keys, lq, gt in read_batches(root, workers or os.cpu_count() or 1):
-        scale = gt.shape[-1] // lq.shape[-1]
-        if not nets:
-            nets, net_scale = [Interpolation(upscale=scale)], scale
-        if net_scale != scale:
-            raise OptionError(named, f'enlarges {net_scale} times, but the patches of {folder} are x{scale}')
-        if channels == 1:
-            lq, gt = to_luma(lq, 1), to_luma(gt, 1)
-        lq, gt = lq.to(device, memory_format=torch.channels_last), gt.to(device)
-        try:
-            outputs = [run_padded(branch, lq, scale, multiple) for branch in nets]
-        except RuntimeError as error:
-            raise OptionError(named, f'cannot upscale the patches of {folder}: {one_line(error)}') from error
-        if not all(output.isfinite().all() for output in outputs):
-            raise OptionError(named, f'makes values that are no finite numbers of the patches of {folder}')
-        if by == 'branches':
-            scores = torch.stack([255 * (output - gt).abs().mean(dim=(1, 2, 3)) for output in outputs], dim=1)
-            squares.append(torch.stack([squared_error(output, gt) for output in outputs], dim=1).cpu().numpy())
-        else:
-            scores = patch_psnr(outputs[0], gt, border=scale).unsqueeze(1)
-        keys += batch_keys
-        rows.append(scores.double().cpu().numpy())
+    with ExitStack() as stack:
+        writer = stack.enter_context(teacher_writer(kept)) if teacher else None
+        for batch_keys, lq, gt in read_batches(root, workers or os.cpu_count() or 1):
+            scale = gt.shape[-1] // lq.shape[-1]
+            if not nets:
+                nets, net_scale = [Interpolation(upscale=scale)], scale
+            if net_scale != scale:
+                raise OptionError(named, f'enlarges {net_scale} times, but the patches of {folder} are x{scale}')
+            if channels == 1:
+                lq, gt = to_luma(lq, 1), to_luma(gt, 1)
+            lq, gt = lq.to(device, memory_format=torch.channels_last), gt.to(device)
+            try:
+                outputs = [run_padded(branch, lq, scale, multiple) for branch in nets]
+            except RuntimeError as error:
+                raise OptionError(named, f'cannot upscale the patches of {folder}: {one_line(error)}') from error
+            if not all(output.isfinite().all() for output in outputs):
+                raise OptionError(named, f'makes values that are no finite numbers of the patches of {folder}')
+            if by == 'branches':
+                scores = torch.stack([255 * (output - gt).abs().mean(dim=(1, 2, 3)) for output in outputs], dim=1)
+                squares.append(torch.stack([squared_error(output, gt) for output in outputs], dim=1).cpu().numpy())
+            else:
+                scores = patch_psnr(outputs[0], gt, border=scale).unsqueeze(1)
+            keys += batch_keys
+            rows.append(scores.double().cpu().numpy())
+            if writer:
+                for key, image in zip(batch_keys, tensor2img(list(outputs[0].unbind()))):
+                    writer.put(encode(image), key, image.shape)
 
     table = np.concatenate(rows)
     if by == 'branches':

@@ -1,14 +1,20 @@
+import numpy as np
+import random
 import torch
 from collections import Counter
 from os import path as osp
+from torchvision.transforms.functional import normalize
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.transforms import augment, paired_random_crop
+from basicsr.utils import bgr2ycbcr, imfrombytes, img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 from ..options import OptionError, check_keys, check_number
 from .labels import read_labels
+from .pictures import keys_of_lmdb
 
 OPTION_KEYS = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'meta_info_file', 'io_backend', 'filename_tmpl', 'gt_size',
-               'use_hflip', 'use_rot', 'mean', 'std', 'color', 'label_file', 'classes', 'balance',
+               'use_hflip', 'use_rot', 'mean', 'std', 'color', 'label_file', 'classes', 'balance', 'dataroot_teacher',
                'dataset_enlarge_ratio', 'num_worker_per_gpu', 'batch_size_per_gpu', 'pin_memory', 'persistent_workers',
                'prefetch_mode', 'num_prefetch_queue', 'phase', 'scale')
 
@@ -27,11 +33,15 @@ class LabeledPatchDataset(PairedImageDataset):
                 class with the stock SRModel. Default: all.
             balance (bool): Repeat patches of the rarer classes until all classes are equally frequent.
                 Default: False.
+            dataroot_teacher (str): LMDB of what a teacher makes of the LQ patches, from `basicsr label --teacher`;
+                they are cropped, flipped and turned as the patches are. Default: none.
     """
 
     def __init__(self, opt):
         self.check_options(opt, f"datasets.{opt.get('name', '')}")
         super(LabeledPatchDataset, self).__init__(opt)
+        if opt.get('dataroot_teacher'):
+            self._open_teacher(opt)
         gt_sizes, lq_sizes = (self._sizes(opt, key) for key in ('dataroot_gt', 'dataroot_lq'))
         # whether patches are as large as gt_size, so that nothing is cropped from them
         self.whole_patches = gt_sizes == {(opt.get('gt_size'), opt.get('gt_size'))}
@@ -66,6 +76,18 @@ class LabeledPatchDataset(PairedImageDataset):
         label_file = opt.get('label_file')
         if label_file is not None and not (isinstance(label_file, str) and osp.isfile(label_file)):
             raise OptionError(f'{where}.label_file', f'no such file: {label_file} (`basicsr label` writes it)')
+        if opt.get('dataroot_teacher') and opt['io_backend'].get('type') != 'lmdb':
+            raise OptionError(f'{where}.dataroot_teacher', 'goes with io_backend: {type: lmdb} only')
+
+    def _open_teacher(self, opt):
+        """Has the teacher's outputs read beside the patches."""
+        root, where = opt['dataroot_teacher'], f"datasets.{opt.get('name', '')}.dataroot_teacher"
+        if set(keys_of_lmdb(root, where)) != {path['gt_path'] for path in self.paths}:
+            raise OptionError(where, f"{root} was made of other patches than those of {opt['dataroot_gt']}")
+        if self._sizes(opt, 'dataroot_teacher') != self._sizes(opt, 'dataroot_gt'):
+            raise OptionError(where, f"{root} holds images of other sizes than {opt['dataroot_gt']}")
+        for key, value in (('db_paths', root), ('client_keys', 'teacher')):
+            self.io_backend_opt[key].append(value)
 
     def _read_labels(self, opt):
         label_file = opt['label_file']
@@ -130,10 +152,30 @@ class LabeledPatchDataset(PairedImageDataset):
         """
         Returns:
             dict: lq (Tensor) of shape (c, h, w) and gt (Tensor) of shape (c, h*scale, w*scale), RGB in [0, 1]; label
-                (int); lq_path and gt_path (str); where they are known, errors (Tensor) of shape (M, ).
+                (int); lq_path and gt_path (str); where they are known, errors (Tensor) of shape (M, ) and teacher
+                (Tensor) of gt's shape.
         """
+        drawn = random.getstate()
         data = super(LabeledPatchDataset, self).__getitem__(index)
+        if self.opt.get('dataroot_teacher'):
+            random.setstate(drawn)  # the same crop, flip and turn
+            data['teacher'] = self._teacher_output(self.paths[index]['gt_path'])
         data['label'] = self.labels[index]
         if self.errors[index]:
             data['errors'] = torch.tensor(self.errors[index])
         return data
+
+    def _teacher_output(self, key):
+        """The teacher's output for a patch, treated as PairedImageDataset treats GT."""
+        image = imfrombytes(self.file_client.get(key, 'teacher'), float32=True)
+        if self.opt['phase'] == 'train':
+            scale = self.opt['scale']
+            lq = np.empty((image.shape[0] // scale, image.shape[1] // scale))
+            image, _ = paired_random_crop(image, lq, self.opt['gt_size'], scale, key)
+            image = augment([image], self.opt['use_hflip'], self.opt['use_rot'])
+        if self.opt.get('color') == 'y':
+            image = bgr2ycbcr(image, y_only=True)[..., None]
+        output = img2tensor(image)
+        if self.mean is not None or self.std is not None:
+            normalize(output, self.mean, self.std, inplace=True)
+        return output

@@ -8,10 +8,10 @@ import os
 import re
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tqdm import tqdm
-from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
 
 from ..files import replace_folder_when_done
 from ..inference.image_io import MAX_MEGAPIXELS, MAX_SIDES, ImageError, list_images, read_image
@@ -19,6 +19,7 @@ from ..options import OptionError
 
 PNG_COMPRESSION = 1
 MARKER = 'meta_info.txt'  # written last: a folder that has it is finished
+PARTS = ('gt.lmdb', 'lq.lmdb', 'teacher.lmdb', 'gt', 'lq', MARKER)  # of a prepared dataset, with its labels
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -182,8 +183,7 @@ def finished_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         if not out.is_dir():
             raise OptionError(f'-o {out}', 'is a file; expected a folder')
         strange = [
-            path.name for path in out.iterdir()
-            if path.name not in ('gt.lmdb', 'lq.lmdb', 'gt', 'lq', MARKER) and not path.name.startswith('labels_')
+            path.name for path in out.iterdir() if path.name not in PARTS and not path.name.startswith('labels_')
         ]
         if strange:
             raise OptionError(f'-o {out}', f'holds {strange[0]}, which is no part of a prepared dataset; choose a new '
@@ -194,18 +194,41 @@ def finished_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         yield work
 
 
+@contextmanager
+def new_database(path: Path) -> Iterator[Any]:
+    """Yields BasicSR's maker of an LMDB, which is finished when the block ends, unless it ends with an error.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    from basicsr.utils.lmdb_util import LmdbMaker
+    maker = LmdbMaker(str(path), compress_level=PNG_COMPRESSION)
+    try:
+        yield maker
+        maker.close()
+    except BaseException as error:
+        maker.txn.abort()
+        maker.env.close()
+        maker.txt_file.close()
+        if isinstance(error, lmdb.Error):
+            raise OSError(f'{path.name} cannot be written; is the disk full? ({error})') from error
+        raise
+
+
 class PairWriter:
     """Writes pairs into gt.lmdb and lq.lmdb, or into the folders gt and lq as PNG files, and meta_info.txt."""
 
     def __init__(self, folder: Path, as_files: bool) -> None:
-        from basicsr.utils.lmdb_util import LmdbMaker
         self.folder, self.as_files, self.lines = folder, as_files, []
-        self.makers = {}
+        self.makers, self.open = {}, ExitStack()
+
+    def __enter__(self) -> PairWriter:
         for name in ('gt', 'lq'):
-            if as_files:
-                (folder / name).mkdir()
+            if self.as_files:
+                (self.folder / name).mkdir()
             else:
-                self.makers[name] = LmdbMaker(str(folder / f'{name}.lmdb'), compress_level=PNG_COMPRESSION)
+                self.makers[name] = self.open.enter_context(new_database(self.folder / f'{name}.lmdb'))
+        return self
 
     def put(self, key: str, shape: tuple, gt: bytes, lq: bytes, lq_shape: tuple) -> None:
         for name, data, size in (('gt', gt, shape), ('lq', lq, lq_shape)):
@@ -215,16 +238,10 @@ class PairWriter:
                 self.makers[name].put(data, key, size)
         self.lines.append(f'{key}.png ({shape[0]},{shape[1]},{shape[2]})\n')
 
-    def close(self) -> None:
-        for maker in self.makers.values():
-            maker.close()
-        (self.folder / MARKER).write_text(''.join(self.lines), encoding='ascii')
-
-    def abort(self) -> None:
-        for maker in self.makers.values():
-            maker.txn.abort()
-            maker.env.close()
-            maker.txt_file.close()
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        self.open.__exit__(kind, *error)
+        if kind is None:
+            (self.folder / MARKER).write_text(''.join(self.lines), encoding='ascii')
 
 
 def prepare(hr_folder: str,
@@ -297,30 +314,21 @@ def prepare(hr_folder: str,
 
     unreadable = [(str(path), f'cannot be listed: {reason}') for path, reason in closed]
     too_small, notes, count = [], [], 0
-    with finished_folder(target, overwrite) as folder:
-        writer = PairWriter(folder, as_files=whole)
-        try:
-            results = parallel_map(encode_pairs, paths, workers)
-            for path, pairs in zip(paths, tqdm(results, 'prepare', len(paths), unit='image', disable=None)):
-                if isinstance(pairs, ImageError):
-                    unreadable.append((str(path), str(pairs)[len(f'{path}: '):]))
-                elif not pairs:
-                    too_small.append(str(path))
-                else:
-                    count += len(pairs)
-                    for pair in pairs:
-                        writer.put(*pair)
-            if count == 0:
-                names = ', '.join([f'{Path(path).name} ({reason.split(";")[0]})' for path, reason in unreadable[:5]] +
-                                  [Path(path).name for path in too_small[:5 - len(unreadable[:5])]])
-                raise OptionError(
-                    f'-i {hr_folder}', f'no image could be used: {len(unreadable)} cannot be read, '
-                    f'{len(too_small)} are smaller than a patch: {names}')
-            writer.close()
-        except lmdb.Error as error:
-            writer.abort()
-            raise OSError(f'{out} cannot be written; is the disk full? ({error})') from error
-        except BaseException:
-            writer.abort()
-            raise
+    with finished_folder(target, overwrite) as folder, PairWriter(folder, as_files=whole) as writer:
+        results = parallel_map(encode_pairs, paths, workers)
+        for path, pairs in zip(paths, tqdm(results, 'prepare', len(paths), unit='image', disable=None)):
+            if isinstance(pairs, ImageError):
+                unreadable.append((str(path), str(pairs)[len(f'{path}: '):]))
+            elif not pairs:
+                too_small.append(str(path))
+            else:
+                count += len(pairs)
+                for pair in pairs:
+                    writer.put(*pair)
+        if count == 0:
+            names = ', '.join([f'{Path(path).name} ({reason.split(";")[0]})' for path, reason in unreadable[:5]] +
+                              [Path(path).name for path in too_small[:5 - len(unreadable[:5])]])
+            raise OptionError(
+                f'-i {hr_folder}', f'no image could be used: {len(unreadable)} cannot be read, '
+                f'{len(too_small)} are smaller than a patch: {names}')
     return Prepared(count, unreadable, too_small, sorted(notes), others)

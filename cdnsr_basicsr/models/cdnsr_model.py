@@ -53,7 +53,8 @@ class CDNSRModel(FastTraining, SRModel):
         train.channels_last (bool): Memory layout in training. Default: True.
         train.compile (bool): Whether the branches are compiled by torch.compile. Default: False.
         train.feature_extractor.weights (str): 'imagenet' | path | 'random': weights of VGG19. Default: 'imagenet'.
-        network_t, path.pretrain_network_t: External teacher. Default: the dearest branch.
+        network_t, path.pretrain_network_t: External teacher, where datasets.train.dataroot_teacher does not have what
+            it makes of the patches. Default: the dearest branch.
         path.pretrain_network_branches (list[str]): One checkpoint per branch; ~ for one without weights.
         tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 96 and patch_size - 4.
         val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
@@ -119,7 +120,7 @@ class CDNSRModel(FastTraining, SRModel):
                 self.losses[name] = build_loss(train_opt[f'{name}_opt']).to(self.device)
 
         layers = {layer for loss in self.losses.values() for layer in getattr(loss, 'layers', [])}
-        extractor, net_t = None, self.load_teacher()
+        extractor, self.net_t = None, self.load_teacher()
         if layers:
             weights = train_opt.get('feature_extractor', {}).get('weights', 'imagenet')
             try:
@@ -129,7 +130,7 @@ class CDNSRModel(FastTraining, SRModel):
         if extractor is not None:
             extractor.to(memory_format=self.memory_format())
         names = [name for name in DISTILLATION_LOSSES if name in self.losses]
-        self.distillation = Distillation(names, self.opt['scale'], net_t, extractor)
+        self.distillation = Distillation(names, self.opt['scale'], extractor)
 
         predicts_errors = hasattr(self.get_bare_model(self.net_g).classifier, 'errors')
         kind = self.opt['network_g']['classifier']['type']
@@ -206,7 +207,7 @@ class CDNSRModel(FastTraining, SRModel):
             # losses are computed in float32, which logits, weights and mixture are already
             if run_branches:
                 routing = routing._replace(branch_outputs=tuple(output.float() for output in routing.branch_outputs))
-            arguments = self.distillation.arguments(lq, routing)
+            arguments = self.distillation.arguments(lq, routing, self.teach(lq))
         arguments.update({
             'pixel': (self.output, gt),
             'class': (routing.weights, ),

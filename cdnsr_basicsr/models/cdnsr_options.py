@@ -100,12 +100,28 @@ def check_options(opt, is_train):
     if paths and not is_train:
         raise OptionError('path.pretrain_network_branches', 'is for training; name the trained CDNSR by '
                           'pretrain_network_g')
-    if ('network_t' in opt) != bool(opt['path'].get('pretrain_network_t')):
-        raise OptionError('network_t', 'a teacher needs both network_t and path.pretrain_network_t')
     if is_train:
         check_training(opt)
     else:
         check_tested(opt)
+
+
+def has_teacher(opt):
+    """Whether there is a network, or outputs of one, to learn from.
+
+    Args:
+        opt (dict): Content of the option file.
+
+    Raises:
+        OptionError: It is only half there, or there are two.
+    """
+    network = 'network_t' in opt
+    outputs = bool((opt.get('datasets', {}).get('train') or {}).get('dataroot_teacher'))
+    if network != bool(opt['path'].get('pretrain_network_t')):
+        raise OptionError('network_t', 'a teacher needs both network_t and path.pretrain_network_t')
+    if network and outputs:
+        raise OptionError('datasets.train.dataroot_teacher', 'one teacher is enough: this, or network_t')
+    return network or outputs
 
 
 def check_loss_block(block, name):
@@ -179,8 +195,8 @@ def check_training(opt):
     if 'label' in losses and data_opt.get('type') != 'LabeledPatchDataset':
         raise OptionError('train.label_opt',
                           f"needs a LabeledPatchDataset, but datasets.train.type is {data_opt.get('type')}")
-    if 'network_t' in opt and not set(losses) & set(DISTILLATION_LOSSES):
-        raise OptionError('network_t',
+    if has_teacher(opt) and not set(losses) & set(DISTILLATION_LOSSES):
+        raise OptionError('network_t' if 'network_t' in opt else 'datasets.train.dataroot_teacher',
                           f"teaches nothing without {', '.join(f'{name}_opt' for name in DISTILLATION_LOSSES)}")
     for name in sorted({'csd', 'cs'}.intersection(losses)):
         if data_opt.get('batch_size_per_gpu', 2) < 2:

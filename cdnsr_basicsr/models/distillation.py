@@ -11,20 +11,20 @@ class Distillation:
     Args:
         names (list[str]): Losses in use, out of 'kd', 'feature', 'csd' and 'cs'.
         scale (int): Upsampling factor.
-        net_t (nn.Module | None): External teacher. Default: None.
         extractor (nn.Module | None): VGG19Features with the layers of the losses in use; needed for all but 'kd'.
             Default: None.
     """
 
-    def __init__(self, names, scale, net_t=None, extractor=None):
-        self.names, self.scale, self.net_t, self.extractor = names, scale, net_t, extractor
+    def __init__(self, names, scale, extractor=None):
+        self.names, self.scale, self.extractor = names, scale, extractor
 
-    def arguments(self, lq, routing):
+    def arguments(self, lq, routing, teacher=None):
         """Arguments of the losses.
 
         Args:
             lq (Tensor): of shape (b, c, h, w), in [0, 1].
             routing (Routing): What CDNSR returned for it in training.
+            teacher (Tensor | None): What an external teacher made of it. Default: None.
 
         Returns:
             dict: Tuple of arguments by name of the loss.
@@ -32,8 +32,6 @@ class Distillation:
         if not self.names:
             return {}
         outputs, weights = routing.branch_outputs, routing.weights
-        with torch.no_grad():
-            teacher = self.net_t(lq) if self.net_t is not None else None
         arguments = {'kd': (outputs, weights, teacher)}
         if self.extractor is not None:
             students = outputs if teacher is not None else outputs[:-1]

@@ -1,6 +1,6 @@
 """What an option file for FastSRModel may hold."""
 from ..options import OptionError, check_choice, check_flag, check_tested
-from .cdnsr_options import check_blocks, check_loss_block
+from .cdnsr_options import check_blocks, check_loss_block, has_teacher
 
 # what FastSRModel and BasicSR's pipelines read, block by block
 KEYS = {
@@ -31,7 +31,7 @@ def check_training(train_opt):
 
 
 def check_teacher(opt):
-    """Refuses a teacher that is not all there.
+    """Refuses a teacher without a loss that compares with it, and such a loss without a teacher.
 
     Args:
         opt (dict): Content of the option file of a training.
@@ -39,11 +39,13 @@ def check_teacher(opt):
     Raises:
         OptionError: For the first mistake found.
     """
-    named = ('network_t' in opt, bool(opt['path'].get('pretrain_network_t')), bool(opt['train'].get('teacher_opt')))
-    if any(named) and not all(named):
-        raise OptionError('network_t', 'a teacher needs network_t, path.pretrain_network_t and train.teacher_opt')
-    if all(named):
-        check_loss_block(opt['train']['teacher_opt'], 'teacher')
+    loss_opt = opt['train'].get('teacher_opt')
+    if has_teacher(opt) != bool(loss_opt):
+        raise OptionError(
+            'train.teacher_opt', 'goes with a teacher, network_t and path.pretrain_network_t or '
+            'datasets.train.dataroot_teacher, and the other way round')
+    if loss_opt:
+        check_loss_block(loss_opt, 'teacher')
 
 
 def check_options(opt, is_train):

@@ -27,7 +27,7 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
     def __init__(self, opt):
         if opt.get('val'):  # progress is for eyes, not for log files
             opt['val'].setdefault('pbar', opt['rank'] == 0 and sys.stderr.isatty())
-        self.loss_sums = None
+        self.loss_sums = self.taught = None
         super(FastTraining, self).__init__(opt)
 
     def to_device(self, tensor):
@@ -37,9 +37,9 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         return tensor.to(self.device, non_blocking=True)
 
     def feed_data(self, data):
-        moved = {key: self.to_device(data[key]) for key in ('lq', 'gt') if key in data}
+        moved = {key: self.to_device(data[key]) for key in ('lq', 'gt', 'teacher') if key in data}
         super(FastTraining, self).feed_data(dict(data, **moved))
-        self.lq_path = data.get('lq_path')
+        self.lq_path, self.taught = data.get('lq_path'), moved.get('teacher')
 
     def init_training_settings(self):
         super(FastTraining, self).init_training_settings()
@@ -89,6 +89,13 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         self.check_scale(net_t, 'network_t')
         self.load_pretrained(net_t, self.opt['path']['pretrain_network_t'], 't')
         return net_t.to(self.device, memory_format=self.memory_format()).requires_grad_(False).eval()
+
+    def teach(self, lq):
+        """What the teacher makes of the batch, of shape (b, c, h*scale, w*scale); None without one."""
+        if self.net_t is None:
+            return self.taught
+        with torch.no_grad(), self.autocast():
+            return self.net_t(lq).float()
 
     def trained_parameters(self):
         """Groups of parameters for the optimizer."""
@@ -166,7 +173,8 @@ class FastSRModel(FastTraining, SRModel):
     Beyond SRModel's options it knows:
         train.precision (str): 'float32' | 'bfloat16' (autocast). Default: 'float32'.
         train.channels_last (bool): Memory layout in training. Default: True.
-        network_t, path.pretrain_network_t: A teacher. Default: none.
+        network_t, path.pretrain_network_t: A teacher, where datasets.train.dataroot_teacher does not have what it
+            makes of the patches. Default: none.
         train.teacher_opt: Pixel loss between the output and the teacher's. Default: none.
     """
 
@@ -197,10 +205,8 @@ class FastSRModel(FastTraining, SRModel):
     def output_losses(self, lq, gt):
         """Those of self.output."""
         losses = OrderedDict(l_pix=self.cri_pix(self.output.float(), gt))
-        if self.net_t is not None:
-            with torch.no_grad(), self.autocast():
-                taught = self.net_t(lq)
-            losses['l_teacher'] = self.cri_teacher(self.output.float(), taught.float())
+        if self.cri_teacher is not None:
+            losses['l_teacher'] = self.cri_teacher(self.output.float(), self.teach(lq))
         return losses
 
     def optimize_parameters(self, current_iter):

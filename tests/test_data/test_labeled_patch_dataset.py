@@ -1,4 +1,6 @@
 import pytest
+import random
+import shutil
 import torch
 from collections import Counter
 
@@ -127,3 +129,71 @@ def test_errors_come_with_whole_patches_only(block, dataset, tmp_path, tiny_net)
     # what is cut out of a patch has other errors
     assert 'errors' not in build_dataset({**block, 'label_file': str(path), 'gt_size': 16})[0]
     assert 'errors' not in build_dataset(block)[0]
+
+
+@pytest.fixture
+def taught(block, dataset, tmp_path):  # noqa: F811
+    """A dataset with what bicubic upsampling makes of its patches."""
+    net_opt = dict(type='Interpolation', upscale=4)
+    net = build_network(net_opt)
+    save_checkpoint({'params': net.state_dict(), 'network_g': net_opt, 'scale': 4}, str(tmp_path / 'teacher.pth'))
+    label(str(dataset), 'psnr', str(tmp_path / 'teacher.pth'), teacher=True)
+    return dict(block, dataroot_teacher=str(dataset / 'teacher.lmdb')), net
+
+
+@pytest.mark.parametrize('change', [
+    {},
+    dict(color='y'),
+    dict(mean=[0.4, 0.5, 0.6], std=[0.5, 0.5, 0.25]),
+    dict(classes=[1]),
+    dict(phase='val'),
+])
+def test_what_the_teacher_made_is_cropped_and_turned_as_the_patch_is(taught, dataset, change):  # noqa: F811
+    """A teacher that makes the GT."""
+    shutil.copytree(dataset / 'gt.lmdb', dataset / 'teacher.lmdb', dirs_exist_ok=True)
+    block = {**taught[0], 'gt_size': 16, **change}
+    data = build_dataset(block)
+    del block['dataroot_teacher']
+    alone = build_dataset(block)
+    for seed in range(30):
+        random.seed(seed)
+        item, drawn = data[seed % len(data)], random.random()
+        random.seed(seed)
+        expected = alone[seed % len(data)]
+        assert drawn == random.random()  # a teacher changes nothing of what comes after
+        assert torch.equal(item['lq'], expected['lq']) and torch.equal(item['gt'], expected['gt'])
+        assert torch.equal(item['teacher'], item['gt'])
+
+
+def test_what_the_teacher_made_are_its_outputs_in_8_bits(taught):
+    block, net = taught
+    for item in build_dataset(dict(block, phase='val')):
+        expected = net(item['lq'].unsqueeze(0))[0].clamp(0, 1)
+        assert (item['teacher'] - expected).abs().max() <= 0.5001 / 255
+
+
+def test_outputs_of_other_patches_or_sizes_are_refused(taught, dataset, tmp_path):  # noqa: F811
+    block, _ = taught
+    for change, message in [(dict(dataroot_teacher=block['dataroot_lq']), 'holds images of other sizes than'),
+                            (dict(dataroot_teacher=str(tmp_path / 'nowhere.lmdb')), 'is no LMDB of pictures'),
+                            (dict(io_backend=dict(type='disk')), 'goes with io_backend: {type: lmdb} only')]:
+        with pytest.raises(OptionError, match=f'datasets.patches.dataroot_teacher: .*{message}'):
+            build_dataset({**block, **change})
+    meta = dataset / 'teacher.lmdb' / 'meta_info.txt'
+    meta.write_text(''.join(meta.read_text().splitlines(True)[1:]))
+    with pytest.raises(OptionError, match='was made of other patches than those of'):
+        build_dataset(block)
+
+
+def test_a_teacher_is_replaced_only_when_asked_for_and_goes_with_psnr_alone(taught, dataset, tmp_path):  # noqa: F811
+    block, _ = taught
+    (dataset / 'labels_psnr.txt').unlink()
+    model, before = str(tmp_path / 'teacher.pth'), (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino
+    with pytest.raises(OptionError, match='teacher.lmdb: exists already; --overwrite replaces it'):
+        label(str(dataset), 'psnr', model, teacher=True)
+    assert (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino == before
+    label(str(dataset), 'psnr', model, teacher=True, overwrite=True)
+    assert (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino != before
+    with pytest.raises(OptionError, match='--teacher: goes with --by psnr only'):
+        label(str(dataset), 'bicubic', teacher=True, overwrite=True)
+    assert not [path.name for path in dataset.iterdir() if path.name.startswith('.')]

@@ -101,9 +101,9 @@ def test_what_the_losses_compare(distil_opt, tmp_path, external):
     distillation = model.distillation
     lq = torch.rand(2, 3, 8, 8)
     _, routing = model.net_g(lq, return_routing=True)
-    found = distillation.arguments(lq, routing)
+    found = distillation.arguments(lq, routing, model.teach(lq))
     outputs = routing.branch_outputs
-    expected_teacher = distillation.net_t(lq) if external else outputs[2]
+    expected_teacher = model.net_t(lq) if external else outputs[2]
     students = outputs if external else outputs[:2]
     upsampled = torch.nn.functional.interpolate(lq, scale_factor=4, mode='bicubic', align_corners=False)
     assert all(a is b for a, b in zip(found['kd'][0], outputs)) and found['kd'][1] is routing.weights
@@ -161,7 +161,7 @@ def test_teacher_is_frozen_and_of_the_same_scale(distil_opt, tmp_path):
     opt = distil_opt('kd')
     teacher(opt, tmp_path)
     model = make(opt)
-    net_t = model.distillation.net_t
+    net_t = model.net_t
     saved = torch.load(tmp_path / 'teacher.pth', weights_only=True)['params']
     step(model)
     assert not net_t.training and not any(param.requires_grad for param in net_t.parameters())

@@ -159,10 +159,39 @@ def test_a_teacher_is_compared_with_the_output_and_stays_as_it_is(taught_opt, tm
     assert after < 0.7 * before
 
 
-@pytest.mark.parametrize('block, key', [(None, 'network_t'), ('path', 'pretrain_network_t'), ('train', 'teacher_opt')])
-def test_half_a_teacher_is_refused(taught_opt, block, key):
+def test_outputs_of_a_teacher_in_the_batch_teach_as_it_would(taught_opt):
+    online = trained(taught_opt, steps=3)
+    images = online.net_t(batch()['lq'])
+    del taught_opt['network_t'], taught_opt['path']['pretrain_network_t']
+    torch.manual_seed(1)
+    model = build_model(copy.deepcopy(taught_opt))
+    for i in range(1, 4):
+        model.feed_data(dict(batch(), teacher=images))
+        model.optimize_parameters(i)
+    assert model.net_t is None and difference(model, online) < 1e-6
+    assert model.get_current_log()['l_teacher'] == pytest.approx(online.get_current_log()['l_teacher'], rel=1e-4)
+
+
+@pytest.mark.parametrize('block, key, message', [
+    (None, 'network_t', 'network_t: a teacher needs both network_t and path.pretrain_network_t'),
+    ('path', 'pretrain_network_t', 'network_t: a teacher needs both network_t and path.pretrain_network_t'),
+    ('train', 'teacher_opt', 'train.teacher_opt: goes with a teacher'),
+])
+def test_half_a_teacher_is_refused(taught_opt, block, key, message):
+    taught_opt['datasets'] = dict(train={})
     (taught_opt if block is None else taught_opt[block]).pop(key)
-    with pytest.raises(OptionError, match='a teacher needs network_t, path.pretrain_network_t and train.teacher_opt'):
+    with pytest.raises(OptionError, match=message):
+        check_teacher(taught_opt)
+
+
+def test_a_loss_needs_a_teacher_and_one_only(taught_opt):
+    taught_opt['datasets'] = dict(train=dict(dataroot_teacher='teacher.lmdb'))
+    with pytest.raises(OptionError, match='datasets.train.dataroot_teacher: one teacher is enough: this, or network_t'):
+        check_teacher(taught_opt)
+    del taught_opt['network_t'], taught_opt['path']['pretrain_network_t']
+    check_teacher(taught_opt)
+    del taught_opt['datasets']['train']['dataroot_teacher']
+    with pytest.raises(OptionError, match='train.teacher_opt: goes with a teacher, .* or datasets.train.dataroot_te'):
         check_teacher(taught_opt)
 
 
