@@ -26,11 +26,13 @@ from .complexity import count_macs
 from .evaluation import PairStore, quality_of, to_tensor
 from .export import check_backend, in_backend
 from .files import replace_when_done
-from .inference.engine import (PRECISIONS, RoutedUpscaler, algorithm_search, common_geometry, deployed, is_routed,
-                               run_padded)
-from .inference.pixel_engine import default_patch_size, is_pixel_routed, make_upscaler, route
+from .inference import TileUpscaler, default_patch_size, make_upscaler
+from .inference.network import (PRECISIONS, branches_of, common_geometry, deployed, pixel_routed, route, routed,
+                                run_padded)
 from .inference.runtime import precisions as precisions_of
 from .inference.speed import is_out_of_memory, machine
+from .inference.tiling import TensorRows
+from .inference.upscaler import algorithm_search
 from .memory import keep_freed_memory
 from .options import OptionError, read_options, read_routing
 
@@ -123,7 +125,7 @@ def load(model: str) -> nn.Module:
     if not is_option_file(model):
         return load_network(model)
     net = load_network(None, model)
-    routing = read_routing(model) if is_pixel_routed(net) else {}
+    routing = read_routing(model) if pixel_routed(net) is not None else {}
     if routing:
         route(net, routing)
     return net
@@ -186,7 +188,7 @@ class Bench:
             gt = to_tensor(self.settings.pairs.gt(self.number), self.channels).to(self.device)
             columns = []
             for branch in self.net.branches:
-                alone = RoutedUpscaler(branch, upscaler.patch_size, upscaler.step)
+                alone = TileUpscaler(branch, upscaler.patch_size, upscaler.step)
                 error = (alone.upscale(lq).image.clamp(0, 1) - gt).square().mean(dim=1)
                 error = nn.functional.avg_pool2d(error, upscaler.scale).flatten().cpu()
                 columns.append(torch.bincount(owner, error, len(tiling)))
@@ -201,13 +203,13 @@ class Bench:
         kwargs = dict(precision=row.precision, budget=row.budget)
         if row.kind in ('routed', 'oracle'):
             kwargs['cost'] = self.settings.cost
-            if row.backend == 'torch' and is_routed(net):
+            if row.backend == 'torch' and routed(net) is not None:
                 patch_size = self.settings.patch_size or default_patch_size(net)
                 calibration = read_calibration(checkpoint_of(self.model), net, row.precision, patch_size)
                 kwargs['float32_branches'] = calibration.float32_branches if calibration else ()
         upscaler = make_upscaler(net, *self.settings[:2], **kwargs)
         whole = upscaler.whole_macs / 1000
-        if is_pixel_routed(net):
+        if pixel_routed(net) is not None:
             if row.kind != 'whole':
 
                 def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
@@ -226,7 +228,7 @@ class Bench:
 
             self.runners[row] = run
             return run
-        branches = list(net.branches) if is_routed(net) else [net]
+        branches = branches_of(net)
         one = int(np.argmax(upscaler.branch_macs)) if row.branch is None else row.branch
         alone = np.eye(len(branches), dtype=int)[one].tolist()
         multiple, scale = upscaler.multiple, upscaler.scale
@@ -244,7 +246,7 @@ class Bench:
                     return run_padded(branch, lq, scale, multiple).float(), whole_of_one, alone
         elif row.kind in LOOPS:
             patch_size, step = LOOPS[row.kind] or (upscaler.patch_size, upscaler.step)
-            tile = RoutedUpscaler(net, patch_size, step)
+            tile = TileUpscaler(net, patch_size, step)
             patch_size = tile.patch_size  # a multiple
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
@@ -255,16 +257,16 @@ class Bench:
                 return output, spent / (output.shape[2] * output.shape[3]) / 1000, counts
         else:
             if row.kind == 'tiled' and upscaler.routed:
-                upscaler = RoutedUpscaler(branches[one], upscaler.patch_size, upscaler.step, precision=row.precision)
+                upscaler = TileUpscaler(branches[one], upscaler.patch_size, upscaler.step, precision=row.precision)
                 whole = whole_of_one
             upscaler.measure_speed()  # now, not within what is measured
 
             def run(lq: torch.Tensor) -> tuple[torch.Tensor, float, list[int]]:
                 # as logits: what argmax(log p - lambda c) then maximises is -(error + lambda c)
                 logits = -self.true_errors(lq) if row.kind == 'oracle' else None
-                upscaled = upscaler.upscale(lq, logits)
-                counts = torch.bincount(upscaled.classes, minlength=len(branches)).tolist()
-                return upscaled.image, whole * upscaled.cost, alone if row.kind == 'tiled' else counts
+                plan = None if logits is None else upscaler.plan(TensorRows(lq), logits)
+                upscaled = upscaler.upscale(lq, plan)
+                return upscaled.image, whole * upscaled.cost, alone if row.kind == 'tiled' else upscaled.counts
 
         self.runners[row] = run
         return run
@@ -303,11 +305,11 @@ class Bench:
 
     def describe(self) -> dict:
         """Type of the network, its scale, and MFLOPs of its branches in the papers' convention."""
-        if is_pixel_routed(self.net):
+        if pixel_routed(self.net) is not None:
             mflops = [2 * 32 * 32 * self.net.upscale**2 * cost / 1e6 for cost in self.net.costs]
             name = type(self.net).__name__
             return dict(network=name, branches=[name] * len(mflops), mflops=mflops)
-        branches = list(self.net.branches) if is_routed(self.net) else [self.net]
+        branches = branches_of(self.net)
         _, channels, multiple = common_geometry(branches)
         side = -(-32 // multiple) * multiple
         mflops = [

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from typing import Any, Iterator, Optional, Union
 
 from .files import replace_when_done
-from .inference.engine import geometry
+from .inference.network import geometry
 from .options import OptionError, check_network, find_type, one_line, read_options
 from .zoo import find_checkpoint
 

@@ -25,7 +25,7 @@ from basicsr.archs import build_network  # noqa: E402
 from basicsr.losses import build_loss  # noqa: E402
 from basicsr.models import build_model  # noqa: E402
 from cdnsr_basicsr.archs.cdnsr_arch import gumbel_softmax  # noqa: E402
-from cdnsr_basicsr.inference import RoutedUpscaler  # noqa: E402
+from cdnsr_basicsr.inference import TileUpscaler  # noqa: E402
 from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402
 from cdnsr_basicsr.options import read_options  # noqa: E402
 
@@ -56,7 +56,7 @@ class PublishedStep:
     def __init__(self, opt, device, tricks):
         self.layout = torch.channels_last if tricks else torch.contiguous_format
         self.net = build_network(opt['network_g']).to(device).to(memory_format=self.layout)
-        self.costs = RoutedUpscaler(self.net).costs.to(device)
+        self.costs = TileUpscaler(self.net).costs.to(device)
         if not tricks:
             for module in self.net.modules():
                 if isinstance(module, (torch.nn.ConvTranspose2d, torch.nn.PReLU)):

@@ -14,7 +14,7 @@ from typing import Any, Iterator, Optional, Sequence
 
 from ..checkpoint import load_branches, load_network
 from ..files import make_writable, replace_folder_when_done
-from ..inference.engine import common_geometry, is_routed, run_padded
+from ..inference.network import common_geometry, run_padded
 from ..inference.luma import to_luma
 from ..losses import squared_error
 from ..options import OptionError, one_line
@@ -202,8 +202,7 @@ def label(folder: str,
     net_scale, channels, multiple = 1, 3, 1
     if nets:
         try:
-            net_scale, channels, multiple = common_geometry(
-                [part for net in nets for part in (net.branches if is_routed(net) else [net])])
+            net_scale, channels, multiple = common_geometry(nets)
         except ValueError as error:
             raise OptionError(named, one_line(error)) from error
     if teacher and channels != 3:

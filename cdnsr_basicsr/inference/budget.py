@@ -70,19 +70,3 @@ class RoutingPath:
             else:
                 high = middle
         return self.classes(low)
-
-
-def predicted_quality(logits: torch.Tensor, costs: torch.Tensor, classes: torch.Tensor) -> float:
-    """Mean probability that a tile's branch is strong enough: that the class it needs is none dearer than its own.
-
-    Args:
-        logits: of shape (n, M).
-        costs: of shape (M, ).
-        classes: of shape (n, ).
-
-    Returns:
-        Value in [0, 1]; 1 if every tile has the dearest class.
-    """
-    p = F.softmax(logits.detach().cpu().double(), dim=1)
-    enough = costs.cpu().unsqueeze(0) <= costs.cpu()[classes].unsqueeze(1)
-    return float((p * enough).sum(dim=1).mean())

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from typing import Iterable, Iterator
 
-from .engine import Rows
+from .tiling import Rows
 
 BLACK, SPAN = 16 / 255, 219 / 255
 KEYS_A = -0.75  # of the bicubic kernel, as torch has it

@@ -8,7 +8,7 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..inference.difficulty_map import draw_difficulty_map, in_bgr
-from ..inference.engine import RoutedUpscaler
+from ..inference import TileUpscaler
 from ..inference.tiling import PATCH_SIZE
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
@@ -251,7 +251,7 @@ class CDNSRModel(FastTraining, SRModel):
         """The engine for a network; it is kept, since it counts the branches' operations when it is made."""
         if id(net) not in self.upscalers:
             tile = self.opt.get('tile') or {}
-            self.upscalers[id(net)] = RoutedUpscaler(net, tile.get('patch_size', PATCH_SIZE), tile.get('step'))
+            self.upscalers[id(net)] = TileUpscaler(net, tile.get('patch_size', PATCH_SIZE), tile.get('step'))
         return self.upscalers[id(net)]
 
     def test(self):

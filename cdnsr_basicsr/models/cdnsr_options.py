@@ -1,5 +1,5 @@
 """What an option file for CDNSRModel may hold."""
-from ..inference.engine import PRECISIONS
+from ..inference.network import PRECISIONS
 from ..inference.tiling import PATCH_SIZE
 from ..options import OptionError, check_choice, check_flag, check_keys, check_number, check_path, check_tested
 

@@ -8,7 +8,7 @@ from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..inference.engine import PRECISIONS, geometry, run_padded
+from ..inference.network import PRECISIONS, geometry, run_padded
 from ..options import OptionError
 from .fast_options import check_options
 from .self_describing import SelfDescribing

@@ -6,7 +6,8 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..inference.difficulty_map import draw_difficulty_map
-from ..inference.pixel_engine import PixelUpscaler, route
+from ..inference import PixelUpscaler
+from ..inference.network import route
 from .cdnsr_model import map_path
 from .fast_training import FastTraining
 from .pcsr_options import check_options

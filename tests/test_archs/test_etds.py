@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs import ETDS, PlainConvSR
 from cdnsr_basicsr.complexity import count_macs
-from cdnsr_basicsr.inference import RoutedUpscaler
-from cdnsr_basicsr.inference.engine import deployed
+from cdnsr_basicsr.inference import TileUpscaler
+from cdnsr_basicsr.inference.network import deployed
 
 NETS = [(ETDS, {}), (ETDS, {
     'num_residual_feat': 5
@@ -147,7 +147,7 @@ def test_multiply_accumulates():
 
 def test_engine_upscales_with_the_deployed_form():
     net = shaken(ETDS(num_feat=8, num_block=1, upscale=3))
-    upscaler, x = RoutedUpscaler(net, 32), torch.rand(1, 3, 20, 28)
+    upscaler, x = TileUpscaler(net, 32), torch.rand(1, 3, 20, 28)
     with torch.no_grad():
         close(upscaler.upscale(x).image, net(x))
     assert not net.deployed and upscaler.branches[0].deployed

@@ -8,7 +8,7 @@ from basicsr.archs import build_network
 from cdnsr_basicsr.archs import SPAN, SPANV2, SMFANet
 from cdnsr_basicsr.archs.span_arch import RepConv3x3
 from cdnsr_basicsr.complexity import count_macs
-from cdnsr_basicsr.inference.engine import deployed
+from cdnsr_basicsr.inference.network import deployed
 
 SMALL = [dict(type='SPAN', num_feat=8, num_block=2), dict(type='SPANV2', num_feat=8, num_block=2)]
 SMALL += [dict(type='SMFANet', num_feat=8, num_block=2), dict(type='SPAN', num_feat=8, num_block=2, deploy=True)]

@@ -23,7 +23,7 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import save_checkpoint
-from cdnsr_basicsr.inference import RoutedUpscaler, engine, image_io, upscale
+from cdnsr_basicsr.inference import TileUpscaler, image_io, tile_upscaler, upscale
 from cdnsr_basicsr.inference.speed import Speed
 from tests.conftest import carn, fsrcnn
 from tests.test_archs.test_cdnsr import spread
@@ -727,9 +727,9 @@ def signalled_in_the_middle(models, number):
     program = '''
 import os, sys
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.inference import engine, image_io, upscale
+from cdnsr_basicsr.inference import image_io, tile_upscaler, upscale
 from tests.test_cli import test_upscale  # SinglePixels
-engine.CANVAS_BYTES['cpu'] = image_io.TILE = 32
+tile_upscaler.CANVAS_BYTES['cpu'] = image_io.TILE = 32
 to_arrays, signal = upscale.to_arrays, int(sys.argv.pop())
 
 def signalled(*args, **kwargs):
@@ -793,14 +793,14 @@ def test_a_full_disk(run, capfd, extension):
 def test_a_picture_on_which_the_network_fails_does_not_stop_the_others(run, capsys, monkeypatch, error):
     for name, width in (('a', 20), ('b', 40), ('c', 20)):
         save(f'in/{name}.png', photo(20, width))
-    original = RoutedUpscaler._run
+    original = TileUpscaler._run
 
     def fail(self, branch, tiles):
         if tiles.shape[3] == 40:
             raise error
         return original(self, branch, tiles)
 
-    monkeypatch.setattr(RoutedUpscaler, '_run', fail)
+    monkeypatch.setattr(TileUpscaler, '_run', fail)
     assert run('--map') == 1
     assert capsys.readouterr().err.splitlines()[-1] == f'Failed: in/b.png: {" ".join(str(error).split())}'
     assert written() == ['a.png', 'a_map.png', 'c.png', 'c_map.png']
@@ -984,13 +984,13 @@ def test_option_files(run, models, capsys, monkeypatch):
     pixels = save('in/a.png', photo(30, 30))
     torch.save({'params': models[1]['plain'].state_dict()}, 'weights.pth')
     seen = []
-    original = RoutedUpscaler.__init__
+    original = TileUpscaler.__init__
 
     def watch(self, net, patch_size, step, *args, **kwargs):
         seen.append((patch_size, step))
         original(self, net, patch_size, step, *args, **kwargs)
 
-    monkeypatch.setattr(RoutedUpscaler, '__init__', watch)
+    monkeypatch.setattr(TileUpscaler, '__init__', watch)
     opt = dict(network_g=pixels_block(), path=dict(pretrain_network_g='weights.pth'), tile=dict(patch_size=16, step=12))
     Path('a.yml').write_text(yaml.safe_dump(opt))
     assert run('-m', 'weights.pth', output='none') == 2
@@ -1046,6 +1046,6 @@ def test_an_interrupted_run_leaves_what_is_complete(run, capsys, monkeypatch):
 
 def test_strips_make_no_difference(run, models, monkeypatch):
     pixels = save('in/a.tif', photo(150, 40, 4, 'uint16'))
-    monkeypatch.setitem(engine.CANVAS_BYTES, 'cpu', 1)
+    monkeypatch.setitem(tile_upscaler.CANVAS_BYTES, 'cpu', 1)
     assert run('--patch-size', 16, model='plain') == 0
     assert_same(load(Path('out/a.tif')), slow(models[1]['plain'], pixels))

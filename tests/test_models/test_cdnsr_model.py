@@ -12,7 +12,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.train import load_resume_state
 from cdnsr_basicsr.checkpoint import load_network
-from cdnsr_basicsr.inference import RoutedUpscaler
+from cdnsr_basicsr.inference import TileUpscaler
 from cdnsr_basicsr.models import CDNSRModel
 from cdnsr_basicsr.models.cdnsr_options import TYPES
 from cdnsr_basicsr.options import OptionError
@@ -266,7 +266,7 @@ def test_validation_measures_routing(opt, tmp_path, caplog, monkeypatch):
         model.validation(DataLoader(Images()), 5, Logger(), save_img=True)
     assert model.net_g.training
 
-    upscaler = RoutedUpscaler(model.net_g.eval(), 16, 12)
+    upscaler = TileUpscaler(model.net_g.eval(), 16, 12)
     counts, errors, spent, pixels = np.zeros(3), [[], [], []], 0., 0
     for item in Images():
         result = upscaler.upscale(item['lq'][None])
@@ -323,7 +323,7 @@ def test_tested_network_is_the_ema(opt):
     lq = torch.rand(1, 3, 20, 20)
     model.feed_data({'lq': lq, 'lq_path': ['a']})
     model.test()
-    assert torch.equal(model.output, RoutedUpscaler(model.net_g_ema.eval(), 16, 12).upscale(lq).image)
+    assert torch.equal(model.output, TileUpscaler(model.net_g_ema.eval(), 16, 12).upscale(lq).image)
 
 
 def test_mixed_branches_with_basicsr_archs_train(opt):

@@ -2,31 +2,20 @@
 from __future__ import annotations
 
 import copy
-import time
 import torch
 from torch import nn
-from typing import Iterator, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Iterator, NamedTuple, Optional, Sequence
 
-from .engine import (PRECISIONS, RoutedUpscaler, Rows, TensorRows, algorithm_search, deployed, device_of, same_weights,
-                     saving_memory, say_overflow, to_device, weights_of)
-from .speed import is_out_of_memory, kind_of
-from .tiling import LEAST_SIZE, PATCH_SIZE, fit
+from .network import PRECISIONS, deployed
+from .speed import is_out_of_memory
+from .tiling import LEAST_SIZE, Rows, fit
+from .upscaler import Upscaler, algorithm_search, to_device
 
+PATCH_SIZE = 128  # largest side of a tile if none is given, in LR pixels
 MAX_SCALE = 64
 STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together; more only if one row of tiles has more
 BAND_PIXELS = {'cpu': 2**17, 'cuda': 2**22}  # of the result, that are computed together
 MAX_TILES = {'cpu': 1, 'cuda': 16}
-
-
-def is_pixel_routed(net: nn.Module) -> bool:
-    """Whether a network has a sampler for each pixel, as PCSR does."""
-    return all(hasattr(net, name) for name in ('features', 'margin', 'sample', 'samplers'))
-
-
-def route(net: nn.Module, routing: Mapping) -> None:
-    """Sets how a network routes pixels, by the keys k, adaptive and refinement of an option file's block."""
-    net.k, net.adaptive = routing.get('k', 0), routing.get('adaptive', False)
-    net.refinement = routing.get('refinement', True)
 
 
 class Tiles:
@@ -79,33 +68,12 @@ class PixelPlan:
         return torch.cat(self.classes).cpu()
 
 
-class PixelUpscaled(NamedTuple):
-    """An upscaled image and how it came about.
-
-    Attributes:
-        image: of shape (1, c, H, W), float32, on the network's device.
-        plan: What was done.
-        seconds: Wall time.
-    """
-    image: torch.Tensor
-    plan: PixelPlan
-    seconds: float
-
-    @property
-    def cost(self) -> float:
-        return self.plan.cost
-
-    @property
-    def counts(self) -> list[int]:
-        return self.plan.counts
-
-
-class PixelUpscaler:
+class PixelUpscaler(Upscaler):
     """Computes the features of an image in tiles, classifies its pixels, and runs each through its sampler.
 
     Features are cropped to what a tile owns, not blended. An image of any size goes through in strips, of which only
-    the features, the margins and a band of the result are in memory. The network is copied as RoutedUpscaler does.
-    Without a budget its k, adaptive and refinement are followed, adaptive within a strip.
+    the features, the margins and a band of the result are in memory. Without a budget the network's k, adaptive and
+    refinement are followed, adaptive within a strip.
 
     Args:
         net: A PCSR network.
@@ -114,21 +82,16 @@ class PixelUpscaler:
         budget: Cost that may be spent, as a fraction of the heavy sampler's on the whole image without tiles; backbone,
             halo and classifier count. In each strip as many pixels get the heavy sampler as it allows, those with the
             largest margin. Default: no limit, the network's k.
-        target_ms, cost: As of RoutedUpscaler; but only a budget in MACs is supported.
+        target_ms, cost: As of TileUpscaler; but only a budget in MACs is supported.
         precision: 'float32' | 'bfloat16' | 'float16': of backbone and samplers. The classifier always runs in float32.
         max_tiles: Most tiles per forward pass of the backbone. Default: 1 on a CPU, 16 on a GPU.
         scale: Upsampling factor, also a fractional one. Default: the network's.
-
-    Attributes:
-        channels: Channels of the images.
-        num_classes: Number of samplers, 1 in phase 0.
-        unit: What gets a class.
     """
     unit = 'Pixels'
 
     def __init__(self,
                  net: nn.Module,
-                 patch_size: int = 128,
+                 patch_size: int = PATCH_SIZE,
                  step: Optional[int] = None,
                  budget: Optional[float] = None,
                  target_ms: Optional[float] = None,
@@ -138,53 +101,24 @@ class PixelUpscaler:
                  scale: Optional[float] = None) -> None:
         if target_ms is not None or cost != 'macs':
             raise ValueError(f'{type(net).__name__} takes a budget in MACs only, no time')
-        self.net, self.budget, self.dtype = net, budget, PRECISIONS[precision]
-        self.scale = net.upscale if scale is None else scale
-        if not 1 <= self.scale <= MAX_SCALE:
-            raise ValueError(f'expected a scale from 1 to {MAX_SCALE}, but got {self.scale:g}')
-        self.channels = net.num_in_ch
-        self.num_classes = len(net.samplers)
-        self.routed = self.num_classes > 1
-        self.patch_size = patch_size
-        self.step = max(1, patch_size - 12) if step is None else step
-        self.device = device_of(net)
-        self.kind = kind_of(self.device)
+        scale = net.upscale if scale is None else scale
+        if not 1 <= scale <= MAX_SCALE:
+            raise ValueError(f'expected a scale from 1 to {MAX_SCALE}, but got {scale:g}')
+        step = max(1, patch_size - 12) if step is None else step
+        super().__init__(net, scale, net.num_in_ch, patch_size, step, budget, [PRECISIONS[precision]], max_tiles)
         self.max_tiles = max_tiles or MAX_TILES[self.kind]
-        self.copied: Optional[list] = None
-        self.exact: Optional[PixelUpscaler] = None  # the same in float32, once that is wanted
-        self.short_of_memory = False
+        self.num_classes = len(net.samplers)  # 1 in phase 0
+        self.routed = self.num_classes > 1
         parts = ([net.classifier] if self.routed else []) + list(net.samplers)
         # of first layers per LR pixel, of the classifier per pixel of the result, and of each sampler per pixel
         self.lq_macs = sum(mlp.macs() - mlp.macs(first=False) for mlp in parts)
         self.pixel_macs = net.classifier.macs(first=False) if self.routed else 0
         self.sampler_macs = [mlp.macs(first=False) for mlp in net.samplers]
 
-    def refresh(self) -> None:
-        """Takes over the network's weights at the next image, whatever their versions say."""
-        self.copied = None
-
-    def by_precision(self) -> Iterator[PixelUpscaler]:
-        """This engine, and then, for an image that its precision cannot hold, the same in float32; says so once."""
-        yield self
-        if self.dtype != torch.float32:
-            if self.exact is None:
-                say_overflow()
-                self.exact = copy.copy(self)
-                self.exact.dtype, self.exact.copied = torch.float32, None
-            yield self.exact
-
     def _copy(self) -> None:
-        """Takes over the network's present weights, if they have changed."""
-        state = weights_of(self.net)
-        if self.copied is None or not same_weights(self.copied, state):
-            self.fast = deployed(self.net, self.dtype)
-            if self.routed:
-                self.fast.classifier = copy.deepcopy(self.net.classifier).requires_grad_(False)
-            self.copied = state
-
-    def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the result for an image."""
-        return max(1, round(height * self.scale)), max(1, round(width * self.scale))
+        self.fast = deployed(self.net, self.dtypes[0])
+        if self.routed:
+            self.fast.classifier = copy.deepcopy(self.net.classifier).requires_grad_(False)
 
     def plan(self, image: Rows) -> PixelPlan:
         """Decides how an image is cut. Nothing is computed yet."""
@@ -192,32 +126,8 @@ class PixelUpscaler:
         return PixelPlan(size, self.size_of(*size), self.patch_size, self.step, self.num_classes)
 
     @torch.inference_mode()
-    def upscale(self, lq: torch.Tensor) -> PixelUpscaled:
-        """Upscales one image.
-
-        Args:
-            lq: of shape (1, c, h, w), in [0, 1], h and w at least 1, on the network's device.
-        """
-        begin = time.perf_counter()
-        rows = TensorRows(lq)
-        plan = self.plan(rows)
-        image, top = lq.new_empty(*plan.out_size, lq.shape[1], dtype=torch.float32), 0
-        for strip in self.strips(rows, plan):
-            image[top:top + len(strip)] = strip
-            top += len(strip)
-        if image.is_cuda:
-            torch.cuda.synchronize(image.device)
-        return PixelUpscaled(image.permute(2, 0, 1).unsqueeze(0), plan, time.perf_counter() - begin)
-
-    @torch.inference_mode()
     def strips(self, image: Rows, plan: PixelPlan) -> Iterator[torch.Tensor]:
-        """Upscales an image as planned, strip by strip.
-
-        Yields:
-            Finished rows of the upscaled image, from top to bottom, of shape (rows, W, c), float32, on the network's
-            device.
-        """
-        self._copy()
+        self._update()
         grid = self.net.grid(plan.size, plan.out_size, self.device)
         refines = self.routed and self.net.refinement
         held, held_heavy = None, None  # the last two rows, as sampled: the first of them is context, the other waits
@@ -283,9 +193,7 @@ class PixelUpscaler:
                     raise
                 outputs = None
             if outputs is None:  # not above, where the error still holds what the pass had allocated
-                self.max_tiles //= 2
-                saving_memory(say=not self.short_of_memory)
-                self.short_of_memory = True
+                self._save_memory(self.max_tiles // 2)
                 continue
             if features is None:
                 features = outputs.new_empty(1, rows.bounds[following] - first, plan.size[1], outputs.shape[1])
@@ -300,8 +208,9 @@ class PixelUpscaler:
     def _run(self, tiles: list[torch.Tensor]) -> torch.Tensor:
         """Features of tiles of one size."""
         tiles = torch.cat(tiles).contiguous(memory_format=torch.channels_last)
-        half = self.dtype != torch.float32
-        with algorithm_search(False), torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False):
+        dtype = self.dtypes[0]
+        half = dtype != torch.float32
+        with algorithm_search(False), torch.autocast(self.device.type, dtype, enabled=half, cache_enabled=False):
             return self.fast.features(tiles)
 
     def _choose(self, features: torch.Tensor, grid: NamedTuple, bands: Sequence[tuple[int, int]], first: int,
@@ -368,32 +277,3 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
     chosen, equal = flat > threshold, flat == threshold
     chosen |= equal & (equal.cumsum(0) <= count - chosen.sum())
     return chosen.view_as(values)
-
-
-def default_patch_size(net: nn.Module) -> int:
-    """Largest side of a tile, in LR pixels, that a network's engine takes if none is given."""
-    return 128 if is_pixel_routed(net) else PATCH_SIZE
-
-
-def make_upscaler(net: nn.Module,
-                  patch_size: Optional[int] = None,
-                  step: Optional[int] = None,
-                  **kwargs) -> Union[RoutedUpscaler, PixelUpscaler]:
-    """The engine for a network; arguments are those of its class.
-
-    Raises:
-        ValueError: The network is none for super-resolution, or the engine has no such argument.
-    """
-    if patch_size is not None:
-        kwargs['patch_size'] = patch_size
-    largest_step = patch_size or default_patch_size(net)
-    if step is not None and not 1 <= step <= largest_step:
-        raise ValueError(f'expected a step from 1 to the patch size, {largest_step}, but got {step}')
-    if is_pixel_routed(net):
-        kwargs.pop('float32_branches', None)
-        return PixelUpscaler(net, step=step, **kwargs)
-    scale = kwargs.pop('scale', None)
-    upscaler = RoutedUpscaler(net, step=step, **kwargs)
-    if scale not in (None, upscaler.scale):
-        raise ValueError(f'{type(net).__name__} has a fixed scale, {upscaler.scale}; only PCSR networks have others')
-    return upscaler

@@ -8,9 +8,9 @@ import torch
 
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs import pcsr_arch
-from cdnsr_basicsr.inference import PixelUpscaler, RoutedUpscaler, make_upscaler, pixel_engine
-from cdnsr_basicsr.inference.engine import TensorRows
-from cdnsr_basicsr.inference.pixel_engine import Tiles, largest
+from cdnsr_basicsr.inference import PixelUpscaler, TileUpscaler, make_upscaler, pixel_upscaler
+from cdnsr_basicsr.inference.tiling import TensorRows
+from cdnsr_basicsr.inference.pixel_upscaler import Tiles, largest
 from cdnsr_basicsr.inference.upscale import upscale_files
 from tests.conftest import carn, fsrcnn
 from tests.test_archs.test_pcsr import pcsr, routed
@@ -33,8 +33,8 @@ def net():
 @pytest.mark.parametrize('scale', [None, 2.5, 3])
 @pytest.mark.parametrize('strip,band', [(2**19, 2**17), (1, 2**17), (1, 50), (700, 333)])
 def test_equals_the_whole_image_across_tiles_strips_and_bands(net, monkeypatch, size, scale, strip, band):
-    monkeypatch.setattr(pixel_engine, 'STRIP_PIXELS', strip)
-    monkeypatch.setattr(pixel_engine, 'BAND_PIXELS', dict(cpu=band))
+    monkeypatch.setattr(pixel_upscaler, 'STRIP_PIXELS', strip)
+    monkeypatch.setattr(pixel_upscaler, 'BAND_PIXELS', dict(cpu=band))
     lq = photograph(*size)
     upscaler = PixelUpscaler(net, 30, 30 - 2 * HALO, scale=scale)
     result = upscaler.upscale(lq)
@@ -162,7 +162,7 @@ def test_phase_0_is_all_heavy():
 def test_one_function_knows_which_engine_a_network_gets(net):
     assert isinstance(make_upscaler(net, None, None, scale=2.5), PixelUpscaler)
     other = build_network(fsrcnn(4)).eval()
-    assert isinstance(make_upscaler(other, None, None, scale=4), RoutedUpscaler)
+    assert isinstance(make_upscaler(other, None, None, scale=4), TileUpscaler)
     with pytest.raises(ValueError, match='fixed scale'):
         make_upscaler(other, scale=2.5)
     with pytest.raises(ValueError, match='step from 1 to the patch size, 96, but got 100'):
@@ -180,7 +180,7 @@ import resource, torch, cdnsr_basicsr
 cdnsr_basicsr.register()
 from basicsr.archs import build_network
 from cdnsr_basicsr.inference import PixelUpscaler
-from cdnsr_basicsr.inference.engine import TensorRows
+from cdnsr_basicsr.inference.tiling import TensorRows
 from tests.conftest import fsrcnn
 from tests.test_archs.test_pcsr import pcsr
 
@@ -227,7 +227,7 @@ def test_out_of_memory_makes_smaller_batches(net, monkeypatch):
 
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
 def test_files_of_any_channels_at_a_fractional_scale(net, tmp_path, channels, monkeypatch):
-    monkeypatch.setattr(pixel_engine, 'STRIP_PIXELS', 1)
+    monkeypatch.setattr(pixel_upscaler, 'STRIP_PIXELS', 1)
     pixels = np.random.default_rng(0).integers(0, 256, (33, 21, channels), np.uint8)
     if channels == 2:
         tifffile.imwrite(tmp_path / 'a.tif', pixels, photometric='minisblack', extrasamples=['unassalpha'])
@@ -247,7 +247,7 @@ def test_files_of_any_channels_at_a_fractional_scale(net, tmp_path, channels, mo
 @pytest.mark.parametrize('size', [(61, 47), (33, 150), (90, 20)])
 def test_a_budget_is_kept_over_strips_of_different_cost(net, monkeypatch, size):
     """The last strip has more halo for its pixels than the others: what it lacks must not be spent by them."""
-    monkeypatch.setattr(pixel_engine, 'STRIP_PIXELS', 700)
+    monkeypatch.setattr(pixel_upscaler, 'STRIP_PIXELS', 700)
     lq = photograph(*size)
     floor, most = (PixelUpscaler(net, 30, 18, budget=budget).upscale(lq).cost for budget in (0, 99))
     assert len(PixelUpscaler(net, 30, 18).plan(TensorRows(lq)).rows.starts) > 1
