@@ -88,7 +88,7 @@ def test_calibration_of_a_shipped_model_is_kept_in_the_cache(folder, shipped, mo
     path = folder / 'cache/cdnsr_basicsr/tiny_cdnsr.calibration.json'
     assert f'Wrote {path}.' in capsys.readouterr().out and sorted(zoo.SHIPPED.iterdir()) == before
     args = cli.build_parser().parse_args(['upscale', *arguments, '-i', 'a.png', '-o', 'out'])
-    assert cli.make_upscaler(args).measured.tile_ms == json.loads(path.read_text())['tile_ms']
+    assert cli.arguments.make_upscaler(args).measured.tile_ms == json.loads(path.read_text())['tile_ms']
     local = put('experiments/pretrained_models/net.pth')
     assert calibration_path('net') == Path(local).with_suffix('.calibration.json')
 

@@ -216,17 +216,17 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
         assert torch.equal(*images) == (kind == 'routed')
 
     args = cli.build_parser().parse_args([*upscale, '-o', 'out', '--precision', 'bfloat16'])
-    assert cli.make_upscaler(args).measured.tile_ms == table['tile_ms']
+    assert cli.arguments.make_upscaler(args).measured.tile_ms == table['tile_ms']
     (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, machine='another')))
-    assert cli.make_upscaler(args).measured is None
+    assert cli.arguments.make_upscaler(args).measured is None
     (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, network=['another'])))
-    assert cli.make_upscaler(args).dtypes == [torch.bfloat16] * 3
+    assert cli.arguments.make_upscaler(args).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text(json.dumps(table))
-    assert cli.make_upscaler(args).dtypes == [torch.float32] * 3
+    assert cli.arguments.make_upscaler(args).dtypes == [torch.float32] * 3
     content = torch.load(model)
     content['params']['branches.0.deconv.bias'] += 1  # a network that was trained anew
     torch.save(content, model)
-    assert cli.make_upscaler(args).dtypes == [torch.bfloat16] * 3
+    assert cli.arguments.make_upscaler(args).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text('{"machine": 3')
     assert cli.main([*upscale, '-o', str(tmp_path / 'third')]) == 2
     assert 'net.calibration.json: is no calibration' in capsys.readouterr().err

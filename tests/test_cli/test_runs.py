@@ -439,9 +439,9 @@ def test_sigterm_while_importing_ends_at_once(tmp_path):
     module = tmp_path / 'slow_module.py'
     module.write_text('import time\nprint("importing", flush=True)\ntry:\n    time.sleep(60)\nexcept BaseException:\n'
                       '    raise ImportError("half imported")\n')
-    code = ('import sys\nfrom cdnsr_basicsr import cli\nsys.path.insert(0, ".")\n'
+    code = ('import sys\nfrom cdnsr_basicsr import cli\nfrom cdnsr_basicsr.cli import models\nsys.path.insert(0, ".")\n'
             'def run(args):\n    import slow_module\n'
-            'cli.run_models = run\nsys.exit(cli.main(["models"]))')
+            'models.run = run\nsys.exit(cli.main(["models"]))')
     process = start('-c', code, cwd=tmp_path)
     assert process.stdout.readline() == 'importing\n'
     time.sleep(0.1)

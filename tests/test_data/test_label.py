@@ -183,6 +183,18 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
     assert '--overwrite replaces it' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name,value,message', [
+    ('num_classes', 9, 'num_classes=9: expected 2 to 5'),
+    ('margin', -1, 'margin=-1: expected a finite number'),
+    ('thresholds', [float('nan')], 'thresholds: expected 1 to 4 finite numbers'),
+    ('model', None, 'names no checkpoint'),
+])
+def test_wrong_arguments_of_the_function_are_named(dataset, checkpoint, name, value, message):
+    with pytest.raises(OptionError, match=message):
+        label(str(dataset), 'branches', **{'model': str(checkpoint[0]), name: value})
+    assert not (dataset / 'labels_branches.txt').exists()
+
+
 def test_values_that_are_not_finite_are_no_labels(dataset, tmp_path):
     block = dict(type='FSRCNN', upscale=4)
     net = build_network(block)

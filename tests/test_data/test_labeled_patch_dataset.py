@@ -189,11 +189,11 @@ def test_a_teacher_is_replaced_only_when_asked_for_and_goes_with_psnr_alone(taug
     block, _ = taught
     (dataset / 'labels_psnr.txt').unlink()
     model, before = str(tmp_path / 'teacher.pth'), (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino
-    with pytest.raises(OptionError, match='teacher.lmdb: exists already; --overwrite replaces it'):
+    with pytest.raises(OptionError, match='teacher.lmdb: exists already; overwrite=True replaces it'):
         label(str(dataset), 'psnr', model, teacher=True)
     assert (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino == before
     label(str(dataset), 'psnr', model, teacher=True, overwrite=True)
     assert (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino != before
-    with pytest.raises(OptionError, match='--teacher: goes with --by psnr only'):
+    with pytest.raises(OptionError, match='teacher=True: goes with by=psnr only'):
         label(str(dataset), 'bicubic', teacher=True, overwrite=True)
     assert not [path.name for path in dataset.iterdir() if path.name.startswith('.')]

@@ -331,30 +331,30 @@ def test_out_must_not_lie_in_the_input(photographs):
             prepare(str(photographs), str(out))
 
 
-@pytest.mark.parametrize('change,message', [
-    ({
-        'hr_folder': 'nowhere'
-    }, '-i nowhere: no such folder'),
-    ({
-        'scale': 0
-    }, '--scale 0: expected an integer of at least 1'),
-    ({
-        'scales': [1.5]
-    }, r'--scales \[1.5\]: expected fractions'),
-    ({
-        'crop': 50
-    }, '--crop 50: expected a multiple of the scale 4'),
-    ({
-        'step': 200
-    }, '--step 200: expected a multiple of the scale 4, at most the crop 128'),
-    ({
-        'crop': 512,
-        'step': 512
-    }, 'no image could be used: 0 cannot be read, 3 are smaller than a patch'),
+@pytest.mark.parametrize('name,value,message', [
+    ('hr_folder', 'nowhere', 'no such folder'),
+    ('scale', 0, 'expected an integer of at least 1'),
+    ('scales', [1.5], 'expected fractions'),
+    ('crop', 50, 'expected a multiple of the scale 4'),
+    ('step', 200, 'expected a multiple of the scale 4, at most the crop 128'),
 ])
-def test_wrong_arguments_are_named(photographs, tmp_path, change, message):
-    with pytest.raises(OptionError, match=message):
-        prepare(**{'hr_folder': str(photographs), 'out': str(tmp_path / 'out'), **change})
+def test_wrong_arguments_are_named(photographs, tmp_path, capsys, name, value, message):
+    from cdnsr_basicsr.cli import main
+    arguments = {'hr_folder': str(photographs), 'out': str(tmp_path / 'out'), name: value}
+    with pytest.raises(OptionError) as error:
+        prepare(**arguments)
+    assert str(error.value).startswith(f'{name}={value}: {message}')
+
+    flags = {key: {'hr_folder': '-i', 'out': '-o'}.get(key, f'--{key}') for key in arguments}
+    values = [word for key in arguments for word in (flags[key], str(arguments[key]).strip('[]'))]
+    assert main(['prepare', *values]) == 2
+    assert capsys.readouterr().err.startswith(f'basicsr: error: {flags[name]} {value}: {message}')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_nothing_that_is_large_enough(photographs, tmp_path):
+    with pytest.raises(OptionError, match='no image could be used: 0 cannot be read, 3 are smaller than a patch'):
+        prepare(str(photographs), str(tmp_path / 'out'), crop=512, step=512)
     assert not (tmp_path / 'out').exists()
 
 

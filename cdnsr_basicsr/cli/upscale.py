@@ -1,0 +1,104 @@
+"""`basicsr upscale`: pictures, files and folders of them."""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Optional
+
+from ..options import OptionError
+from .arguments import (CHECKPOINT, Commands, add_engine, add_max_megapixels, make_upscaler, new_command,
+                        say_what_is_missing)
+
+
+def add_parser(commands: Commands) -> None:
+    command = new_command(commands, 'upscale', 'upscale pictures with a trained network', run)
+    command.add_argument('-m', dest='model', metavar='MODEL', help=f'{CHECKPOINT}, or a folder that export has written')
+    command.add_argument(
+        '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
+    command.add_argument(
+        '--backend',
+        choices=['torch', 'onnxruntime', 'openvino'],
+        help='what runs the network (default: torch; for an exported network openvino or onnxruntime, on the CPU)')
+    command.add_argument('-i', dest='input', required=True, metavar='FILE_OR_FOLDER', help='picture or folder')
+    command.add_argument('-o', dest='output', required=True, metavar='FOLDER', help='folder for the results')
+    limits = command.add_mutually_exclusive_group()
+    limits.add_argument(
+        '--budget',
+        type=float,
+        metavar='FRACTION',
+        help='cost per picture, of that of the hardest branch on the whole picture; classifier and tile overlap count '
+        '(default: no limit, each tile gets its most probable branch)')
+    limits.add_argument('--target-ms', type=float, metavar='MS', help='time per picture instead, by measured speed')
+    command.add_argument(
+        '--cost',
+        choices=['macs', 'latency'],
+        default='macs',
+        help='what --budget counts: multiply-accumulates or measured time (default: macs)')
+    command.add_argument('--map', action='store_true', help='write difficulty maps too, as NAME_map.png')
+    command.add_argument(
+        '--scale', type=float, metavar='S', help='upsampling factor of a PCSR network, such as 2.5 (default: its own)')
+    add_engine(command)
+    command.add_argument('--suffix', default='', help='added to the names of the results')
+    command.add_argument(
+        '--ext',
+        metavar='EXT',
+        help='format of the results: png, tif, jpg or webp (default: TIFF stays TIFF, all else becomes png)')
+    command.add_argument(
+        '--shard', metavar='I/N', help='do the I-th of N parts of a folder (torchrun: one part per process)')
+    add_max_megapixels(command)
+    command.add_argument(
+        '--strip-metadata', action='store_true', help='results without EXIF and XMP; the colour profile is kept')
+    command.add_argument('--overwrite', action='store_true', help='replace existing results')
+
+
+def parse_shard(text: Optional[str]) -> tuple[int, int]:
+    """I/N as two numbers. Default: the process's place among those that torchrun has started."""
+    rank, processes = os.environ.get('RANK'), os.environ.get('WORLD_SIZE')
+    if text is None and rank and processes:
+        if not (rank.isdecimal() and processes.isdecimal() and int(rank) < int(processes)):
+            raise OptionError(f'RANK {rank}, WORLD_SIZE {processes}', 'expected a rank below the size, as of torchrun')
+        return int(rank) + 1, int(processes)
+    if text is None:
+        return 1, 1
+    part, _, parts = text.partition('/')
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise OptionError(f'--shard {text}', 'expected I/N with I from 1 to N, for example 2/8')
+    return int(part), int(parts)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..inference.image_io import MAX_SIDES
+    extension = args.ext and f'.{args.ext.lower().lstrip(".")}'
+    if extension not in (None, *MAX_SIDES):
+        raise OptionError(f'--ext {args.ext}', 'accepted: png, jpg, webp, tif')
+    for flag, value in (('--budget', args.budget), ('--target-ms', args.target_ms), ('--scale', args.scale)):
+        if value is not None and not 0 < value < float('inf'):
+            raise OptionError(f'{flag} {value}', 'expected a number above 0')
+    for flag, value in (('-i', args.input), ('-o', args.output)):
+        if not value:
+            raise OptionError(flag, 'expected a path, but got nothing')
+    if os.path.sep in args.suffix:
+        raise OptionError(f'--suffix {args.suffix}', f'expected no {os.path.sep}')
+    if args.cost == 'latency' and args.budget is None:
+        raise OptionError('--cost latency', 'says what a budget counts; give --budget')
+    shard = parse_shard(args.shard)
+    upscaler = make_upscaler(args, budget=args.budget, target_ms=args.target_ms, cost=args.cost, scale=args.scale)
+    if not upscaler.routed and (args.budget or args.target_ms or args.map):
+        raise OptionError('--budget, --target-ms, --map', 'need a network that routes, CDNSR or PCSR')
+
+    from ..inference.upscale import upscale_files
+    done = upscale_files(upscaler, args.input, args.output, args.suffix, extension, args.map, args.overwrite, shard,
+                         args.max_megapixels, args.strip_metadata)
+    print(f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
+          f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
+    if upscaler.routed and done.done:
+        shares = ' / '.join(f'{100 * number / sum(done.counts):.0f}' for number in done.counts)
+        print(f'{upscaler.unit} of class 0 to {len(done.counts) - 1}: {shares} %; cost {done.cost:.3f} of the hardest '
+              'branch on whole pictures, classifier and tile overlap included.')
+    if done.present:
+        print(f'Left alone, there already: {done.present} (--overwrite replaces them{", with maps" * args.map}).')
+    say_what_is_missing(args.input, done.notes, done.left_out)
+    for path, reason in done.failed:
+        print(f'Failed: {path}: {reason}', file=sys.stderr)
+    return 1 if done.failed else 0
