@@ -1,5 +1,11 @@
-"""Difficulty-routed super-resolution as a BasicSR plugin."""
+"""Difficulty-routed super-resolution as a BasicSR plugin.
+
+>>> import cdnsr_basicsr as sr
+>>> upscaler = sr.load('cdnsr-etds-x4', budget=0.5)
+>>> upscaler.upscale('photo.jpg').image  # doctest: +SKIP
+"""
 from importlib import metadata
+from typing import Any
 
 from . import _compat
 from .options import OptionError
@@ -31,3 +37,10 @@ def load_plugins() -> None:
             point.load()()
         except Exception as error:
             raise OptionError(f'plugin {point.name} ({point.value})', f'cannot be loaded: {error!r}') from error
+
+
+def __getattr__(name: str) -> Any:
+    if name != 'load':  # torch and BasicSR are imported when they are needed
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from .loading import load
+    return load

@@ -481,8 +481,8 @@ def benchmark(models: Sequence[str],
         try:
             upscaler = make_upscaler(net, patch_size, step)
             scales[model], channels[model] = upscaler.scale, upscaler.channels
-            routed[model], pixels[model] = is_routed(net), is_pixel_routed(net)
-            num_branches[model] = len(net.branches) if branches and is_routed(net) else 0
+            routed_[model], pixels[model] = routed(net) is not None, pixel_routed(net) is not None
+            num_branches[model] = len(net.branches) if branches and routed_[model] else 0
         except ValueError as error:
             raise OptionError(model, str(error)) from error
     if len(set(scales.values())) != 1:

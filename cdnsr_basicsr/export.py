@@ -45,7 +45,7 @@ def needs(backend: Optional[str]) -> OptionError:
     """What is said where a package is missing."""
     extras = [BACKENDS[backend]] if backend else sorted(BACKENDS.values())
     commands = ' or '.join(f"pip install 'cdnsr-basicsr[{extra}]'" for extra in extras)
-    return OptionError(f'--backend {backend}' if backend else 'onnx, onnxruntime or openvino',
+    return OptionError(f'backend={backend}' if backend else 'onnx, onnxruntime or openvino',
                        f'not installed; {commands}')
 
 
@@ -55,7 +55,7 @@ def check_backend(backend: str, precision: str = 'float32') -> None:
         raise needs(backend)
     accepted = precisions(backend)
     if precision not in accepted:
-        raise OptionError(f'--backend {backend}', f'computes in {" or ".join(accepted)} here, not in {precision}')
+        raise OptionError(f'backend={backend}', f'computes in {" or ".join(accepted)} here, not in {precision}')
 
 
 def export(net: nn.Module,

@@ -14,14 +14,14 @@ from .inference.network import pixel_routed, route
 from .inference.runtime import installed
 from .memory import keep_freed_memory
 from .options import OptionError, check_keys, check_number, one_line, read_options, read_routing
-from .settings import SettingError, Settings
+from .settings import Settings
 
 
 def choose_device(name: Optional[str]) -> torch.device:
     """The device of a name. Default: the process's GPU if there is one, otherwise the CPU.
 
     Raises:
-        SettingError: There is none such.
+        OptionError: There is none such.
     """
     if name in (None, 'cuda'):
         name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if name or torch.cuda.is_available() else 'cpu'
@@ -31,7 +31,7 @@ def choose_device(name: Optional[str]) -> torch.device:
         if device.type == 'cuda':
             torch.cuda.set_device(device)  # events, synchronisation and statistics go by it
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise SettingError('device', name, f'cannot be used: {str(error).splitlines()[0]}') from error
+        raise OptionError(f'device={name}', f'cannot be used: {str(error).splitlines()[0]}') from error
     return device
 
 
@@ -40,14 +40,13 @@ def choose_backend(settings: Settings) -> str:
     backend, exported = settings.backend or 'torch', is_exported(settings.model)
     if exported:
         if settings.backend == 'torch':
-            raise SettingError('backend', 'torch', f'{settings.model} is an exported network; give the checkpoint '
-                               'instead')
+            raise OptionError('backend=torch', f'{settings.model} is an exported network; give the checkpoint instead')
         if not settings.backend and not installed():
             raise needs(None)
         backend = settings.backend or installed()[0]
     check_backend(backend, settings.precision)
     if backend != 'torch' and settings.device not in (None, 'cpu'):
-        raise SettingError('device', settings.device, f'{backend} runs on the CPU; backend torch runs on others')
+        raise OptionError(f'device={settings.device}', f'{backend} runs on the CPU; backend=torch runs on others')
     return backend
 
 
@@ -85,9 +84,9 @@ def tile_of(settings: Settings, default: int) -> tuple[int, Optional[int]]:
 def check_tile(patch_size: int, step: Optional[int]) -> None:
     """Refuses tiles that are too small, or that leave gaps."""
     if patch_size < 8:
-        raise SettingError('patch_size', patch_size, 'expected a patch size of at least 8, and a step up to it')
+        raise OptionError(f'patch_size={patch_size}', 'expected at least 8')
     if not 1 <= (step or 1) <= patch_size:
-        raise SettingError('step', step, f'expected a patch size of at least 8, and a step up to it, {patch_size}')
+        raise OptionError(f'step={step}', f'expected at most the patch size, {patch_size}')
 
 
 def upscaler_for(settings: Settings) -> Upscaler:
@@ -126,7 +125,7 @@ def upscaler_for(settings: Settings) -> Upscaler:
         raise OptionError(str(model), one_line(error)) from error
     for name in ('budget', 'target_ms'):
         if getattr(settings, name) is not None and not upscaler.routed:
-            raise SettingError(name, getattr(settings, name), 'needs a network that routes, CDNSR or PCSR')
+            raise OptionError(f'{name}={getattr(settings, name):g}', 'needs a network that routes, CDNSR or PCSR')
     if calibration and backend == 'torch':
         upscaler.measured = speed_of(calibration, upscaler)
     return upscaler

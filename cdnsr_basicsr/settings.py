@@ -3,27 +3,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Optional
+from typing import Optional
 
 from .options import OptionError, check_choice
 
 COSTS = ('macs', 'latency')
 BACKENDS = ('torch', 'onnxruntime', 'openvino')
 PRECISIONS = ('float32', 'bfloat16', 'float16')
-
-
-class SettingError(OptionError):
-    """A setting that cannot be.
-
-    Args:
-        name: Of the setting.
-        value: What was given; None if nothing was.
-        message: What is wrong and what is accepted.
-    """
-
-    def __init__(self, name: str, value: Any, message: str) -> None:
-        super().__init__(name if value is None else f'{name} {value}', message)
-        self.name, self.value = name, value
 
 
 @dataclass(frozen=True)
@@ -46,7 +32,7 @@ class Settings:
         device: 'cpu', 'cuda', 'cuda:1' ... Default: a GPU if there is one.
 
     Raises:
-        SettingError: One of them is out of range, or they do not go together.
+        OptionError: One of them is out of range, or they do not go together.
     """
     model: Optional[str] = None
     opt: Optional[str] = None
@@ -64,19 +50,19 @@ class Settings:
         for name in ('budget', 'target_ms', 'scale'):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise SettingError(name, value, 'expected a number above 0')
+                raise OptionError(f'{name}={value}', 'expected a number above 0')
         for name in ('patch_size', 'step'):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise SettingError(name, value, 'expected an integer of at least 1')
+                raise OptionError(f'{name}={value}', 'expected an integer of at least 1')
         for name, accepted in (('cost', COSTS), ('backend', (None, *BACKENDS)), ('precision', PRECISIONS)):
             check_choice(getattr(self, name), name, accepted)
         if self.budget is not None and self.target_ms is not None:
-            raise SettingError('target_ms', self.target_ms, 'goes without a budget')
+            raise OptionError(f'target_ms={self.target_ms}', 'goes without a budget')
         if self.cost == 'latency' and self.budget is None:
-            raise SettingError('cost', 'latency', 'says what a budget counts; give one')
+            raise OptionError('cost=latency', 'says what a budget counts; give one')
         if not self.model and not self.opt:
-            raise SettingError('model', None, 'a checkpoint is needed, its name, or an option file that names one')
+            raise OptionError('model', 'a checkpoint is needed, its name, or an option file that names one')
 
     def on_cpu(self) -> Settings:
         """These settings, on the CPU."""

@@ -5,7 +5,7 @@ import argparse
 
 from .. import load_plugins
 from ..options import OptionError
-from .arguments import Commands, add_engine, check_budgets, check_tile, choose_device, count, new_command, say_left_out
+from .arguments import FLAGS, Commands, add_engine, check_budgets, count, new_command, said_by_flags, say_left_out
 
 
 def add_parser(commands: Commands) -> None:
@@ -46,20 +46,25 @@ def run(args: argparse.Namespace) -> int:
     load_plugins()
     from ..benchmark import benchmark, markdown, write_report
     from ..files import make_writable
+    from ..inference.pixel_upscaler import PATCH_SIZE
+    from ..loading import check_tile, choose_device
     patch_size, step = args.patch_size, args.step
-    check_tile(patch_size or 128, step)
+    with said_by_flags(**FLAGS):
+        check_tile(patch_size or PATCH_SIZE, step)  # the larger of the engines' defaults
     if args.oracle and not args.budgets:
         raise OptionError('--oracle', 'goes with --budgets')
     if set(args.backends) - {'torch'}:
         if args.device not in (None, 'cpu'):
             raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')
         args.device = 'cpu'
+    with said_by_flags(**FLAGS):
+        device = choose_device(args.device)
     if args.output:
         make_writable(args.output)
     left_out: list[tuple[str, str]] = []
     measured, text = benchmark(args.models, args.data,
                                args.budgets, args.precision, args.repeat, args.limit, patch_size, step,
-                               str(choose_device(args.device)), args.backends, args.oracle, args.branches, args.cost,
+                               str(device), args.backends, args.oracle, args.branches, args.cost,
                                not args.no_ssim, left_out)
     print(f'{text}\n\n{markdown(measured)}', end='')
     if args.output:

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import (CHECKPOINT, DESCRIPTION, Commands, add_engine, check_budgets, check_tile, count, load_on_device,
-                        new_command, say_left_out, tile_of)
+from .arguments import (CHECKPOINT, DESCRIPTION, FLAGS, Commands, add_engine, check_budgets, count, new_command,
+                        said_by_flags, say_left_out, settings_of)
 
 
 def add_parser(commands: Commands) -> None:
@@ -23,12 +23,13 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     budgets = check_budgets(args.budgets or [])
-    net = load_on_device(args)
     from ..calibration import BUDGETS, calibrate, calibration_path, markdown
-    from ..inference import default_patch_size
-    patch_size, step = tile_of(args)
-    patch_size = patch_size or default_patch_size(net)
-    check_tile(patch_size, step)
+    from ..inference.tile_upscaler import PATCH_SIZE
+    from ..loading import load_on_device, tile_of
+    with said_by_flags(**FLAGS):
+        settings = settings_of(args)
+        net = load_on_device(settings)
+        patch_size, step = tile_of(settings, PATCH_SIZE)
     left_out: list[tuple[str, str]] = []
     table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size, step, args.limit,
                       left_out)

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from typing import Optional
 
 from ..options import OptionError
-from .arguments import (CHECKPOINT, Commands, add_engine, add_max_megapixels, make_upscaler, new_command,
-                        say_what_is_missing)
+from ..settings import BACKENDS, COSTS, Settings
+from .arguments import (CHECKPOINT, FLAGS, Commands, add_engine, add_max_megapixels, new_command, said_by_flags,
+                        say_what_is_missing, settings_of)
 
 
 def add_parser(commands: Commands) -> None:
@@ -18,7 +17,7 @@ def add_parser(commands: Commands) -> None:
         '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
     command.add_argument(
         '--backend',
-        choices=['torch', 'onnxruntime', 'openvino'],
+        choices=BACKENDS,
         help='what runs the network (default: torch; for an exported network openvino or onnxruntime, on the CPU)')
     command.add_argument('-i', dest='input', required=True, metavar='FILE_OR_FOLDER', help='picture or folder')
     command.add_argument('-o', dest='output', required=True, metavar='FOLDER', help='folder for the results')
@@ -32,8 +31,8 @@ def add_parser(commands: Commands) -> None:
     limits.add_argument('--target-ms', type=float, metavar='MS', help='time per picture instead, by measured speed')
     command.add_argument(
         '--cost',
-        choices=['macs', 'latency'],
-        default='macs',
+        choices=COSTS,
+        default=Settings.cost,
         help='what --budget counts: multiply-accumulates or measured time (default: macs)')
     command.add_argument('--map', action='store_true', help='write difficulty maps too, as NAME_map.png')
     command.add_argument(
@@ -52,44 +51,18 @@ def add_parser(commands: Commands) -> None:
     command.add_argument('--overwrite', action='store_true', help='replace existing results')
 
 
-def parse_shard(text: Optional[str]) -> tuple[int, int]:
-    """I/N as two numbers. Default: the process's place among those that torchrun has started."""
-    rank, processes = os.environ.get('RANK'), os.environ.get('WORLD_SIZE')
-    if text is None and rank and processes:
-        if not (rank.isdecimal() and processes.isdecimal() and int(rank) < int(processes)):
-            raise OptionError(f'RANK {rank}, WORLD_SIZE {processes}', 'expected a rank below the size, as of torchrun')
-        return int(rank) + 1, int(processes)
-    if text is None:
-        return 1, 1
-    part, _, parts = text.partition('/')
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise OptionError(f'--shard {text}', 'expected I/N with I from 1 to N, for example 2/8')
-    return int(part), int(parts)
-
-
 def run(args: argparse.Namespace) -> int:
-    from ..inference.image_io import MAX_SIDES
-    extension = args.ext and f'.{args.ext.lower().lstrip(".")}'
-    if extension not in (None, *MAX_SIDES):
-        raise OptionError(f'--ext {args.ext}', 'accepted: png, jpg, webp, tif')
-    for flag, value in (('--budget', args.budget), ('--target-ms', args.target_ms), ('--scale', args.scale)):
-        if value is not None and not 0 < value < float('inf'):
-            raise OptionError(f'{flag} {value}', 'expected a number above 0')
     for flag, value in (('-i', args.input), ('-o', args.output)):
         if not value:
             raise OptionError(flag, 'expected a path, but got nothing')
-    if os.path.sep in args.suffix:
-        raise OptionError(f'--suffix {args.suffix}', f'expected no {os.path.sep}')
-    if args.cost == 'latency' and args.budget is None:
-        raise OptionError('--cost latency', 'says what a budget counts; give --budget')
-    shard = parse_shard(args.shard)
-    upscaler = make_upscaler(args, budget=args.budget, target_ms=args.target_ms, cost=args.cost, scale=args.scale)
-    if not upscaler.routed and (args.budget or args.target_ms or args.map):
-        raise OptionError('--budget, --target-ms, --map', 'need a network that routes, CDNSR or PCSR')
-
-    from ..inference.upscale import upscale_files
-    done = upscale_files(upscaler, args.input, args.output, args.suffix, extension, args.map, args.overwrite, shard,
-                         args.max_megapixels, args.strip_metadata)
+    from ..inference.upscale import check_naming, parse_shard
+    from ..loading import upscaler_for
+    with said_by_flags(suffix='--suffix', ext='--ext', shard='--shard', map='--map', **FLAGS):
+        check_naming(args.suffix, args.ext)
+        parse_shard(args.shard)
+        upscaler = upscaler_for(settings_of(args))
+        done = upscaler.upscale_folder(args.input, args.output, args.suffix, args.ext, args.map, args.overwrite,
+                                       args.shard, args.max_megapixels, args.strip_metadata)
     print(f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
           f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
     if upscaler.routed and done.done:

@@ -14,8 +14,8 @@ from typing import Any, Iterator, Optional, Sequence
 
 from ..checkpoint import load_branches, load_network
 from ..files import make_writable, replace_folder_when_done
-from ..inference.network import common_geometry, run_padded
 from ..inference.luma import to_luma
+from ..inference.network import common_geometry, run_padded
 from ..losses import squared_error
 from ..options import OptionError, one_line
 from .labels import Label, write_labels

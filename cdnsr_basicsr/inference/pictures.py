@@ -1,5 +1,4 @@
-"""Images as their owners have them, and as networks take them: files, PIL images and arrays as rows of tensors, and back.
-"""
+"""Images as their owners have them, files, PIL images and arrays, and as networks take them."""
 from __future__ import annotations
 
 import math
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
 from ..options import OptionError, shown
 from .image_io import ImageError, read_image
 from .luma import from_luma, in_colours, to_gray, to_luma
-from .tiling import Rows
 
 if TYPE_CHECKING:
     from .upscaler import Plan, Upscaler
@@ -135,7 +133,7 @@ def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> It
             part = to_gray(part, 2) if gray and part.shape[2] == 3 else part
             total = part.sum()  # finite where all values are
             if dtype.kind == 'f':
-                values = part.clone()  # the next strip overwrites it
+                values = part.clamp(0, 1)
             else:
                 values = part.mul(white).round_().clamp_(0, white).to(torch.uint8 if white == 255 else torch.int32)
             if not values.is_cuda:

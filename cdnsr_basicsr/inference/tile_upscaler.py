@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
+from typing import Callable, Iterator, NamedTuple, Optional, Sequence
 
 from ..complexity import count_macs
 from .budget import RoutingPath
@@ -190,14 +190,18 @@ class TileUpscaler(Upscaler):
         max_tiles = self._max_tiles(len(tiling))
         merged = MERGED_TILES if self.max_tiles is None else min(self.max_tiles, MERGED_TILES)
         classes = torch.zeros(len(tiling), dtype=torch.int64)
+
+        def merge(classes: torch.Tensor) -> Strips:
+            return tiling.merge(classes, merged, tile_rows, high)
+
         if self.routed:
             if logits is None:
                 logits = self._classify(image, tiling)
                 predictor = predicts_errors(self.classifier)
                 if self.limited and predictor is not None:  # free of the costs that its logits count
                     logits = -predictor.errors(logits)
-            classes = self._classes(logits.cpu(), tiling, lambda classes: tiling.merge(classes, merged, tile_rows, high))
-        strips = tiling.merge(classes, merged, tile_rows, high)
+            classes = self._classes(logits.cpu(), tiling, merge)
+        strips = merge(classes)
         macs = (*self.branch_macs, self.classifier_macs)
         whole = self._whole(tiling, macs)
         cost = self._spent(tiling, strips, macs) / whole if whole else float('nan')

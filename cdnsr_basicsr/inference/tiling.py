@@ -158,7 +158,11 @@ class Tiling:
         middles = [(start + following + self.size[axis]) / 2 for start, following in zip(starts, starts[1:])]
         return torch.bucketize(torch.arange(length) + 0.5, torch.tensor(middles, dtype=torch.float32))
 
-    def merge(self, classes: torch.Tensor, max_tiles: int, max_rows: int, high: int = 2) -> list[list[tuple[int, Block]]]:
+    def merge(self,
+              classes: torch.Tensor,
+              max_tiles: int,
+              max_rows: int,
+              high: int = 2) -> list[list[tuple[int, Block]]]:
         """Merges neighbouring tiles of one class into rectangles, so that their overlap is computed once.
 
         The rectangles are of few shapes, 1, 2 or 4 tiles: a network is slow on a size that it has not seen before.

@@ -10,9 +10,10 @@ from tqdm import tqdm
 from typing import Iterator, NamedTuple, Optional
 
 from ..files import replace_when_done
+from ..options import OptionError
 from .difficulty_map import save_difficulty_map
-from .image_io import (EXTENSIONS, MAX_MEGAPIXELS, Found, ImageError, check_writable, list_images, read_image,
-                       write_image)
+from .image_io import (EXTENSIONS, MAX_MEGAPIXELS, MAX_SIDES, Found, ImageError, check_writable, list_images,
+                       read_image, write_image)
 from .pictures import NotFinite, upscaled_strips
 from .upscaler import Plan, Upscaler
 
@@ -76,14 +77,43 @@ def map_path(result: Path) -> Path:
     return result.with_name(f'{result.stem}_map.png')
 
 
+def check_naming(suffix: str, ext: Optional[str]) -> Optional[str]:
+    """Refuses what cannot be part of a file's name, and formats that cannot be written.
+
+    Returns:
+        The extension with its dot, if there is one.
+    """
+    extension = None if ext is None else f'.{ext.lower().lstrip(".")}'
+    if extension not in (None, *MAX_SIDES):
+        raise OptionError(f'ext={ext}', 'accepted: png, jpg, webp, tif')
+    if os.path.sep in suffix:
+        raise OptionError(f'suffix={suffix}', f'expected no {os.path.sep}')
+    return extension
+
+
+def parse_shard(text: Optional[str]) -> tuple[int, int]:
+    """I/N as two numbers. Default: the process's place among those that torchrun has started."""
+    rank, processes = os.environ.get('RANK'), os.environ.get('WORLD_SIZE')
+    if text is None and rank and processes:
+        if not (rank.isdecimal() and processes.isdecimal() and int(rank) < int(processes)):
+            raise OptionError(f'RANK {rank}, WORLD_SIZE {processes}', 'expected a rank below the size, as of torchrun')
+        return int(rank) + 1, int(processes)
+    if text is None:
+        return 1, 1
+    part, _, parts = text.partition('/')
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise OptionError(f'shard={text}', 'expected I/N with I from 1 to N, for example 2/8')
+    return int(part), int(parts)
+
+
 def upscale_files(upscaler: Upscaler,
                   source: str,
                   output: str,
                   suffix: str = '',
-                  extension: Optional[str] = None,
-                  save_map: bool = False,
+                  ext: Optional[str] = None,
+                  map: bool = False,
                   overwrite: bool = False,
-                  shard: tuple[int, int] = (1, 1),
+                  shard: Optional[str] = None,
                   max_megapixels: float = MAX_MEGAPIXELS,
                   strip_metadata: bool = False) -> Summary:
     """Upscales a picture, or all pictures of a folder. A picture that fails does not stop the others.
@@ -93,17 +123,22 @@ def upscale_files(upscaler: Upscaler,
         source: File or folder.
         output: Folder for the results; made if it is missing.
         suffix: Added to the names.
-        extension: Format of the results, such as '.png'. Default: '.tif' for TIFF, otherwise '.png'.
-        save_map: Whether to write the difficulty map beside each result, as NAME_map.png.
+        ext: Format of the results: 'png', 'tif', 'jpg' or 'webp'. Default: TIFF for TIFF, otherwise PNG.
+        map: Whether to write the difficulty map beside each result, as NAME_map.png.
         overwrite: Whether to replace existing results; they are left alone otherwise.
-        shard: (i, n): only every n-th picture, beginning with the i-th.
+        shard: 'I/N': only every N-th picture, beginning with the I-th. Default: all; of processes that torchrun has
+            started, a part for each.
         max_megapixels: Larger pictures are refused.
         strip_metadata: Whether results are without EXIF and XMP; the colour profile says what colours mean, and stays.
 
     Raises:
+        OptionError: An argument is out of range, or the network does not route and there is nothing to map.
         FileNotFoundError: There is no such file or folder, or no picture in it.
         OSError: The results cannot be written to that folder, or would replace the pictures themselves.
     """
+    extension, (part, parts) = check_naming(suffix, ext), parse_shard(shard)
+    if map and not upscaler.routed:
+        raise OptionError('map=True', 'needs a network that routes, CDNSR or PCSR')
     root, folder = Path(source), Path(output)
     if not root.exists():
         raise FileNotFoundError(f'{source}: no such file or folder')
@@ -123,18 +158,18 @@ def upscale_files(upscaler: Upscaler,
     owners: dict[Path, Path] = {}  # of two pictures whose results would have one name, the first
     for path in sources:
         result = result_path(path, root, folder, suffix, extension)
-        for name in (result, map_path(result)) if save_map else (result, ):
+        for name in (result, map_path(result)) if map else (result, ):
             owners.setdefault(name, path)
     done = present = 0
-    first = shard[0] == 1  # what concerns the whole folder is said once
+    first = part == 1  # what concerns the whole folder is said once
     failed = [(str(path), f'cannot be listed: {reason}') for path, reason in closed if first]
     notes: list[tuple[str, str]] = []
     begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * upscaler.num_classes
-    for path in tqdm(sources[shard[0] - 1::shard[1]], 'upscale', unit='picture', disable=None):
+    for path in tqdm(sources[part - 1::parts], 'upscale', unit='picture', disable=None):
         result = result_path(path, root, folder, suffix, extension)
         large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
         try:
-            for name in (result, map_path(result)) if save_map else (result, ):
+            for name in (result, map_path(result)) if map else (result, ):
                 if owners[name] != path:
                     raise ImageError(
                         f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of the two')
@@ -142,7 +177,7 @@ def upscale_files(upscaler: Upscaler,
             if overwrite or not result.exists():
                 result.parent.mkdir(parents=True, exist_ok=True)
                 large = large if owners.get(large, path) == path else result
-                plan = _upscale_file(upscaler, path, result, large, save_map, overwrite, max_megapixels, strip_metadata,
+                plan = _upscale_file(upscaler, path, result, large, map, overwrite, max_megapixels, strip_metadata,
                                      notes)
         # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
         except (ImageError, OSError, RuntimeError, MemoryError) as error:

@@ -7,8 +7,8 @@ from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..inference.difficulty_map import draw_difficulty_map, in_bgr
 from ..inference import TileUpscaler
+from ..inference.difficulty_map import draw_difficulty_map, in_bgr
 from ..inference.tiling import PATCH_SIZE
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
@@ -271,11 +271,11 @@ class CDNSRModel(FastTraining, SRModel):
     def _record(self, upscaled):
         """Adds one validated image to the statistics, saves its difficulty map if asked to, shows it in TensorBoard."""
         stats, num_classes = self.routing_stats, len(self.routing_stats['tiles'])
-        lq_pixels = upscaled.tiling.height * upscaled.tiling.width
-        stats['tiles'] += torch.bincount(upscaled.classes, minlength=num_classes)
+        lq_pixels = math.prod(upscaled.plan.size)
+        stats['tiles'] += torch.tensor(upscaled.counts)
         stats['cost'] += upscaled.cost * lq_pixels
         stats['lq_pixels'] += lq_pixels
-        class_map = upscaled.tiling.class_map(upscaled.classes)
+        class_map = upscaled.plan.class_map()
         if hasattr(self, 'gt'):
             scale = self.opt['scale']
             owner = class_map.repeat_interleave(scale, 0).repeat_interleave(scale, 1).flatten()

@@ -5,8 +5,8 @@ from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..inference.difficulty_map import draw_difficulty_map
 from ..inference import PixelUpscaler
+from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.network import route
 from .cdnsr_model import map_path
 from .fast_training import FastTraining

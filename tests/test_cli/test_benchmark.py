@@ -13,8 +13,10 @@ from cdnsr_basicsr.archs import Interpolation
 from cdnsr_basicsr.benchmark import (Bench, Measured, Row, Settings, cells, labels, one_tile_at_a_time, rows_of,
                                      write_report)
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
+from cdnsr_basicsr.cli.arguments import settings_of
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
+from cdnsr_basicsr.loading import upscaler_for
 from cdnsr_basicsr.options import OptionError
 from tests.conftest import carn, fsrcnn, swinir
 from tests.test_archs.test_cdnsr import spread
@@ -216,17 +218,17 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
         assert torch.equal(*images) == (kind == 'routed')
 
     args = cli.build_parser().parse_args([*upscale, '-o', 'out', '--precision', 'bfloat16'])
-    assert cli.arguments.make_upscaler(args).measured.tile_ms == table['tile_ms']
+    assert upscaler_for(settings_of(args)).measured.tile_ms == table['tile_ms']
     (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, machine='another')))
-    assert cli.arguments.make_upscaler(args).measured is None
+    assert upscaler_for(settings_of(args)).measured is None
     (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, network=['another'])))
-    assert cli.arguments.make_upscaler(args).dtypes == [torch.bfloat16] * 3
+    assert upscaler_for(settings_of(args)).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text(json.dumps(table))
-    assert cli.arguments.make_upscaler(args).dtypes == [torch.float32] * 3
+    assert upscaler_for(settings_of(args)).dtypes == [torch.float32] * 3
     content = torch.load(model)
     content['params']['branches.0.deconv.bias'] += 1  # a network that was trained anew
     torch.save(content, model)
-    assert cli.arguments.make_upscaler(args).dtypes == [torch.bfloat16] * 3
+    assert upscaler_for(settings_of(args)).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text('{"machine": 3')
     assert cli.main([*upscale, '-o', str(tmp_path / 'third')]) == 2
     assert 'net.calibration.json: is no calibration' in capsys.readouterr().err

@@ -295,7 +295,7 @@ def test_what_is_no_network_is_one_line(models, picture, tmp_path, capsys, backe
     (['--backend', 'torch'], 'is an exported network; give the checkpoint instead'),
     (['--device', 'cuda'], 'runs on the CPU; --backend torch runs on others'),
     (['--precision', 'float16'], 'not in float16'),
-    (['--budget', '0.5'], 'need a network that routes'),
+    (['--budget', '0.5'], 'needs a network that routes'),
 ])
 def test_what_a_backend_cannot_do_is_one_line(models, picture, capsys, arguments, message):
     assert upscale(models / 'plain', picture, *arguments) == 2

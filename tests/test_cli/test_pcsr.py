@@ -54,7 +54,7 @@ def test_a_run_of_both_phases(work, write, train_opt, capsys):
     assert cv2.imread('out/0.png').shape == (96, 112, 3)
     capsys.readouterr()
     assert cli.main(['upscale', '-m', start, '-i', 'datasets/val/lq/0.png', '-o', 'out', '--budget', '0.5']) == 2
-    assert 'need a network that routes' in one_line(capsys)
+    assert 'needs a network that routes' in one_line(capsys)
 
 
 @pytest.mark.parametrize('scale,shape', [(None, (160, 200)), ('2.5', (100, 125))])

@@ -812,7 +812,7 @@ def test_a_picture_on_which_the_network_fails_does_not_stop_the_others(run, caps
 @pytest.mark.parametrize('arguments,kind', [(('--budget', 0.01), 0), (('--budget', 9), 2), (('--target-ms', 1e-6), 0),
                                             (('--target-ms', 1e9), 2), (('--budget', 9, '--cost', 'latency'), 2)])
 def test_both_ends_of_a_budget(run, models, capsys, monkeypatch, arguments, kind):
-    monkeypatch.setattr(engine, 'measured_speed', lambda *args: Speed([1] * 4, [1., 2., 3., 0.1]))
+    monkeypatch.setattr(tile_upscaler, 'measured_speed', lambda *args: Speed([1] * 4, [1., 2., 3., 0.1]))
     pictures = {f'{i}.png': save(f'in/{i}.png', photo(30, 40, seed=i)) for i in range(3)}
     assert run(*arguments) == 0
     shares = ' / '.join('100' if i == kind else '0' for i in range(3))
@@ -889,11 +889,11 @@ MISTAKES = [
     (('--precision', 'int8'), "argument --precision: invalid choice: 'int8' (choose from"),
     (('--device', 'nonsense'), '--device nonsense: cannot be used: '),
     (('--device', 'cuda:99'), '--device cuda:99: cannot be used: '),
-    (('--patch-size', 1), '--patch-size 1: expected a patch size of at least 8, and a step up to it'),
+    (('--patch-size', 1), '--patch-size 1: expected at least 8'),
     (('--patch-size', 0), "argument --patch-size: expected an integer of at least 1, but got '0'"),
     (('--patch-size', 'x'), "argument --patch-size: expected an integer of at least 1, but got 'x'"),
-    (('--patch-size', 16, '--step', 17), '--patch-size 16 --step 17: expected a patch size'),
-    (('--step', 97), '--patch-size 96 --step 97: expected a patch size'),
+    (('--patch-size', 16, '--step', 17), '--step 17: expected at most the patch size, 16'),
+    (('--step', 97), '--step 97: expected at most the patch size, 96'),
     (('--step', 0), "argument --step: expected an integer of at least 1, but got '0'"),
     (('--nonsense', ), 'unrecognized arguments: --nonsense'),
     (('-i', 'nowhere'), 'nowhere: no such file or folder'),
@@ -937,7 +937,8 @@ def test_a_model_is_needed(run, capsys):
 def test_only_branches_can_be_chosen_from(run, capsys, flag):
     save('in/a.png', photo(9, 9))
     assert run(*flag, model='plain') == 2
-    assert one_line(capsys).endswith('--map: need a network that routes, CDNSR or PCSR')
+    value = ''.join(f' {text}' for text in flag[1:])
+    assert one_line(capsys) == f'basicsr: error: {flag[0]}{value}: needs a network that routes, CDNSR or PCSR'
 
 
 @pytest.mark.parametrize('key,value,message', [

@@ -9,8 +9,8 @@ import torch
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs import pcsr_arch
 from cdnsr_basicsr.inference import PixelUpscaler, TileUpscaler, make_upscaler, pixel_upscaler
-from cdnsr_basicsr.inference.tiling import TensorRows
 from cdnsr_basicsr.inference.pixel_upscaler import Tiles, largest
+from cdnsr_basicsr.inference.tiling import TensorRows
 from cdnsr_basicsr.inference.upscale import upscale_files
 from tests.conftest import carn, fsrcnn
 from tests.test_archs.test_pcsr import pcsr, routed
@@ -237,7 +237,7 @@ def test_files_of_any_channels_at_a_fractional_scale(net, tmp_path, channels, mo
         PixelUpscaler(net, 30, 18, scale=2.5, budget=0.9),
         str(tmp_path / 'a.tif'),
         str(tmp_path / 'out'),
-        save_map=True)
+        map=True)
     assert (done.done, done.failed) == (1, []) and sum(done.counts) == 82 * 52
     image = tifffile.imread(tmp_path / 'out' / 'a.tif')
     assert image.shape == (82, 52, channels)[:3 if channels > 1 else 2]

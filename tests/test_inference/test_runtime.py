@@ -64,7 +64,7 @@ def test_the_engine_routes_and_upscales_as_with_torch(backend, size, tiny_net):
     lq = torch.rand(1, 3, *size)
     for budget in (None, 0.02, 0.5, 9):
         expected, actual = (TileUpscaler(n, 16, 14, budget=budget).upscale(lq) for n in (net, exported))
-        assert torch.equal(actual.classes, expected.classes)
+        assert torch.equal(actual.plan.classes, expected.plan.classes)
         assert actual.cost == pytest.approx(expected.cost, abs=3e-3)  # the MACs of a tile of 64 are scaled by area
         assert levels(actual.image, expected.image) < 0.1
     upscaler, plain = TileUpscaler(exported, 64), TileUpscaler(net, 64)
@@ -86,7 +86,7 @@ def test_predicted_errors_are_routed_by_time_as_with_torch(backend, tiny_net):
         for network in (net, in_backend(net, backend, 'net.pth')):
             upscaler = TileUpscaler(network, 16, 14, target_ms=target)
             upscaler.measured = speed
-            classes.append(upscaler.upscale(lq).classes)
+            classes.append(upscaler.upscale(lq).plan.classes)
         assert torch.equal(*classes) and len(classes[0].unique()) > 1
 
 

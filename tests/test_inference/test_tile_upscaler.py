@@ -14,9 +14,8 @@ from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.conversion import classsr, slice_to
 from cdnsr_basicsr.data.prepare import make_lq
 from cdnsr_basicsr.inference import TileUpscaler, Tiling, network, tile_upscaler, upscaler
-from cdnsr_basicsr.inference.tiling import TensorRows
 from cdnsr_basicsr.inference.speed import Speed
-from cdnsr_basicsr.inference.tiling import pad_to
+from cdnsr_basicsr.inference.tiling import TensorRows, pad_to
 from tests.conftest import carn, fsrcnn, swinir
 from tests.test_archs.test_cdnsr import spread
 
@@ -51,7 +50,7 @@ def test_upscaling_equals_one_tile_at_a_time(tiny_net, size, upscale):
     result = upscaler.upscale(lq)
     image, classes = slow(net, lq, upscaler)
     assert result.image.shape == (1, 3, size[0] * upscale, size[1] * upscale)
-    assert result.classes.tolist() == classes
+    assert result.plan.classes.tolist() == classes
     torch.testing.assert_close(result.image[0], image, atol=1e-5, rtol=0)
 
 
@@ -67,6 +66,25 @@ def test_a_network_that_sees_single_pixels_gives_the_same_in_strips_and_blocks(m
     plan = upscaler.plan(TensorRows(lq))
     assert (len(plan.strips) > 1) == (canvas_bytes < 2**20 and size[0] > 14)
     torch.testing.assert_close(upscaler.upscale(lq).image, net(lq), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (70, 40), (45, 130)])
+@pytest.mark.parametrize('paired_bytes', [1, 2**26])
+def test_an_image_does_not_depend_on_how_many_rows_of_tiles_a_device_holds(tiny_net, monkeypatch, size, paired_bytes):
+    """Neither on which tiles run together, which the memory of a strip must not decide."""
+    net = spread(build_network(tiny_net()).eval())
+    lq = torch.rand(1, 3, *size)
+    monkeypatch.setattr(tile_upscaler, 'PAIRED_BYTES', paired_bytes)
+    images, blocks = [], []
+    for canvas_bytes in (1, 100000, 2**30):
+        monkeypatch.setitem(tile_upscaler.CANVAS_BYTES, 'cpu', canvas_bytes)
+        upscaler = TileUpscaler(net, 16, 12)
+        blocks.append(sorted(item for strip in upscaler.plan(TensorRows(lq)).strips for item in strip))
+        images.append(upscaler.upscale(lq).image)
+    assert blocks[0] == blocks[1] == blocks[2]
+    assert max(block.rows for _, block in blocks[0]) <= (1 if paired_bytes == 1 else 2)
+    for image in images[1:]:
+        torch.testing.assert_close(image, images[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('block', [
@@ -86,7 +104,7 @@ def test_any_network_is_tiled_and_differs_from_the_whole_image_by_its_border_eff
         upscaler = TileUpscaler(net, 32, 24)
         result = upscaler.upscale(lq)
         assert (result.image - net(lq)).abs().max() <= 1.5 * border + 1e-5
-    assert set(result.classes.tolist()) == {0} and upscaler.scale == 4
+    assert set(result.plan.classes.tolist()) == {0} and upscaler.scale == 4
 
 
 @pytest.mark.parametrize('summed', [False, True])
@@ -94,7 +112,7 @@ def test_any_network_is_tiled_and_differs_from_the_whole_image_by_its_border_eff
 @pytest.mark.parametrize('down', [False, True])
 def test_a_smooth_gradient_has_no_step_at_tile_borders(tiny_net, modes, down, summed, monkeypatch):
     canvas = tile_upscaler.Canvas
-    monkeypatch.setattr(engine, 'Canvas', lambda *arguments: canvas(*arguments[:-1], summed))
+    monkeypatch.setattr(tile_upscaler, 'Canvas', lambda *arguments: canvas(*arguments[:-1], summed))
     net = build_network(tiny_net(2, [{'type': 'Interpolation', 'upscale': 2, 'mode': mode} for mode in modes])).eval()
     ramp = torch.linspace(0, 1, 200).expand(1, 3, 60, 200).contiguous()
     ramp = ramp.transpose(2, 3) if down else ramp
@@ -103,7 +121,7 @@ def test_a_smooth_gradient_has_no_step_at_tile_borders(tiny_net, modes, down, su
     logits = torch.zeros(len(tiling), 2)
     logits[torch.arange(len(tiling)), torch.arange(len(tiling)) % 2] = 9  # the branches meet everywhere
     result = upscaler.upscale(ramp, logits)
-    assert result.classes.unique().tolist() == [0, 1]
+    assert result.plan.classes.unique().tolist() == [0, 1]
     image = result.image.transpose(2, 3) if down else result.image
     differences = image[..., 8:-8, 9:-8] - image[..., 8:-8, 8:-9]
     assert differences.min() > 0 and differences.max() < 2 * differences.mean()
@@ -288,7 +306,7 @@ def test_half_precision_is_near_and_a_branch_can_keep_float32(tiny_net, precisio
     lq = torch.rand(1, 3, 60, 70)
     exact = TileUpscaler(net, 16, 12).upscale(lq)
     half = TileUpscaler(net, 16, 12, precision=precision).upscale(lq)
-    assert half.image.dtype == torch.float32 and half.classes.equal(exact.classes)  # the classifier keeps float32
+    assert half.image.dtype == torch.float32 and half.plan.classes.equal(exact.plan.classes)  # the classifier keeps float32
     assert 0 < (half.image - exact.image).abs().max() < tolerance
     kept = TileUpscaler(net, 16, 12, precision=precision, float32_branches=[0, 1]).upscale(lq)
     assert torch.equal(kept.image, exact.image)
@@ -465,7 +483,7 @@ def test_branches_that_want_other_multiples_go_together(tiny_net):
     net.branches[2] = build_network(swinir(6, 2)).eval()
     upscaler, lq = TileUpscaler(net, 20), torch.rand(1, 3, 50, 43)
     logits = torch.eye(3).repeat(len(upscaler.tiling_of(50, 43)), 1)[:len(upscaler.tiling_of(50, 43))]
-    assert upscaler.multiple == 24 and upscaler.upscale(lq, logits).image.shape == (1, 3, 100, 86)
+    assert upscaler.multiple == 24 and upscaler.upscale(lq, upscaler.plan(TensorRows(lq), logits)).image.shape == (1, 3, 100, 86)
     net.branches[1] = build_network(fsrcnn(4, 3))
     with pytest.raises(ValueError, match='branches differ in scale'):
         TileUpscaler(net, 20)
