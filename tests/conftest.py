@@ -6,6 +6,7 @@ import pytest
 import signal
 import torch
 import torch.utils.data
+import yaml
 from pathlib import Path
 
 import cdnsr_basicsr
@@ -19,9 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # photographs, recorded tensors and weights of other projects; not part of this repository
 SHARED = Path(os.environ.get('CDNSR_TEST_DATA', ROOT.parent / 'shared'))
 
-# a backbone is there when it has the option files of a branch and of a CDNSR
-BACKBONES = sorted(path.stem[len('train_'):-len('_branch1')] for path in (ROOT / 'options').glob('train_*_branch1.yml')
-                   if path.with_name(path.name.replace('train_', 'train_cdnsr_').replace('_branch1', '')).exists())
+BACKBONES = sorted(yaml.safe_load((ROOT / 'scripts/backbones.yml').read_text()))
 
 
 @pytest.fixture(autouse=True)

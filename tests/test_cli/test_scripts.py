@@ -103,7 +103,7 @@ def stages_without_vgg(folder, backbone):
             opt['train']['csd_opt']['layer_weights'] = dict(relu1_1=1)
             opt['train']['cs_opt'].update(layer='relu1_1')
         (options / path.name).write_text(yaml.safe_dump(opt, sort_keys=False))
-    for name in ('train_all.sh', 'dist_train.sh'):
+    for name in ('train_all.sh', 'dist_train.sh', 'backbones.yml'):
         (scripts / name).write_text((ROOT / 'scripts' / name).read_text())
     return scripts
 
