@@ -163,11 +163,19 @@ def test_usage_in_the_readme_equals_help(capsys):
 
 def test_help_of_convert_names_every_family(capsys):
     from cdnsr_basicsr import cli
-    from cdnsr_basicsr.conversion.convert import FAMILIES
+    from cdnsr_basicsr.conversion.registry import families
     with pytest.raises(SystemExit):
         cli.main(['convert', '--help'])
     named = re.search('whose file it is: (.*?) [(]default', normalized(capsys.readouterr().out)).group(1)
-    assert re.split(', | or ', named) == sorted(FAMILIES)
+    assert re.split(', | or ', named) == sorted(families())
+
+
+def test_readme_says_of_every_family_which_files_are_read():
+    from cdnsr_basicsr.conversion.registry import families
+    table = re.search(r'\| method .* weights that `basicsr convert` reads \|\n\| --- .*\n((\|.*\n)+)',
+                      (ROOT / 'README.md').read_text())
+    cells = [row.rstrip(' |').rsplit(' | ', 1)[1] for row in table.group(1).splitlines()]
+    assert sorted(cells) == sorted({family.files for family in families().values()})
 
 
 def test_readme_and_model_zoo_list_the_shipped_models_as_the_command_does(capsys):
