@@ -5,6 +5,7 @@ import argparse
 import os
 
 from .. import load_plugins
+from ..conversion.registry import names_of_families
 from ..options import OptionError
 from .arguments import Commands, count, new_command
 
@@ -19,8 +20,7 @@ def add_parser(commands: Commands) -> None:
         dest='family',
         metavar='FAMILY',
         default='auto',
-        help='whose file it is: abpn, arm, carn, cdnsr, classsr, ecbsr, etds, fsrcnn, pcsr, smfanet, span or spanv2 '
-        '(default: auto, told by its weights)')
+        help=f'whose file it is: {names_of_families()} (default: auto, told by its weights)')
     command.add_argument(
         '-opt', metavar='FILE', help='option file that describes IN, one of BasicSR\'s own checkpoints')
     command.add_argument(
