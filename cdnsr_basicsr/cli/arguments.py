@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 from .. import load_plugins
 from ..memory import keep_freed_memory
@@ -68,7 +68,7 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
 
 
 @contextlib.contextmanager
-def said_by_flags(**flags: str) -> Iterator[None]:
+def said_by_flags(flags: Mapping[str, str]) -> Iterator[None]:
     """Lets errors of a function name flags where they name its arguments: '--scale 0' for 'scale=0'.
 
     Args:

@@ -44,10 +44,9 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     check_budgets(args.budgets)
     load_plugins()
-    from ..benchmark import benchmark, markdown, write_report
+    from ..benchmark import Settings, benchmark, markdown, write_report
     from ..files import make_writable
-    patch_size, step = args.patch_size, args.step
-    check_tile(patch_size or 128, step)
+    check_tile(args.patch_size or 128, args.step)
     if args.oracle and not args.budgets:
         raise OptionError('--oracle', 'goes with --budgets')
     if set(args.backends) - {'torch'}:
@@ -56,11 +55,22 @@ def run(args: argparse.Namespace) -> int:
         args.device = 'cpu'
     if args.output:
         make_writable(args.output)
-    left_out: list[tuple[str, str]] = []
-    measured, text = benchmark(args.models, args.data,
-                               args.budgets, args.precision, args.repeat, args.limit, patch_size, step,
-                               str(choose_device(args.device)), args.backends, args.oracle, args.branches, args.cost,
-                               not args.no_ssim, left_out)
+    settings = Settings(
+        models=args.models,
+        data=args.data,
+        budgets=args.budgets,
+        precisions=args.precision,
+        repeat=args.repeat,
+        limit=args.limit,
+        patch_size=args.patch_size,
+        step=args.step,
+        device=str(choose_device(args.device)),
+        backends=args.backends,
+        oracle=args.oracle,
+        branches=args.branches,
+        cost=args.cost,
+        with_ssim=not args.no_ssim)
+    measured, text, left_out = benchmark(settings)
     print(f'{text}\n\n{markdown(measured)}', end='')
     if args.output:
         write_report(measured, text, args.output)
