@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from dataclasses import fields
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 from ..options import OptionError
 from ..settings import PRECISIONS, Settings
@@ -71,7 +71,7 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
 
 
 @contextlib.contextmanager
-def said_by_flags(**flags: str) -> Iterator[None]:
+def said_by_flags(flags: Mapping[str, str]) -> Iterator[None]:
     """Lets errors of a function name flags where they name its arguments: '--scale 0' for 'scale=0'.
 
     Args:

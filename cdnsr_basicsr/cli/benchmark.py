@@ -44,28 +44,38 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     check_budgets(args.budgets)
     load_plugins()
-    from ..benchmark import benchmark, markdown, write_report
+    from ..benchmark import Settings, benchmark, markdown, write_report
     from ..files import make_writable
     from ..inference.pixel_upscaler import PATCH_SIZE
     from ..loading import check_tile, choose_device
-    patch_size, step = args.patch_size, args.step
-    with said_by_flags(**FLAGS):
-        check_tile(patch_size or PATCH_SIZE, step)  # the larger of the engines' defaults
+    with said_by_flags(FLAGS):
+        check_tile(args.patch_size or PATCH_SIZE, args.step)  # the larger of the engines' defaults
     if args.oracle and not args.budgets:
         raise OptionError('--oracle', 'goes with --budgets')
     if set(args.backends) - {'torch'}:
         if args.device not in (None, 'cpu'):
             raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')
         args.device = 'cpu'
-    with said_by_flags(**FLAGS):
+    with said_by_flags(FLAGS):
         device = choose_device(args.device)
     if args.output:
         make_writable(args.output)
-    left_out: list[tuple[str, str]] = []
-    measured, text = benchmark(args.models, args.data,
-                               args.budgets, args.precision, args.repeat, args.limit, patch_size, step,
-                               str(device), args.backends, args.oracle, args.branches, args.cost,
-                               not args.no_ssim, left_out)
+    settings = Settings(
+        models=args.models,
+        data=args.data,
+        budgets=args.budgets,
+        precisions=args.precision,
+        repeat=args.repeat,
+        limit=args.limit,
+        patch_size=args.patch_size,
+        step=args.step,
+        device=str(device),
+        backends=args.backends,
+        oracle=args.oracle,
+        branches=args.branches,
+        cost=args.cost,
+        with_ssim=not args.no_ssim)
+    measured, text, left_out = benchmark(settings)
     print(f'{text}\n\n{markdown(measured)}', end='')
     if args.output:
         write_report(measured, text, args.output)

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from ..calibration import BUDGETS, calibrate, calibration_path, markdown
     from ..inference.tile_upscaler import PATCH_SIZE
     from ..loading import load_on_device, tile_of
-    with said_by_flags(**FLAGS):
+    with said_by_flags(FLAGS):
         settings = settings_of(args)
         net = load_on_device(settings)
         patch_size, step = tile_of(settings, PATCH_SIZE)

@@ -8,6 +8,10 @@ from ..memory import keep_freed_memory
 from ..options import OptionError
 from .arguments import CHECKPOINT, Commands, count, new_command, said_by_flags
 
+# of arguments of `label`
+FLAGS = dict(folder='-d', by='--by', model='-m', overwrite='--overwrite', teacher='--teacher')
+FLAGS.update(num_classes='--classes', thresholds='--thresholds', margin='--margin')
+
 
 def add_parser(commands: Commands) -> None:
     command = new_command(commands, 'label', 'label the patches of a prepared dataset by difficulty', run)
@@ -60,15 +64,7 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     from ..data.label import label
     given = {key: value for key, value in (('num_classes', args.classes), ('margin', args.margin)) if value is not None}
-    with said_by_flags(
-            folder='-d',
-            by='--by',
-            model='-m',
-            num_classes='--classes',
-            thresholds='--thresholds',
-            margin='--margin',
-            overwrite='--overwrite',
-            teacher='--teacher'):
+    with said_by_flags(FLAGS):
         path, counts = label(
             args.data,
             args.by,

@@ -6,6 +6,10 @@ import sys
 
 from .arguments import Commands, add_max_megapixels, count, new_command, said_by_flags, say_what_is_missing
 
+# of arguments of `prepare`
+FLAGS = dict(hr_folder='-i', out='-o', overwrite='--overwrite')
+FLAGS.update(scale='--scale', scales='--scales', crop='--crop', step='--step')
+
 
 def add_parser(commands: Commands) -> None:
     command = new_command(commands, 'prepare', 'make GT/LQ patches in LMDB out of a folder of photographs', run)
@@ -35,14 +39,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..data.prepare import prepare
-    with said_by_flags(
-            hr_folder='-i',
-            out='-o',
-            scale='--scale',
-            scales='--scales',
-            crop='--crop',
-            step='--step',
-            overwrite='--overwrite'):
+    with said_by_flags(FLAGS):
         done = prepare(args.input, args.output, args.scale, args.scales, args.crop, args.step, args.workers, args.whole,
                        args.overwrite, args.gray, args.max_megapixels)
     print(f'Wrote {done.pairs} {"photographs" if args.whole else "patches"} to {args.output}.')

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             raise OptionError(flag, 'expected a path, but got nothing')
     from ..inference.upscale import check_naming, parse_shard
     from ..loading import upscaler_for
-    with said_by_flags(suffix='--suffix', ext='--ext', shard='--shard', map='--map', **FLAGS):
+    with said_by_flags({**FLAGS, 'suffix': '--suffix', 'ext': '--ext', 'shard': '--shard', 'map': '--map'}):
         check_naming(args.suffix, args.ext)
         parse_shard(args.shard)
         upscaler = upscaler_for(settings_of(args))

@@ -10,8 +10,10 @@ import torch
 from basicsr.archs import build_network
 from cdnsr_basicsr import benchmark, calibration, cli
 from cdnsr_basicsr.archs import Interpolation
-from cdnsr_basicsr.benchmark import (Bench, Measured, Row, Settings, cells, labels, one_tile_at_a_time, rows_of,
-                                     write_report)
+from cdnsr_basicsr.benchmark import Measured, Row, Settings, write_report
+from cdnsr_basicsr.benchmark.report import cells, labels
+from cdnsr_basicsr.benchmark.rows import Network, rows_of
+from cdnsr_basicsr.benchmark.runners import Bench, one_tile_at_a_time
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.cli.arguments import settings_of
 from cdnsr_basicsr.complexity import count_macs
@@ -113,7 +115,8 @@ def test_budgets_of_a_benchmark_can_count_time(model, photographs, capsys):
 
 
 def test_networks_without_branches_are_whole_and_tiled():
-    rows = rows_of('a.pth', False, ['float32', 'bfloat16'], [0.5])
+    settings = Settings(['a.pth'], 'hr', budgets=[0.5], precisions=['float32', 'bfloat16'])
+    rows = rows_of(settings, 'a.pth', Network(scale=4, channels=3))
     assert [(row.kind, row.tuned, row.precision) for row in rows] == [('whole', False, 'float32'),
                                                                       ('whole', True, 'float32'),
                                                                       ('whole', True, 'bfloat16'),
@@ -122,7 +125,7 @@ def test_networks_without_branches_are_whole_and_tiled():
 
 
 def test_a_small_picture_costs_what_is_computed(model, photographs, tmp_path):
-    bench = Bench(Settings(64, 60, 'cpu', 'macs', False, None), model, 'torch')
+    bench = Bench(Settings([model], 'hr', patch_size=64, step=60), None, model)
     output, macs, counts = bench.runner(Row(model, 'loop', False, 'float32'))(torch.rand(1, 3, 20, 32))
     branch, classifier = bench.net.branches[counts.index(1)], bench.net.classifier
     assert sum(counts) == 1
@@ -148,11 +151,12 @@ def test_windows_that_do_not_divide_tiles_run_in_every_row(tmp_path, tiny_net, p
     block = tiny_net(4, [fsrcnn(4), swinir(7)])
     model = str(tmp_path / 'net.pth')
     save_checkpoint(dict(params=build_network(block).state_dict(), network_g=block, scale=4), model)
-    bench = Bench(Settings(None, None, 'cpu', 'macs', False, None), model, 'torch')
+    settings = Settings([model], 'hr', budgets=[9.])
+    bench = Bench(settings, None, model)
     hard, lq = bench.net.branches[1], torch.rand(1, 3, 28, 42)
     bench.net.classifier.fc.bias.data = torch.tensor([0., 99.])
     macs = count_macs(hard, 28, 42) / (16 * 28 * 42) / 1000
-    for row in rows_of(model, True, ['float32'], [9.]):
+    for row in rows_of(settings, model, Network(scale=4, channels=3, num_branches=2)):
         output, spent, counts = bench.runner(row)(lq)
         assert output.shape == (1, 3, 112, 168) and (counts[0], counts[1] > 0) == (0, True)
         if row.kind == 'whole':
@@ -212,7 +216,7 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     # a benchmark lets the same branches keep float32 where it routes
     (tmp_path / 'pairs').mkdir()
     pairs = PairStore(str(tmp_path / 'pairs'), photographs, 4)
-    bench, lq = Bench(Settings(16, 14, 'cpu', 'macs', False, pairs), model, 'torch'), to_tensor(pairs.lq(0))
+    bench, lq = Bench(Settings([model], 'hr', patch_size=16, step=14), pairs, model), to_tensor(pairs.lq(0))
     for kind in ('routed', 'tiled'):
         images = [bench.runner(Row(model, kind, True, precision))(lq)[0] for precision in ('float32', 'bfloat16')]
         assert torch.equal(*images) == (kind == 'routed')

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from basicsr.archs import build_network
 from cdnsr_basicsr import cli, export
-from cdnsr_basicsr.benchmark import Row, rows_of
+from cdnsr_basicsr.benchmark.rows import Network, Row, Settings, rows_of
 from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.inference import runtime
@@ -317,9 +317,10 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(models, tmp_path):
 
 
 def test_benchmark_has_rows_for_each_backend(models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('cdnsr_basicsr.benchmark.precisions_of', lambda name: ('float32', 'bfloat16')[:1 +
-                                                                                                      (name == 'a')])
-    rows = rows_of('m', True, ['float32', 'bfloat16'], [0.5], ['b', 'a'])
+    precisions = ['float32', 'bfloat16']
+    monkeypatch.setattr('cdnsr_basicsr.benchmark.rows.precisions_of', lambda name: precisions[:1 + (name == 'a')])
+    settings = Settings(['m'], 'hr', budgets=[0.5], precisions=precisions, backends=['b', 'a'])
+    rows = rows_of(settings, 'm', Network(scale=4, channels=3, num_branches=2))
     assert [(row.precision, row.budget, row.backend) for row in rows
             if row.kind == 'routed'] == [('float32', None, 'b'), ('float32', None, 'a'), ('float32', 0.5, 'b'),
                                          ('float32', 0.5, 'a'), ('bfloat16', None, 'a'), ('bfloat16', 0.5, 'a')]
