@@ -40,7 +40,7 @@ ALLOWED = {
     'data': {'archs', 'checkpoint', 'files', 'inference', 'losses', 'options'},
     'export': {'files', 'inference', 'options'},
     'memory': set(),
-    'models': {'checkpoint', 'inference', 'losses', 'options'},
+    'models': {'checkpoint', 'files', 'inference', 'losses', 'options'},
     'ranks': {'options'},
     'pipeline': {'__init__', 'checkpoint', 'checks', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
