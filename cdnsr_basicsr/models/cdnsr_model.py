@@ -103,11 +103,10 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
         if layers:
             weights = train_opt.get('feature_extractor', {}).get('weights', 'imagenet')
             try:
-                extractor = VGG19Features(sorted(layers), weights).to(self.device)
+                extractor = VGG19Features(sorted(layers), weights)
             except ValueError as error:
                 raise OptionError('train.feature_extractor', str(error)) from error
-        if extractor is not None:
-            extractor.to(memory_format=self.memory_format())
+            extractor.to(self.device, memory_format=self.memory_format())
         names = [name for name in DISTILLATION_LOSSES if name in self.losses]
         self.distillation = Distillation(names, self.opt['scale'], extractor)
 
