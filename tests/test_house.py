@@ -41,7 +41,7 @@ ALLOWED = {
     'data': {'archs', 'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},
     'export': {'files', 'inference', 'options'},
     'memory': set(),
-    'models': {'checkpoint', 'inference', 'losses', 'options', 'registration'},
+    'models': {'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},
     'ranks': {'options'},
     'pipeline': {'__init__', 'checkpoint', 'checks', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {

@@ -1,4 +1,3 @@
-from basicsr.losses import build_loss
 from basicsr.utils.registry import MODEL_REGISTRY
 from .etds_options import check_options
 from .fast_training import FastSRModel
@@ -19,11 +18,10 @@ class ETDSModel(FastSRModel):
     check_options = staticmethod(check_options)
 
     def init_training_settings(self):
-        residual_opt = self.opt['train'].get('residual_opt')
-        self.cri_residual = build_loss(residual_opt).to(self.device) if residual_opt else None
+        self.cri_residual = self.build_loss('residual')
         super(ETDSModel, self).init_training_settings()
 
-    def compute_losses(self):
+    def compute_losses(self, current_iter):
         lq, gt = self.patches()
         with self.autocast():
             self.output, residual = self.net_g(lq, return_residual=True)

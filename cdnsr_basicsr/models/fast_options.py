@@ -1,4 +1,5 @@
 """What an option file for FastSRModel may hold."""
+from ..inference.engine import PRECISIONS
 from ..options import OptionError, check_choice, check_flag, check_tested
 from .cdnsr_options import check_blocks, check_loss_block, has_teacher
 
@@ -26,7 +27,7 @@ def check_training(train_opt):
     if not train_opt.get('pixel_opt'):
         raise OptionError('train.pixel_opt', 'a pixel loss is needed')
     check_loss_block(train_opt['pixel_opt'], 'pixel')
-    check_choice(train_opt.get('precision', 'float32'), 'train.precision', ['float32', 'bfloat16'])
+    check_choice(train_opt.get('precision', 'float32'), 'train.precision', list(PRECISIONS))
     check_flag(train_opt.get('channels_last', True), 'train.channels_last')
 
 

@@ -20,8 +20,10 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
     """What all models of this package have before SRModel: they train in a chosen precision and memory layout, share
     validation among processes, and save complete states and checkpoints that say what network they are of.
 
-    It reads train.precision ('float32' | 'bfloat16' | 'float16', by autocast; default: 'float32') and
-    train.channels_last (default: True). Nothing here waits for a GPU, until the log is asked for.
+    A model computes its losses in `compute_losses`, and may do something to their gradients in `step_optimizer`.
+
+    It reads train.precision ('float32' | 'bfloat16' | 'float16', by autocast, float16 with loss scaling; default:
+    'float32') and train.channels_last (default: True). Nothing here waits for a GPU, until the log is asked for.
     """
 
     def __init__(self, opt):
@@ -45,6 +47,12 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         super(FastTraining, self).init_training_settings()
         if hasattr(self, 'net_g_ema'):
             self.net_g_ema.to(memory_format=self.memory_format())
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.opt['train'].get('precision') == 'float16')
+
+    def build_loss(self, name):
+        """The loss of train.NAME_opt; None without one."""
+        loss_opt = self.opt['train'].get(f'{name}_opt')
+        return build_loss(loss_opt).to(self.device) if loss_opt else None
 
     def check_patches(self, multiple, where):
         """Refuses training patches of a size that a network cannot do.
@@ -107,6 +115,42 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         groups = [{'params': params} for params in self.trained_parameters() if params]
         self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), groups, **optim_opt)
         self.optimizers.append(self.optimizer_g)
+
+    def compute_losses(self, current_iter):
+        """Runs the network on a batch.
+
+        Args:
+            current_iter (int): Current iteration, from 1.
+
+        Returns:
+            OrderedDict[str, Tensor]: Scalars by their names in the log. The sum of those that begin with l_ is
+                minimised.
+        """
+        raise NotImplementedError
+
+    def step_optimizer(self, current_iter):
+        """Takes the optimizer's step, unless the gradients have overflowed in float16.
+
+        Args:
+            current_iter (int): Current iteration, from 1.
+        """
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+
+    def optimize_parameters(self, current_iter):
+        """One training step; the same for all models.
+
+        Args:
+            current_iter (int): Current iteration, from 1.
+        """
+        self.optimizer_g.zero_grad()
+        log = self.compute_losses(current_iter)
+        self.scaler.scale(sum(value for name, value in log.items() if name.startswith('l_'))).backward()
+        self.step_optimizer(current_iter)
+
+        self.keep_log(log)
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
 
     def model_ema(self, decay=0.999):
         """As BaseModel's, in a few operations for all parameters instead of two for each."""
@@ -171,7 +215,8 @@ class FastSRModel(FastTraining, SRModel):
     For one branch, or any network.
 
     Beyond SRModel's options it knows:
-        train.precision (str): 'float32' | 'bfloat16' (autocast). Default: 'float32'.
+        train.precision (str): 'float32' | 'bfloat16' | 'float16' (autocast; float16 with loss scaling).
+            Default: 'float32'.
         train.channels_last (bool): Memory layout in training. Default: True.
         network_t, path.pretrain_network_t: A teacher, where datasets.train.dataroot_teacher does not have what it
             makes of the patches. Default: none.
@@ -190,37 +235,21 @@ class FastSRModel(FastTraining, SRModel):
         return super(FastSRModel, self).model_to_device(net)
 
     def init_training_settings(self):
-        teacher_opt = self.opt['train'].get('teacher_opt')
-        self.cri_teacher = build_loss(teacher_opt).to(self.device) if teacher_opt else None
-        self.net_t = self.load_teacher()
+        self.cri_teacher, self.net_t = self.build_loss('teacher'), self.load_teacher()
         super(FastSRModel, self).init_training_settings()
 
-    def compute_losses(self):
-        """The losses of a batch by their name in the log."""
+    def compute_losses(self, current_iter):
         lq, gt = self.patches()
         with self.autocast():
             self.output = self.net_g(lq)
         return self.output_losses(lq, gt)
 
     def output_losses(self, lq, gt):
-        """Those of self.output."""
+        """The losses of self.output by their names in the log."""
         losses = OrderedDict(l_pix=self.cri_pix(self.output.float(), gt))
         if self.cri_teacher is not None:
             losses['l_teacher'] = self.cri_teacher(self.output.float(), self.teach(lq))
         return losses
-
-    def optimize_parameters(self, current_iter):
-        self.optimizer_g.zero_grad()
-        losses = self.compute_losses()
-        sum(losses.values()).backward()
-        self.step_optimizer(current_iter)
-
-        self.keep_log(losses)
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
-
-    def step_optimizer(self, current_iter):
-        self.optimizer_g.step()
 
     def test(self):
         # SRModel's goes through DistributedDataParallel, which would wait for processes that have other images

@@ -300,6 +300,24 @@ def test_validation_measures_routing(opt, tmp_path, caplog, monkeypatch):
         assert images[f'images/{i}/difficulty_map'].shape == picture.shape
 
 
+def test_a_failed_difficulty_map_keeps_the_file_before_it(opt, tmp_path, monkeypatch):
+    opt['val']['save_map'] = True
+    model = make(opt)
+    model.validation(DataLoader(Images()), 5, None)
+    file = tmp_path / 'visualization' / '0' / '0_5_map.png'
+    before = file.read_bytes()
+
+    def half(image, path):
+        with open(path, 'wb') as file:
+            file.write(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr('cdnsr_basicsr.models.routed_validation.imwrite', half)
+    with pytest.raises(OSError, match='disk full'):
+        model.validation(DataLoader(Images()), 5, None)
+    assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
+
+
 def test_without_gt_and_metrics(opt):
     opt['val']['metrics'] = None
     model = make(opt)
