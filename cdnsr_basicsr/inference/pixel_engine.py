@@ -13,6 +13,7 @@ from .speed import is_out_of_memory, kind_of
 from .tiling import LEAST_SIZE, PATCH_SIZE, fit
 
 MAX_SCALE = 64
+PIXEL_PATCH_SIZE = 128  # largest side of a tile if none is given, in LR pixels
 STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together; more only if one row of tiles has more
 BAND_PIXELS = {'cpu': 2**17, 'cuda': 2**22}  # of the result, that are computed together
 MAX_TILES = {'cpu': 1, 'cuda': 16}
@@ -128,7 +129,7 @@ class PixelUpscaler:
 
     def __init__(self,
                  net: nn.Module,
-                 patch_size: int = 128,
+                 patch_size: int = PIXEL_PATCH_SIZE,
                  step: Optional[int] = None,
                  budget: Optional[float] = None,
                  target_ms: Optional[float] = None,
@@ -372,7 +373,7 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 def default_patch_size(net: nn.Module) -> int:
     """Largest side of a tile, in LR pixels, that a network's engine takes if none is given."""
-    return 128 if is_pixel_routed(net) else PATCH_SIZE
+    return PIXEL_PATCH_SIZE if is_pixel_routed(net) else PATCH_SIZE
 
 
 def make_upscaler(net: nn.Module,

@@ -9,10 +9,9 @@ from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..inference.difficulty_map import draw_difficulty_map, in_bgr
 from ..inference.engine import RoutedUpscaler
-from ..inference.tiling import PATCH_SIZE
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
-from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, check_options
+from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, CDNSRFile, check_options
 from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from .distillation import Distillation
 from .fast_training import FastTraining
@@ -36,34 +35,14 @@ class CDNSRModel(FastTraining, SRModel):
 
     Paper: Classification-Based Dynamic Network for Efficient Super-Resolution (ICASSP 2023).
 
-    Beyond SRModel's options it knows:
-        train.<name>_opt: Losses; those that are given are summed and logged as l_<name>. pixel (of the mixture),
-            branch (of every branch alone, weighted by the mixture weights), class, average, flops, label, error (for an
-            ErrorPredictor); kd, feature, csd, cs: distillation. If the branches are frozen and no loss needs their
-            images, they are not run.
-        train.freeze (list[str]): 'branches', 'classifier'. Default: [].
-        train.tau_min (float): Least temperature of the Gumbel mixture, which is max(1 - iter/total_iter, tau_min).
-            Default: 0.4.
-        train.balance (str): 'warn' | 'auto': what happens when routing collapses: a warning, or the weight of the
-            average loss is raised. Default: 'warn'.
-        train.collapse_share (float), train.collapse_iter (int): Share of one class, and number of iterations that it
-            is taken over, that count as collapsed. Default: 0.95 and 500.
-        train.precision (str): 'float32' | 'bfloat16' | 'float16' (autocast; float16 with loss scaling).
-            Default: 'float32'.
-        train.channels_last (bool): Memory layout in training. Default: True.
-        train.compile (bool): Whether the branches are compiled by torch.compile. Default: False.
-        train.feature_extractor.weights (str): 'imagenet' | path | 'random': weights of VGG19. Default: 'imagenet'.
-        network_t, path.pretrain_network_t: External teacher, where datasets.train.dataroot_teacher does not have what
-            it makes of the patches. Default: the dearest branch.
-        path.pretrain_network_branches (list[str]): One checkpoint per branch; ~ for one without weights.
-        tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 96 and patch_size - 4.
-        val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
+    What its option files may say beyond SRModel's: CDNSRFile, and docs/Options.md.
     """
 
     def __init__(self, opt):
         self.upscalers = {}
         super(CDNSRModel, self).__init__(opt)
 
+    option_file = CDNSRFile
     check_options = staticmethod(check_options)
 
     def model_to_device(self, net):
@@ -72,7 +51,7 @@ class CDNSRModel(FastTraining, SRModel):
         net.train(self.is_train)
         if self.is_train:
             # freeze before DistributedDataParallel looks which parameters it has to synchronise
-            net.freeze(self.opt['train'].get('freeze') or [])
+            net.freeze(self.settings.train.freeze)
         return super(CDNSRModel, self).model_to_device(net)
 
     def init_training_settings(self):
@@ -94,7 +73,7 @@ class CDNSRModel(FastTraining, SRModel):
         if hasattr(self, 'net_g_ema') and branch_paths:
             self.model_ema(0)
 
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.opt['train'].get('precision') == 'float16')
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.train.precision == 'float16')
         self.costs = self.upscaler(self.get_bare_model(self.net_g)).costs.to(self.device)
         for net in (self.get_bare_model(self.net_g), getattr(self, 'net_g_ema', None)):
             if hasattr(getattr(net, 'classifier', None), 'costs'):
@@ -106,7 +85,7 @@ class CDNSRModel(FastTraining, SRModel):
             get_root_logger().warning(f'network_g.branches are not listed from cheap to dear, their relative costs are '
                                       f'{costs}. Labels, distillation and the difficulty map take the first for the '
                                       'easiest.')
-        if self.opt['train'].get('compile', False):  # after the branches' operations have been counted
+        if self.settings.train.compile:  # after the branches' operations have been counted
             if self.opt['dist']:  # its splitting of graphs fails at autograd functions in some versions
                 torch._dynamo.config.optimize_ddp = False
             for branch in self.get_bare_model(self.net_g).branches:
@@ -122,9 +101,8 @@ class CDNSRModel(FastTraining, SRModel):
         layers = {layer for loss in self.losses.values() for layer in getattr(loss, 'layers', [])}
         extractor, self.net_t = None, self.load_teacher()
         if layers:
-            weights = train_opt.get('feature_extractor', {}).get('weights', 'imagenet')
             try:
-                extractor = VGG19Features(sorted(layers), weights).to(self.device)
+                extractor = VGG19Features(sorted(layers), self.settings.train.feature_extractor.weights).to(self.device)
             except ValueError as error:
                 raise OptionError('train.feature_extractor', str(error)) from error
         if extractor is not None:
@@ -138,7 +116,7 @@ class CDNSRModel(FastTraining, SRModel):
             raise OptionError(
                 'train.error_opt', 'needs a classifier that predicts errors, such as ErrorPredictor, but '
                 f'network_g.classifier.type is {kind}')
-        if predicts_errors and 'error' not in self.losses and 'classifier' not in (train_opt.get('freeze') or []):
+        if predicts_errors and 'error' not in self.losses and 'classifier' not in self.settings.train.freeze:
             raise OptionError('train.error_opt', f'is what trains {kind}; without it, freeze: [classifier]')
         for name in ('class', 'average', 'flops'):
             if name in self.losses and predicts_errors:
@@ -146,11 +124,11 @@ class CDNSRModel(FastTraining, SRModel):
                                   'costs; use error_opt')
         self.guard = None
         # an ErrorPredictor's shares follow from errors and costs: nothing pushes them
-        if 'classifier' not in (train_opt.get('freeze') or []) and not predicts_errors:
+        if 'classifier' not in self.settings.train.freeze and not predicts_errors:
             self.guard = CollapseGuard(
-                len(self.opt['network_g']['branches']), train_opt.get('collapse_share', 0.95),
-                train_opt.get('collapse_iter', 500),
-                self.losses['average'] if train_opt.get('balance') == 'auto' else None)
+                len(self.opt['network_g']['branches']), self.settings.train.collapse_share,
+                self.settings.train.collapse_iter,
+                self.losses['average'] if self.settings.train.balance == 'auto' else None)
 
         if self.opt['dist']:  # averages the gradient of what a loss trains itself
             for name, loss in self.losses.items():
@@ -191,14 +169,14 @@ class CDNSRModel(FastTraining, SRModel):
         return errors
 
     def optimize_parameters(self, current_iter):
-        train_opt = self.opt['train']
-        tau = max(1 - current_iter / train_opt['total_iter'], train_opt.get('tau_min', 0.4))
+        train_opt = self.settings.train
+        tau = max(1 - current_iter / train_opt.total_iter, train_opt.tau_min)
         self.get_bare_model(self.net_g).tau = tau
 
         self.optimizer_g.zero_grad()
         lq, gt = self.patches()
         known_errors = None
-        if 'error' in self.losses and train_opt.get('freeze') == ['branches']:
+        if 'error' in self.losses and train_opt.freeze == ['branches']:
             known_errors = self._checked_errors()
         need_none = NEED_NO_IMAGES if known_errors is None else (*NEED_NO_IMAGES, 'error')
         with self.autocast():
@@ -211,7 +189,7 @@ class CDNSRModel(FastTraining, SRModel):
         arguments.update({
             'pixel': (self.output, gt),
             'class': (routing.weights, ),
-            'average': (softened(routing.logits) if train_opt.get('balance') == 'auto' else routing.weights, ),
+            'average': (softened(routing.logits) if train_opt.balance == 'auto' else routing.weights, ),
             'flops': (routing.weights, self.costs),
         })
         if 'error' in self.losses:
@@ -250,8 +228,7 @@ class CDNSRModel(FastTraining, SRModel):
     def upscaler(self, net):
         """The engine for a network; it is kept, since it counts the branches' operations when it is made."""
         if id(net) not in self.upscalers:
-            tile = self.opt.get('tile') or {}
-            self.upscalers[id(net)] = RoutedUpscaler(net, tile.get('patch_size', PATCH_SIZE), tile.get('step'))
+            self.upscalers[id(net)] = RoutedUpscaler(net, self.settings.tile.patch_size, self.settings.tile.step)
         return self.upscalers[id(net)]
 
     def test(self):
@@ -283,10 +260,10 @@ class CDNSRModel(FastTraining, SRModel):
             stats['pixels'] += torch.bincount(owner, minlength=num_classes)
             stats['squared_error'] += torch.bincount(owner, error.square().mean(dim=0).flatten(), num_classes)
         tb_logger = self.validated[2]
-        if self.opt['val'].get('save_map') or tb_logger is not None and self.tb_images < TB_IMAGES:
+        if self.settings.val.save_map or tb_logger is not None and self.tb_images < TB_IMAGES:
             image = in_bgr(tensor2img([self.output]))
             difficulty_map = draw_difficulty_map(image, class_map.numpy(), num_classes)
-            if self.opt['val'].get('save_map'):
+            if self.settings.val.save_map:
                 imwrite(difficulty_map, map_path(self.opt, self.lq_path[0], *self.validated[:2]))
             if tb_logger is not None and self.tb_images < TB_IMAGES:
                 self.tb_images += 1

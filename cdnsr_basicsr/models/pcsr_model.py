@@ -1,5 +1,6 @@
 import torch
 from collections import OrderedDict
+from dataclasses import asdict
 
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
@@ -7,9 +8,10 @@ from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..inference.difficulty_map import draw_difficulty_map
 from ..inference.pixel_engine import PixelUpscaler, route
+from ..options.schema import filled
 from .cdnsr_model import map_path
 from .fast_training import FastTraining
-from .pcsr_options import check_options
+from .pcsr_options import PCSRFile, PCSRTraining, check_options
 
 
 @MODEL_REGISTRY.register()
@@ -18,28 +20,21 @@ class PCSRModel(FastTraining, SRModel):
 
     Paper: Accelerating Image Super-Resolution Networks with Pixel-Level Classification (ECCV 2024).
 
-    Beyond SRModel's options it knows:
-        train.phase (int): 0: backbone and heavy sampler alone; the others do not exist yet. 1: the mixture of both
-            samplers. Default: 1.
-        train.freeze (list[str]): Parts that stay as they are in phase 1: backbone, heavy. Default: [].
-        train.average_opt: AverageLoss of the pixels' probabilities, in phase 1.
-        routing.k (float), routing.adaptive (bool), routing.refinement (bool), routing.budget (float): How pixels are
-            routed in validation; see PCSR and PixelUpscaler. Default: 0, false, true, none.
-        tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 128 and patch_size - 12.
-        val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
+    What its option files may say beyond SRModel's: PCSRFile, and docs/Options.md.
     """
 
     def __init__(self, opt):
         if opt['is_train']:  # checkpoints say which parts the network has
-            opt = dict(opt, network_g=dict(opt['network_g'], phase=opt['train'].get('phase', 1)))
+            opt = dict(opt, network_g=dict(opt['network_g'], phase=filled(PCSRTraining, opt['train']).phase))
         super(PCSRModel, self).__init__(opt)
 
+    option_file = PCSRFile
     check_options = staticmethod(check_options)
 
     def model_to_device(self, net):
         if self.is_train:
             # freeze before DistributedDataParallel looks which parameters it has to synchronise
-            for part in self.opt['train'].get('freeze') or []:
+            for part in self.settings.train.freeze:
                 getattr(net, part).requires_grad_(False)
         return super(PCSRModel, self).model_to_device(net)
 
@@ -69,10 +64,10 @@ class PCSRModel(FastTraining, SRModel):
             self.model_ema(decay=self.ema_decay)
 
     def test(self):
-        net, routing, tile = self.tested_net(), self.opt.get('routing') or {}, self.opt.get('tile') or {}
-        route(net, routing)
+        net, routing, tile = self.tested_net(), self.settings.routing, self.settings.tile
+        route(net, asdict(routing))
         if getattr(self, 'upscaler', None) is None or self.upscaler.net is not net:
-            self.upscaler = PixelUpscaler(net, **tile, budget=routing.get('budget'))
+            self.upscaler = PixelUpscaler(net, tile.patch_size, tile.step, routing.budget)
         upscaled = self.upscaler.upscale(self.lq)
         self.output = upscaled.image
         if hasattr(self, 'routing_stats'):
@@ -91,7 +86,7 @@ class PCSRModel(FastTraining, SRModel):
         stats['counts'] += torch.tensor(upscaled.counts)
         stats['cost'] += upscaled.cost * pixels
         stats['pixels'] += pixels
-        if self.opt['val'].get('save_map'):
+        if self.settings.val.save_map:
             class_map = upscaled.plan.class_map().numpy()
             picture = draw_difficulty_map(tensor2img([self.output]), class_map, len(upscaled.counts))
             imwrite(picture, map_path(self.opt, self.lq_path[0], *self.validated[:2]))
