@@ -26,7 +26,7 @@ setup(
     license='Apache-2.0',
     keywords='super-resolution, BasicSR, dynamic network, CDNSR, ClassSR',
     packages=find_packages(include=['cdnsr_basicsr', 'cdnsr_basicsr.*']),
-    package_data={'cdnsr_basicsr': ['pretrained_models/models.json', 'pretrained_models/*.pth']},
+    package_data={'cdnsr_basicsr': ['options/schema.json', 'pretrained_models/models.json', 'pretrained_models/*.pth']},
     # basicsr 1.4.2 cannot be built on Python 3.13: its setup.py reads a variable back out of locals() after exec.
     python_requires='>=3.9,<3.13',
     install_requires=[

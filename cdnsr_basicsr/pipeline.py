@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 from . import load_plugins
-from .checks import check_model_of_cdnsr, check_options
 from .files import RunLock
 from .memory import keep_freed_memory
 from .options import OptionError, apply_force_yml, is_first_process, one_line, read_options
+from .options.checks import check_model_of_cdnsr, check_options
 from .ranks import RankWatch
 
 # BasicSR's and our functions that turn an option file into objects

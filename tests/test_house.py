@@ -8,8 +8,7 @@ from pathlib import Path
 
 from basicsr.archs import build_network
 from basicsr.models import build_model
-from cdnsr_basicsr import checks
-from cdnsr_basicsr.options import read_options
+from cdnsr_basicsr.options import checks, read_options
 from tests.conftest import BACKBONES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,13 +36,12 @@ ALLOWED = {
         'memory', 'options'
     },
     'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
-    'checks': {'options'},
     'data': {'archs', 'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},
     'export': {'files', 'inference', 'options'},
     'memory': set(),
     'models': {'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},
     'ranks': {'options'},
-    'pipeline': {'__init__', 'checkpoint', 'checks', 'data', 'files', 'memory', 'options', 'ranks'},
+    'pipeline': {'__init__', 'checkpoint', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
         '__init__', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'files', 'inference',
         'memory', 'options', 'pipeline', 'zoo'

@@ -152,8 +152,11 @@ def test_a_setting_that_cannot_be_is_named(model, setting, key, message):
 
 def test_a_budget_needs_a_network_that_routes(tmp_path):
     net_opt = carn(8)
-    save_checkpoint({'params': build_network(net_opt).state_dict(), 'network_g': net_opt, 'scale': 4},
-                    str(tmp_path / 'plain.pth'))
+    save_checkpoint({
+        'params': build_network(net_opt).state_dict(),
+        'network_g': net_opt,
+        'scale': 4
+    }, str(tmp_path / 'plain.pth'))
     with pytest.raises(sr.OptionError, match='budget=0.5: needs a network that routes, CDNSR or PCSR'):
         sr.load(tmp_path / 'plain.pth', budget=0.5)
     assert not sr.load(tmp_path / 'plain.pth').routed
@@ -184,8 +187,11 @@ def test_the_network_of_a_name(monkeypatch, tmp_path):
     net_opt = fsrcnn(8)
     folder = tmp_path / 'experiments/pretrained_models'
     folder.mkdir(parents=True)
-    save_checkpoint({'params': build_network(net_opt).state_dict(), 'network_g': net_opt, 'scale': 4},
-                    str(folder / 'tiny.pth'))
+    save_checkpoint({
+        'params': build_network(net_opt).state_dict(),
+        'network_g': net_opt,
+        'scale': 4
+    }, str(folder / 'tiny.pth'))
     monkeypatch.chdir(tmp_path)
     assert load_network('tiny') is not None
     code = 'import cdnsr_basicsr as sr; print(sr.load("tiny").scale)'

@@ -52,8 +52,9 @@ def opened(image: Any) -> Opened:
         pixels = image[0].permute(1, 2, 0).float().cpu().numpy()
         return Opened(pixels, lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0))
     if not isinstance(image, np.ndarray):
-        raise OptionError('image', 'expected a path, a PIL image, an array (h, w) or (h, w, c), or a tensor '
-                          f'(1, c, h, w), but got {type(image).__name__}')
+        raise OptionError(
+            'image', 'expected a path, a PIL image, an array (h, w) or (h, w, c), or a tensor '
+            f'(1, c, h, w), but got {type(image).__name__}')
     if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != 'f':
         raise OptionError('image', f'expected an array of uint8, uint16 or float in [0, 1], but got {image.dtype}')
     flat = image.ndim == 2

@@ -99,8 +99,8 @@ class Upscaler(ABC):
     num_classes: int
     routed: bool
 
-    def __init__(self, net: nn.Module, scale: float, channels: int, patch_size: int, step: int,
-                 budget: Optional[float], dtypes: list[torch.dtype], max_tiles: Optional[int]) -> None:
+    def __init__(self, net: nn.Module, scale: float, channels: int, patch_size: int, step: int, budget: Optional[float],
+                 dtypes: list[torch.dtype], max_tiles: Optional[int]) -> None:
         if not 1 <= step <= patch_size:
             raise ValueError(f'expected a step from 1 to the patch size, {patch_size}, but got {step}')
         self.net, self.scale, self.channels = net, scale, channels

@@ -6,7 +6,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
-from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, check_options
+from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, CDNSRFile, check_options
 from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from .distillation import Distillation
 from .fast_training import FastTraining
@@ -21,31 +21,11 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
 
     Paper: Classification-Based Dynamic Network for Efficient Super-Resolution (ICASSP 2023).
 
-    Beyond SRModel's options it knows:
-        train.<name>_opt: Losses; those that are given are summed and logged as l_<name>. pixel (of the mixture),
-            branch (of every branch alone, weighted by the mixture weights), class, average, flops, label, error (for an
-            ErrorPredictor); kd, feature, csd, cs: distillation. If the branches are frozen and no loss needs their
-            images, they are not run.
-        train.freeze (list[str]): 'branches', 'classifier'. Default: [].
-        train.tau_min (float): Least temperature of the Gumbel mixture, which is max(1 - iter/total_iter, tau_min).
-            Default: 0.4.
-        train.balance (str): 'warn' | 'auto': what happens when routing collapses: a warning, or the weight of the
-            average loss is raised. Default: 'warn'.
-        train.collapse_share (float), train.collapse_iter (int): Share of one class, and number of iterations that it
-            is taken over, that count as collapsed. Default: 0.95 and 500.
-        train.precision (str): 'float32' | 'bfloat16' | 'float16' (autocast; float16 with loss scaling).
-            Default: 'float32'.
-        train.channels_last (bool): Memory layout in training. Default: True.
-        train.compile (bool): Whether the branches are compiled by torch.compile. Default: False.
-        train.feature_extractor.weights (str): 'imagenet' | path | 'random': weights of VGG19. Default: 'imagenet'.
-        network_t, path.pretrain_network_t: External teacher, where datasets.train.dataroot_teacher does not have what
-            it makes of the patches. Default: the dearest branch.
-        path.pretrain_network_branches (list[str]): One checkpoint per branch; ~ for one without weights.
-        tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 96 and patch_size - 4.
-        val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
+    What its option files may say beyond SRModel's: CDNSRFile, and docs/Options.md.
     """
     unit, parts, hardest = 'tile', 'branches', 'hardest branch'
 
+    option_file = CDNSRFile
     check_options = staticmethod(check_options)
 
     def model_to_device(self, net):
@@ -54,7 +34,7 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
         net.train(self.is_train)
         if self.is_train:
             # freeze before DistributedDataParallel looks which parameters it has to synchronise
-            net.freeze(self.opt['train'].get('freeze') or [])
+            net.freeze(self.settings.train.freeze)
         return super(CDNSRModel, self).model_to_device(net)
 
     def init_training_settings(self):
@@ -87,23 +67,21 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
             get_root_logger().warning(f'network_g.branches are not listed from cheap to dear, their relative costs are '
                                       f'{costs}. Labels, distillation and the difficulty map take the first for the '
                                       'easiest.')
-        if self.opt['train'].get('compile', False):  # after the branches' operations have been counted
+        if self.settings.train.compile:  # after the branches' operations have been counted
             if self.opt['dist']:  # its splitting of graphs fails at autograd functions in some versions
                 torch._dynamo.config.optimize_ddp = False
             for branch in self.get_bare_model(self.net_g).branches:
                 branch.compile()
 
     def _build_losses(self):
-        train_opt = self.opt['train']
         losses = OrderedDict((name, self.build_loss(name)) for name in LOSSES)
         self.losses = OrderedDict((name, loss) for name, loss in losses.items() if loss is not None)
 
         layers = {layer for loss in self.losses.values() for layer in getattr(loss, 'layers', [])}
         extractor, self.net_t = None, self.load_teacher()
         if layers:
-            weights = train_opt.get('feature_extractor', {}).get('weights', 'imagenet')
             try:
-                extractor = VGG19Features(sorted(layers), weights)
+                extractor = VGG19Features(sorted(layers), self.settings.train.feature_extractor.weights)
             except ValueError as error:
                 raise OptionError('train.feature_extractor', str(error)) from error
             extractor.to(self.device, memory_format=self.memory_format())
@@ -116,7 +94,7 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
             raise OptionError(
                 'train.error_opt', 'needs a classifier that predicts errors, such as ErrorPredictor, but '
                 f'network_g.classifier.type is {kind}')
-        if predicts_errors and 'error' not in self.losses and 'classifier' not in (train_opt.get('freeze') or []):
+        if predicts_errors and 'error' not in self.losses and 'classifier' not in self.settings.train.freeze:
             raise OptionError('train.error_opt', f'is what trains {kind}; without it, freeze: [classifier]')
         for name in ('class', 'average', 'flops'):
             if name in self.losses and predicts_errors:
@@ -124,11 +102,11 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
                                   'costs; use error_opt')
         self.guard = None
         # an ErrorPredictor's shares follow from errors and costs: nothing pushes them
-        if 'classifier' not in (train_opt.get('freeze') or []) and not predicts_errors:
+        if 'classifier' not in self.settings.train.freeze and not predicts_errors:
             self.guard = CollapseGuard(
-                len(self.opt['network_g']['branches']), train_opt.get('collapse_share', 0.95),
-                train_opt.get('collapse_iter', 500),
-                self.losses['average'] if train_opt.get('balance') == 'auto' else None)
+                len(self.opt['network_g']['branches']), self.settings.train.collapse_share,
+                self.settings.train.collapse_iter,
+                self.losses['average'] if self.settings.train.balance == 'auto' else None)
 
         if self.opt['dist']:  # averages the gradient of what a loss trains itself
             for name, loss in self.losses.items():
@@ -163,12 +141,12 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
         return errors
 
     def compute_losses(self, current_iter):
-        train_opt, net = self.opt['train'], self.get_bare_model(self.net_g)
-        net.tau = max(1 - current_iter / train_opt['total_iter'], train_opt.get('tau_min', 0.4))
+        train_opt, net = self.settings.train, self.get_bare_model(self.net_g)
+        net.tau = max(1 - current_iter / train_opt.total_iter, train_opt.tau_min)
 
         lq, gt = self.patches()
         known_errors = None
-        if 'error' in self.losses and train_opt.get('freeze') == ['branches']:
+        if 'error' in self.losses and train_opt.freeze == ['branches']:
             known_errors = self._checked_errors()
         need_none = NEED_NO_IMAGES if known_errors is None else (*NEED_NO_IMAGES, 'error')
         with self.autocast():
@@ -181,7 +159,7 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
         arguments.update({
             'pixel': (self.output, gt),
             'class': (routing.weights, ),
-            'average': (softened(routing.logits) if train_opt.get('balance') == 'auto' else routing.weights, ),
+            'average': (softened(routing.logits) if train_opt.balance == 'auto' else routing.weights, ),
             'flops': (routing.weights, self.costs),
         })
         if 'error' in self.losses:

@@ -1,5 +1,5 @@
 from basicsr.utils.registry import MODEL_REGISTRY
-from .etds_options import check_options
+from .etds_options import ETDSFile, check_options
 from .fast_training import FastSRModel
 
 
@@ -9,12 +9,10 @@ class ETDSModel(FastSRModel):
 
     Paper: Equivalent Transformation and Dual Stream Network Construction for Mobile Image Super-Resolution (CVPR 2023).
 
-    Beyond FastSRModel's options it knows:
-        train.residual_opt: Pixel loss of the residual stream's output, alpha of Eq. 15 being its loss_weight.
-            Default: none.
-        train.residual_freeze_iter (int): For so many iterations the residual stream stays as it is. Default: 0.
+    What its option files may say beyond FastSRModel's: ETDSFile, and docs/Options.md.
     """
 
+    option_file = ETDSFile
     check_options = staticmethod(check_options)
 
     def init_training_settings(self):
@@ -31,7 +29,7 @@ class ETDSModel(FastSRModel):
         return losses
 
     def step_optimizer(self, current_iter):
-        if current_iter <= self.opt['train'].get('residual_freeze_iter', 0):
+        if current_iter <= self.settings.train.residual_freeze_iter:
             # DistributedDataParallel has to see all gradients; without one, the optimizer leaves a parameter, its decay
             # and its moments alone
             for param in self.get_bare_model(self.net_g).residual_parameters():

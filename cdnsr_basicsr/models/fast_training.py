@@ -2,6 +2,7 @@ import math
 import sys
 import torch
 from collections import OrderedDict
+from functools import cached_property
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from basicsr.archs import build_network
@@ -10,7 +11,8 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..inference.network import PRECISIONS, geometry, run_padded
 from ..options import OptionError
-from .fast_options import check_options
+from ..options.schema import filled
+from .fast_options import FastFile, check_options
 from .self_describing import SelfDescribing
 from .shared_validation import SharedValidation
 from .training_state import CompleteState
@@ -21,16 +23,21 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
     validation among processes, and save complete states and checkpoints that say what network they are of.
 
     A model computes its losses in `compute_losses`, and may do something to their gradients in `step_optimizer`.
-
-    It reads train.precision ('float32' | 'bfloat16' | 'float16', by autocast, float16 with loss scaling; default:
-    'float32') and train.channels_last (default: True). Nothing here waits for a GPU, until the log is asked for.
+    `option_file` is the dataclass of what its option files may say. Nothing here waits for a GPU, until the log is
+    asked for.
     """
+    option_file = FastFile
 
     def __init__(self, opt):
         if opt.get('val'):  # progress is for eyes, not for log files
             opt['val'].setdefault('pbar', opt['rank'] == 0 and sys.stderr.isatty())
         self.loss_sums = self.taught = None
         super(FastTraining, self).__init__(opt)
+
+    @cached_property
+    def settings(self):
+        """What the option file says, and defaults of all else."""
+        return filled(self.option_file, self.opt)
 
     def to_device(self, tensor):
         """Part of a batch, where the network is."""
@@ -47,7 +54,7 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         super(FastTraining, self).init_training_settings()
         if hasattr(self, 'net_g_ema'):
             self.net_g_ema.to(memory_format=self.memory_format())
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.opt['train'].get('precision') == 'float16')
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.train.precision == 'float16')
 
     def build_loss(self, name):
         """The loss of train.NAME_opt; None without one."""
@@ -187,10 +194,10 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
     def memory_format(self):
-        return torch.channels_last if self.opt['train'].get('channels_last', True) else torch.contiguous_format
+        return torch.channels_last if self.settings.train.channels_last else torch.contiguous_format
 
     def autocast(self):
-        precision = PRECISIONS[self.opt['train'].get('precision', 'float32')]
+        precision = PRECISIONS[self.settings.train.precision]
         return torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
 
     def patches(self):
@@ -214,13 +221,7 @@ class FastSRModel(FastTraining, SRModel):
     """SRModel that trains faster, whose processes share validation, and whose checkpoints say what network they are of.
     For one branch, or any network.
 
-    Beyond SRModel's options it knows:
-        train.precision (str): 'float32' | 'bfloat16' | 'float16' (autocast; float16 with loss scaling).
-            Default: 'float32'.
-        train.channels_last (bool): Memory layout in training. Default: True.
-        network_t, path.pretrain_network_t: A teacher, where datasets.train.dataroot_teacher does not have what it
-            makes of the patches. Default: none.
-        train.teacher_opt: Pixel loss between the output and the teacher's. Default: none.
+    What its option files may say beyond SRModel's: FastFile, and docs/Options.md.
     """
 
     check_options = staticmethod(check_options)

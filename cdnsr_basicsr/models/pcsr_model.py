@@ -1,11 +1,13 @@
 import torch
 from collections import OrderedDict
+from dataclasses import asdict
 
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from ..inference.network import route
+from ..options.schema import filled
 from .fast_training import FastTraining
-from .pcsr_options import check_options
+from .pcsr_options import PCSRFile, PCSRTraining, check_options
 from .routed_validation import RoutedValidation
 
 
@@ -15,29 +17,22 @@ class PCSRModel(RoutedValidation, FastTraining, SRModel):
 
     Paper: Accelerating Image Super-Resolution Networks with Pixel-Level Classification (ECCV 2024).
 
-    Beyond SRModel's options it knows:
-        train.phase (int): 0: backbone and heavy sampler alone; the others do not exist yet. 1: the mixture of both
-            samplers. Default: 1.
-        train.freeze (list[str]): Parts that stay as they are in phase 1: backbone, heavy. Default: [].
-        train.average_opt: AverageLoss of the pixels' probabilities, in phase 1.
-        routing.k (float), routing.adaptive (bool), routing.refinement (bool), routing.budget (float): How pixels are
-            routed in validation; see PCSR and PixelUpscaler. Default: 0, false, true, none.
-        tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 128 and patch_size - 12.
-        val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
+    What its option files may say beyond SRModel's: PCSRFile, and docs/Options.md.
     """
     unit, parts, hardest = 'pixel', 'samplers', 'heavy sampler'
 
     def __init__(self, opt):
         if opt['is_train']:  # checkpoints say which parts the network has
-            opt = dict(opt, network_g=dict(opt['network_g'], phase=opt['train'].get('phase', 1)))
+            opt = dict(opt, network_g=dict(opt['network_g'], phase=filled(PCSRTraining, opt['train']).phase))
         super(PCSRModel, self).__init__(opt)
 
+    option_file = PCSRFile
     check_options = staticmethod(check_options)
 
     def model_to_device(self, net):
         if self.is_train:
             # freeze before DistributedDataParallel looks which parameters it has to synchronise
-            for part in self.opt['train'].get('freeze') or []:
+            for part in self.settings.train.freeze:
                 getattr(net, part).requires_grad_(False)
         return super(PCSRModel, self).model_to_device(net)
 
@@ -60,9 +55,9 @@ class PCSRModel(RoutedValidation, FastTraining, SRModel):
         return log
 
     def upscaler(self, net):
-        routing = self.opt.get('routing') or {}
-        route(net, routing)
-        return super(PCSRModel, self).upscaler(net, budget=routing.get('budget'))
+        routing = self.settings.routing
+        route(net, asdict(routing))
+        return super(PCSRModel, self).upscaler(net, budget=routing.budget)
 
     def class_names(self):
         return {name: name for name in ('light', 'heavy')[-len(self.tested_net().samplers):]}

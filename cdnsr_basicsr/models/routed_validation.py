@@ -36,8 +36,8 @@ class RoutedValidation:
     def upscaler(self, net, **kwargs):
         """The engine for a network; it is kept, since it counts the network's operations when it is made."""
         if id(net) not in self.upscalers:
-            tile = self.opt.get('tile') or {}
-            self.upscalers[id(net)] = make_upscaler(net, tile.get('patch_size'), tile.get('step'), **kwargs)
+            tile = self.settings.tile
+            self.upscalers[id(net)] = make_upscaler(net, tile.patch_size, tile.step, **kwargs)
         return self.upscalers[id(net)]
 
     def feed_data(self, data):
@@ -75,7 +75,7 @@ class RoutedValidation:
             error = (self.output[0].clamp(0, 1).mul(255).round() - self.gt[0].mul(255).round()).cpu().double()
             stats['pixels'] += torch.bincount(owner, minlength=len(counts))
             stats['squared_error'] += torch.bincount(owner, error.square().mean(dim=0).flatten(), len(counts))
-        saved, shown = self.opt['val'].get('save_map'), self.validated[2] and self.tb_images < TB_IMAGES
+        saved, shown = self.settings.val.save_map, self.validated[2] and self.tb_images < TB_IMAGES
         if saved or shown:
             image = in_bgr(tensor2img([self.output]))
             difficulty_map = draw_difficulty_map(image, class_map.numpy(), len(counts))

@@ -6,7 +6,7 @@ import torch
 from pathlib import Path
 
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.checks import check_model_of_cdnsr
+from cdnsr_basicsr.options.checks import check_model_of_cdnsr
 from tests.conftest import fsrcnn
 from tests.test_cli.test_pipeline import run
 from tests.test_data.test_prepare import photograph

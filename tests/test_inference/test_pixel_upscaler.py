@@ -234,10 +234,7 @@ def test_files_of_any_channels_at_a_fractional_scale(net, tmp_path, channels, mo
     else:
         cv2.imwrite(str(tmp_path / 'a.tif'), pixels)
     done = upscale_files(
-        PixelUpscaler(net, 30, 18, scale=2.5, budget=0.9),
-        str(tmp_path / 'a.tif'),
-        str(tmp_path / 'out'),
-        map=True)
+        PixelUpscaler(net, 30, 18, scale=2.5, budget=0.9), str(tmp_path / 'a.tif'), str(tmp_path / 'out'), map=True)
     assert (done.done, done.failed) == (1, []) and sum(done.counts) == 82 * 52
     image = tifffile.imread(tmp_path / 'out' / 'a.tif')
     assert image.shape == (82, 52, channels)[:3 if channels > 1 else 2]

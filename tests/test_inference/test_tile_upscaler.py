@@ -306,7 +306,8 @@ def test_half_precision_is_near_and_a_branch_can_keep_float32(tiny_net, precisio
     lq = torch.rand(1, 3, 60, 70)
     exact = TileUpscaler(net, 16, 12).upscale(lq)
     half = TileUpscaler(net, 16, 12, precision=precision).upscale(lq)
-    assert half.image.dtype == torch.float32 and half.plan.classes.equal(exact.plan.classes)  # the classifier keeps float32
+    assert half.image.dtype == torch.float32 and half.plan.classes.equal(
+        exact.plan.classes)  # the classifier keeps float32
     assert 0 < (half.image - exact.image).abs().max() < tolerance
     kept = TileUpscaler(net, 16, 12, precision=precision, float32_branches=[0, 1]).upscale(lq)
     assert torch.equal(kept.image, exact.image)
@@ -483,7 +484,8 @@ def test_branches_that_want_other_multiples_go_together(tiny_net):
     net.branches[2] = build_network(swinir(6, 2)).eval()
     upscaler, lq = TileUpscaler(net, 20), torch.rand(1, 3, 50, 43)
     logits = torch.eye(3).repeat(len(upscaler.tiling_of(50, 43)), 1)[:len(upscaler.tiling_of(50, 43))]
-    assert upscaler.multiple == 24 and upscaler.upscale(lq, upscaler.plan(TensorRows(lq), logits)).image.shape == (1, 3, 100, 86)
+    assert upscaler.multiple == 24 and upscaler.upscale(lq, upscaler.plan(TensorRows(lq),
+                                                                          logits)).image.shape == (1, 3, 100, 86)
     net.branches[1] = build_network(fsrcnn(4, 3))
     with pytest.raises(ValueError, match='branches differ in scale'):
         TileUpscaler(net, 20)

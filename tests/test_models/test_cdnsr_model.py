@@ -14,7 +14,7 @@ from basicsr.train import load_resume_state
 from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.inference import TileUpscaler
 from cdnsr_basicsr.models import CDNSRModel
-from cdnsr_basicsr.models.cdnsr_options import TYPES
+from cdnsr_basicsr.models.cdnsr_options import LOSSES
 from cdnsr_basicsr.options import OptionError
 from tests.conftest import carn, swinir
 from tests.test_archs.test_cdnsr import spread
@@ -447,7 +447,7 @@ def test_mistakes_in_train_are_named(file_opt, change, message):
 def test_a_loss_that_reaches_frozen_parts_only_is_refused(file_opt, name):
     trained = 'classifier' if name in ('class', 'average', 'flops', 'label') else 'branches'
     file_opt['train'].update({f'{other}_opt': None for other in ('class', 'average', 'flops')})
-    file_opt['train'].update({f'{name}_opt': {'type': TYPES[name][0]}, 'freeze': [trained]})
+    file_opt['train'].update({f'{name}_opt': {'type': LOSSES[name].types[0]}, 'freeze': [trained]})
     file_opt['path'].update(pretrain_network_g='a.pth')
     with pytest.raises(OptionError, match=f'train.{name}_opt: trains the {trained} only, which train.freeze keeps'):
         CDNSRModel.check_options(file_opt, True)
@@ -455,7 +455,7 @@ def test_a_loss_that_reaches_frozen_parts_only_is_refused(file_opt, name):
 
 @pytest.mark.parametrize('name', ['csd', 'cs'])
 def test_contrast_needs_a_batch(file_opt, name):
-    file_opt['train'].update({f'{name}_opt': {'type': TYPES[name][0]}})
+    file_opt['train'].update({f'{name}_opt': {'type': LOSSES[name].types[0]}})
     file_opt['datasets']['train']['batch_size_per_gpu'] = 1
     with pytest.raises(OptionError, match='takes negatives from the other samples of a batch'):
         CDNSRModel.check_options(file_opt, True)

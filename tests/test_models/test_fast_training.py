@@ -10,7 +10,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.models import CDNSRModel, ETDSModel, FastSRModel, PCSRModel
-from cdnsr_basicsr.models.fast_options import check_teacher
+from cdnsr_basicsr.models.fast_options import check_training
 from cdnsr_basicsr.models.fast_training import FastTraining
 from cdnsr_basicsr.options import OptionError
 from tests.conftest import carn, swinir
@@ -230,18 +230,18 @@ def test_half_a_teacher_is_refused(taught_opt, block, key, message):
     taught_opt['datasets'] = dict(train={})
     (taught_opt if block is None else taught_opt[block]).pop(key)
     with pytest.raises(OptionError, match=message):
-        check_teacher(taught_opt)
+        check_training(taught_opt)
 
 
 def test_a_loss_needs_a_teacher_and_one_only(taught_opt):
     taught_opt['datasets'] = dict(train=dict(dataroot_teacher='teacher.lmdb'))
     with pytest.raises(OptionError, match='datasets.train.dataroot_teacher: one teacher is enough: this, or network_t'):
-        check_teacher(taught_opt)
+        check_training(taught_opt)
     del taught_opt['network_t'], taught_opt['path']['pretrain_network_t']
-    check_teacher(taught_opt)
+    check_training(taught_opt)
     del taught_opt['datasets']['train']['dataroot_teacher']
     with pytest.raises(OptionError, match='train.teacher_opt: goes with a teacher, .* or datasets.train.dataroot_te'):
-        check_teacher(taught_opt)
+        check_training(taught_opt)
 
 
 @pytest.mark.parametrize('change, message', [

@@ -8,42 +8,35 @@ import os
 import re
 from typing import Any, Callable, Iterable, Mapping, Optional
 
-from .options import (OptionError, check_argument, check_arguments, check_choice, check_flag, check_keys, check_list,
-                      check_name, check_network, check_number, check_path, check_whole, find_registered, find_type,
-                      of_basicsr_or_ours, one_line, shown)
+from .networks import check_argument, check_arguments, check_network, find_registered, find_type, of_basicsr_or_ours
+from .schema import (MAX_FREQ, MAX_ITER, TOP, AnyData, Head, Logger, OptionFile, PairedData, Paths, RoutedValidation,
+                     Training, check_block, fields_of, required_in)
+from .values import (OptionError, check_choice, check_flag, check_keys, check_list, check_name, check_number,
+                     check_path, check_whole, one_line, shown)
 
-MAX_ITER = 10**8  # BasicSR's own longest trainings take 10**6
-MAX_FREQ = 10**12  # never, as some write it
-MAX_SEED = 2**31  # numpy takes 2**32, and workers and processes add to it
 # more is no learning rate at all; what is too large for a network shows when its losses are no longer finite
 MAX_LR = 1e6
 MAX_WEIGHT = 1e6  # of a loss
-MAX_WORKERS = 256  # of a process
 OPTIMIZERS = ('ASGD', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'NAdam', 'RAdam', 'RMSprop', 'Rprop', 'SGD')
 SCHEDULERS = ('CosineAnnealingRestartLR', 'MultiStepLR', 'MultiStepRestartLR')
 # BasicSR's models that have a discriminator
 GAN_MODELS = ('SRGANModel', 'HiFaceGANModel', 'StyleGAN2Model', 'VideoGANModel', 'VideoRecurrentGANModel')
 # what BasicSR's pipelines read, besides what models do; or no longer read, but its option files still say
-HEAD_KEYS = ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'path', 'train', 'val', 'logger',
-             'dist_params', 'find_unused_parameters', 'gpu_ids', 'set_CUDA_VISIBLE_DEVICES', 'tile', 'routing'
+HEAD_KEYS = (*fields_of(OptionFile), 'gpu_ids', 'set_CUDA_VISIBLE_DEVICES', 'tile', 'routing'
              )  # the last two are for `basicsr upscale -opt`
 TRAIN_KEYS = ('total_iter', 'warmup_iter', 'scheduler', 'fix_iter', 'net_d_iters', 'net_d_init_iters')
-PATH_KEYS = ('resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root', 'strict_load')
+PATH_KEYS = (*fields_of(Paths), 'strict_load')
 # the degradation of RealESRGANModel and RealESRNetModel, at the top of their option files
 DEGRADATION = ('resize_prob', 'resize_range', 'gaussian_noise_prob', 'noise_range', 'poisson_scale_range',
                'gray_noise_prob', 'jpeg_range', 'second_blur_prob', 'resize_prob2', 'resize_range2',
                'gaussian_noise_prob2', 'noise_range2', 'poisson_scale_range2', 'gray_noise_prob2', 'jpeg_range2',
                'gt_size')
 # what BasicSR's models and those of this package read of `val`
-VAL_KEYS = ('val_freq', 'save_img', 'save_map', 'pbar', 'metrics', 'suffix', 'flip_seq', 'center_frame_only',
-            'num_val_samples', 'use_chop')
+VAL_KEYS = (*fields_of(RoutedValidation), 'flip_seq', 'center_frame_only', 'num_val_samples', 'use_chop')
 # what BasicSR's datasets read, or leave unread in option files of its own
-DATASET_KEYS = ('name', 'type', 'phase', 'scale', 'dataroot_gt', 'dataroot_lq', 'dataroot_flow', 'meta_info',
-                'meta_info_file', 'io_backend', 'filename_tmpl', 'gt_size', 'use_hflip', 'use_flip', 'use_rot', 'mean',
-                'std', 'color', 'num_frame', 'interval_list', 'random_reverse', 'flip_sequence', 'val_partition',
-                'test_mode', 'cache_data', 'padding', 'use_duf_downsampling', 'use_shuffle', 'num_worker_per_gpu',
-                'batch_size_per_gpu', 'dataset_enlarge_ratio', 'prefetch_mode', 'num_prefetch_queue', 'pin_memory',
-                'persistent_workers', 'final_sinc_prob',
+DATASET_KEYS = (*fields_of(PairedData), 'dataroot_flow', 'meta_info', 'use_flip', 'num_frame', 'interval_list',
+                'random_reverse', 'flip_sequence', 'val_partition', 'test_mode', 'cache_data', 'padding',
+                'use_duf_downsampling', 'use_shuffle', 'final_sinc_prob',
                 *(f'{name}{number}' for name in ('blur_kernel_size', 'kernel_list', 'kernel_prob', 'sinc_prob',
                                                  'blur_sigma', 'betag_range', 'betap_range') for number in ('', '2')))
 KERNELS = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso')
@@ -76,11 +69,9 @@ WORDS = {
     'convert_to': ('y', 'gray'),
     'val_partition': ('REDS4', 'official'),
     'padding': ('replicate', 'reflection', 'reflection_circle', 'circle'),
-    'prefetch_mode': ('cpu', 'cuda', None),
-    'color': ('y', None),
 }
-FLAGS = ('use_hflip', 'use_flip', 'use_rot', 'use_shuffle', 'random_reverse', 'flip_sequence', 'test_mode',
-         'cache_data', 'use_duf_downsampling', 'balance')
+FLAGS = ('use_flip', 'use_shuffle', 'random_reverse', 'flip_sequence', 'test_mode', 'cache_data',
+         'use_duf_downsampling', 'balance')
 
 
 def tried(where: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -278,34 +269,19 @@ def check_validation(model: Any, block: Any, is_train: bool, datasets: Mapping) 
     if not is_train and isinstance(block, Mapping) and block.get('save_img'):
         required = ('save_img', 'suffix')
     check_keys(block, VAL_KEYS if known else block, 'val', required)
-    for key, value in block.items():
-        where = f'val.{key}'
-        if key == 'val_freq':
-            check_whole(value, where, 1, MAX_FREQ)
-        elif key == 'suffix':
-            if value is not None:
-                check_name(value, where)
-        elif key == 'num_val_samples':
-            check_whole(value, where, 1, MAX_ITER)
-        elif key in VAL_KEYS and key != 'metrics':
-            check_flag(value, where)
+    check_block(RoutedValidation, block, 'val', others=True)
+    for key in ('flip_seq', 'center_frame_only', 'use_chop'):
+        if key in block:
+            check_flag(block[key], f'val.{key}')
+    if 'num_val_samples' in block:
+        check_whole(block['num_val_samples'], 'val.num_val_samples', 1, MAX_ITER)
     check_metrics(model, block.get('metrics'), datasets)
 
 
 def check_logger(block: Any) -> None:
     """Checks the block `logger`."""
-    check_keys(block, ('print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'), 'logger',
-               ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'))
-    for key in ('print_freq', 'save_checkpoint_freq'):
-        check_whole(block[key], f'logger.{key}', 1, MAX_FREQ)
-    check_flag(block['use_tb_logger'], 'logger.use_tb_logger')
-    wandb = block.get('wandb')
-    if wandb is None:
-        return
-    check_keys(wandb, ('project', 'resume_id'), 'logger.wandb')
-    for key, value in wandb.items():
-        if value is not None and not isinstance(value, str):
-            raise OptionError(f'logger.wandb.{key}', f'expected a name, but got {shown(value)}')
+    check_block(Logger, block, 'logger', required_in(Logger))
+    wandb = block.get('wandb') or {}
     if wandb.get('project') is not None:
         if not block['use_tb_logger']:
             raise OptionError('logger.wandb.project', 'needs logger.use_tb_logger: true, whose figures it copies')
@@ -332,27 +308,19 @@ def check_paths(model: Any, block: Any, networks: Iterable[str]) -> None:
             check_flag(value, where)
         elif str(key).startswith('param_key') and value is not None and not isinstance(value, str):
             raise OptionError(where, f'expected a word such as params_ema, but got {shown(value)}')
-        elif key == 'ignore_resume_networks' and value is not None:
-            check_list(value, where)
-            for name in value:
-                if not isinstance(name, str):
-                    raise OptionError(where, f'expected a list of names such as network_d, but got {shown(value)}')
-    if block.get('resume_state') is not None:
-        check_path(block['resume_state'], 'path.resume_state')
+    check_block(Paths, block, 'path', others=True)
 
 
 def check_training(model: Any, opt: Mapping) -> None:
     """Checks the block `train`; unknown keys are left to the models of others."""
     from basicsr.models.sr_model import SRModel
     block = opt['train']
-    check_keys(block, block, 'train', ('optim_g', 'scheduler', 'total_iter'))
+    check_block(Training, block, 'train', required_in(Training), others=True)
     check_known(model, block, 'train', TRAIN_KEYS)
-    check_whole(block['total_iter'], 'train.total_iter', 1, MAX_ITER)
     for key, value in block.items():
         if str(key).endswith('_opt') and value is not None:
             check_loss(value, f'train.{key}')
     rates = {
-        'warmup_iter': (-1, MAX_ITER),
         'net_d_iters': (1, MAX_ITER),
         'net_d_init_iters': (0, MAX_ITER),
         'path_batch_shrink': (1, 2**16),
@@ -365,7 +333,7 @@ def check_training(model: Any, opt: Mapping) -> None:
     for key in ('tsa_iter', 'fix_flow', 'fix_iter'):
         if block.get(key) is not None:
             check_whole(block[key], f'train.{key}', 0, MAX_ITER)
-    for key, high in (('ema_decay', 1), ('mixing_prob', 1), ('flow_lr_mul', MAX_WEIGHT), ('dcn_lr_mul', MAX_WEIGHT),
+    for key, high in (('mixing_prob', 1), ('flow_lr_mul', MAX_WEIGHT), ('dcn_lr_mul', MAX_WEIGHT),
                       ('r1_reg_weight', MAX_WEIGHT), ('path_reg_weight', MAX_WEIGHT)):
         if key in block:
             check_number(block[key], f'train.{key}', 0, high)
@@ -386,17 +354,7 @@ def check_training(model: Any, opt: Mapping) -> None:
 
 def check_loader(block: Mapping, where: str, trained: bool) -> None:
     """Checks how many pictures a dataset hands over, by how many workers."""
-    if trained:
-        check_keys(block, block, where, ('batch_size_per_gpu', 'num_worker_per_gpu'))
-    for key, low, high in (('batch_size_per_gpu', 1, 2**16), ('num_worker_per_gpu', 0, MAX_WORKERS),
-                           ('num_prefetch_queue', 1, 2**10)):
-        if key in block:
-            check_number(block[key], f'{where}.{key}', low, high, integer=True)
-    if 'dataset_enlarge_ratio' in block:
-        check_number(block['dataset_enlarge_ratio'], f'{where}.dataset_enlarge_ratio', 1e-6, 10**6)
-    for key in ('pin_memory', 'persistent_workers'):
-        if key in block:
-            check_flag(block[key], f'{where}.{key}')
+    check_block(AnyData, block, where, ('batch_size_per_gpu', 'num_worker_per_gpu') if trained else (), others=True)
     if block.get('persistent_workers') and not (trained and block['num_worker_per_gpu']):
         raise OptionError(f'{where}.persistent_workers', 'needs num_worker_per_gpu of at least 1, in training')
     if block.get('prefetch_mode') == 'cuda' and block.get('pin_memory') is False:
@@ -454,21 +412,13 @@ def check_degradation(key: str, value: Any, where: str) -> None:
 
 def check_dataset_values(block: Mapping, where: str) -> None:
     """Checks the values of those options of a dataset that are known by name."""
+    check_block(PairedData, block, where, others=True)
     for key, value in block.items():
         place = f'{where}.{key}'
         if key in FLAGS:
             check_flag(value, place)
         elif key in WORDS:
             check_choice(value, place, WORDS[key])
-        elif key == 'gt_size' and value is not None:
-            check_number(value, place, 1, 2**16, integer=True)
-        elif key in ('mean', 'std') and value is not None:
-            check_list(value, place, 1, 3)
-            for number in value:
-                check_number(number, place, 1e-6 if key == 'std' else -2**16, 2**16)
-        elif key == 'filename_tmpl':
-            if not isinstance(value, str) or value.count('{}') != 1 or set(value.replace('{}', '')) & set('{}/\\'):
-                raise OptionError(place, f"expected a name with one {{}}, such as '{{}}x4', but got {shown(value)}")
         elif key == 'num_frame':
             check_number(value, place, -1, 2**16, integer=True)
         elif key == 'interval_list':
@@ -538,21 +488,7 @@ def check_head(opt: Mapping, required: Iterable[str]) -> None:
     for key in required:
         if opt.get(key) is None:
             raise OptionError(key, 'is missing from the option file')
-    check_name(opt['name'], 'name')
-    if opt['num_gpu'] != 'auto':
-        check_number(opt['num_gpu'], 'num_gpu', 0, 2**10, integer=True)
-    if opt.get('manual_seed') is not None:
-        check_number(opt['manual_seed'], 'manual_seed', 0, MAX_SEED, integer=True)
-    if opt.get('scale') is not None:
-        check_number(opt['scale'], 'scale', 1, 16)
-    if 'find_unused_parameters' in opt:
-        check_flag(opt['find_unused_parameters'], 'find_unused_parameters')
-    dist_params = opt.get('dist_params')
-    if dist_params is not None:
-        check_keys(dist_params, ('backend', 'port'), 'dist_params')
-        check_choice(dist_params.get('backend', 'nccl'), 'dist_params.backend', ('nccl', 'gloo'))
-        if dist_params.get('port') is not None:
-            check_number(dist_params['port'], 'dist_params.port', 1, 65535, integer=True)
+    check_block(Head, opt, TOP, others=True)
 
 
 def check_options(opt: dict, is_train: bool) -> None:
