@@ -29,8 +29,8 @@ What the option files of this package's models may say, block by block. This pag
 refused by name; `basicsr train -opt FILE --force_yml train:tau_min=0.5` sets one without editing the file.
 
 Defaults: **required**, or what holds where the key is left out; `~` is none. Networks, losses, optimizers, schedulers
-and metrics take the arguments of their constructors, by which they are checked. What option files of BasicSR's own models
-hold, BasicSR documents.
+and metrics take the arguments of their constructors, by which they are checked. What option files of BasicSR's own
+models hold, BasicSR documents.
 
 Editors that know YAML (VS Code with the extension YAML, others with yaml-language-server) complete and check option
 files by the schema that comes with this package, if the first line of a file says where it is:
