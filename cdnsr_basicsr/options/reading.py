@@ -39,7 +39,7 @@ class OptionLoader(yaml.SafeLoader):
             known[id(node)] = 1 + sum(self.values_in(part, known) for part in parts)
         return known[id(node)]
 
-    def construct_mapping_once(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping_once(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == 'tag:yaml.org,2002:merge':
@@ -64,7 +64,7 @@ for resolver in (OptionLoader, OptionDumper):
     resolver.add_implicit_resolver('tag:yaml.org,2002:float', FLOAT, list('-+0123456789'))
 
 
-def read_options(path: str) -> dict:
+def read_options(path: str) -> dict[str, Any]:
     """Reads an option file without running anything that stands in it.
 
     Args:
@@ -77,7 +77,7 @@ def read_options(path: str) -> dict:
     return _parsed(_text_of(path), path)
 
 
-def resolve_options(path: str, forced: Iterable[str]) -> tuple[dict, str]:
+def resolve_options(path: str, forced: Iterable[str]) -> tuple[dict[str, Any], str]:
     """Reads an option file and sets ``--force_yml`` entries in it.
 
     Returns:
@@ -112,7 +112,7 @@ def _text_of(path: str) -> str:
     return text
 
 
-def _parsed(text: str, path: str) -> dict:
+def _parsed(text: str, path: str) -> dict[str, Any]:
     try:
         opt = yaml.load(text, Loader=OptionLoader)
     except yaml.constructor.ConstructorError as error:
@@ -148,7 +148,7 @@ def force_yml_value(text: str) -> Any:
         raise OptionError(f'--force_yml ...={text}', 'the value is no YAML scalar or list') from None
 
 
-def apply_force_yml(opt: dict, entries: Iterable[str]) -> None:
+def apply_force_yml(opt: dict[str, Any], entries: Iterable[str]) -> None:
     """Sets ``--force_yml`` entries in ``opt``, in place. A last key may be new, the way to it must exist."""
     for entry in entries:
         keys, value = parse_force_yml(entry)
