@@ -170,8 +170,7 @@ def refused(value, schema, root):
         return f'{value!r} is no {types}'
     if 'const' in schema and value != schema['const'] or 'enum' in schema and value not in schema['enum']:
         return f'{value!r} is not accepted'
-    number = not isinstance(value, (dict, list, str, type(None)))
-    if number and not schema.get('minimum', value) <= value <= schema.get('maximum', value):
+    if isinstance(value, (int, float)) and not schema.get('minimum', value) <= value <= schema.get('maximum', value):
         return f'{value!r} is out of bounds'
     if isinstance(value, dict):
         missing = [key for key in schema.get('required', ()) if key not in value]

@@ -39,7 +39,7 @@ class OptionLoader(yaml.SafeLoader):
             known[id(node)] = 1 + sum(self.values_in(part, known) for part in parts)
         return known[id(node)]
 
-    def construct_mapping_once(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping_once(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == 'tag:yaml.org,2002:merge':
@@ -53,11 +53,18 @@ class OptionLoader(yaml.SafeLoader):
 
 OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
                              lambda loader, node: loader.construct_mapping_once(node, deep=True))
-OptionLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$'),
-                                   list('-+0123456789'))
 
 
-def read_options(path: str) -> dict:
+class OptionDumper(yaml.SafeDumper):
+    """Writes what OptionLoader reads as the same values: text that looks like a number to it is quoted."""
+
+
+FLOAT = re.compile(r'^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$')
+for resolver in (OptionLoader, OptionDumper):
+    resolver.add_implicit_resolver('tag:yaml.org,2002:float', FLOAT, list('-+0123456789'))
+
+
+def read_options(path: str) -> dict[str, Any]:
     """Reads an option file without running anything that stands in it.
 
     Args:
@@ -67,18 +74,47 @@ def read_options(path: str) -> dict:
         OptionError: The file is missing, is no YAML mapping, or holds a tag other than YAML's own (such as
             ``!!python/object/apply``, which BasicSR's loader would execute).
     """
+    return _parsed(_text_of(path), path)
+
+
+def resolve_options(path: str, forced: Iterable[str]) -> tuple[dict[str, Any], str]:
+    """Reads an option file and sets ``--force_yml`` entries in it.
+
+    Returns:
+        The options, and the text of a file that holds just these: the one that was read, or, where something is
+        forced, one without its comments.
+
+    Raises:
+        OptionError: As read_options and apply_force_yml.
+    """
+    text = _text_of(path)
+    opt, forced = _parsed(text, path), list(forced or ())
+    try:
+        apply_force_yml(opt, forced)
+    except OptionError as error:
+        raise OptionError(path, str(error)) from error
+    if forced:
+        said = ''.join(f'#   {" ".join(entry.split())}\n' for entry in forced)
+        text = f'# {path!r}, with\n{said}' + yaml.dump(opt, Dumper=OptionDumper, sort_keys=False)
+    return opt, text
+
+
+def _text_of(path: str) -> str:
     try:
         with open(path, encoding='utf-8') as file:
             text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise OptionError(path, f'is larger than an option file can be, {MAX_BYTES >> 20} MiB')
-        opt = yaml.load(text, Loader=OptionLoader)
-    except OptionError:
-        raise
     except FileNotFoundError:
         raise OptionError(path, 'no such option file') from None
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(path, f'cannot be read: {error}') from None
+    if len(text) > MAX_BYTES:
+        raise OptionError(path, f'is larger than an option file can be, {MAX_BYTES >> 20} MiB')
+    return text
+
+
+def _parsed(text: str, path: str) -> dict[str, Any]:
+    try:
+        opt = yaml.load(text, Loader=OptionLoader)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else '?'
         raise OptionError(path,
@@ -112,7 +148,7 @@ def force_yml_value(text: str) -> Any:
         raise OptionError(f'--force_yml ...={text}', 'the value is no YAML scalar or list') from None
 
 
-def apply_force_yml(opt: dict, entries: Iterable[str]) -> None:
+def apply_force_yml(opt: dict[str, Any], entries: Iterable[str]) -> None:
     """Sets ``--force_yml`` entries in ``opt``, in place. A last key may be new, the way to it must exist."""
     for entry in entries:
         keys, value = parse_force_yml(entry)

@@ -168,12 +168,12 @@ WANDB_NAME = optional(Kind('name', {'type': 'string'}, _check_wandb_name))
 KEY_OF_WEIGHTS = optional(Kind('word', {'type': 'string'}, _check_key_of_weights))
 
 
-def fields_of(struct: type) -> dict[str, dataclasses.Field]:
+def fields_of(struct: type) -> dict[str, dataclasses.Field[Any]]:
     """The keys of a block, in order."""
     return {field.name: field for field in dataclasses.fields(struct)}
 
 
-def kind_of(field: dataclasses.Field) -> Kind:
+def kind_of(field: dataclasses.Field[Any]) -> Kind:
     """What a key takes."""
     kind: Kind = field.metadata['kind']
     return kind
@@ -243,9 +243,9 @@ class DistParams:
 class Paths:
     """Where networks start from. Folders are made by BasicSR."""
     resume_state: Optional[str] = key(None, optional(PATH), 'training state to go on from (`--auto_resume` finds it)')
-    ignore_resume_networks: Optional[list] = key(None,
-                                                 optional(Kind('list of names', {'type': 'array'}, _check_networks)),
-                                                 'networks that are not loaded where a training goes on')
+    ignore_resume_networks: Optional[list[Any]] = key(
+        None, optional(Kind('list of names', {'type': 'array'}, _check_networks)),
+        'networks that are not loaded where a training goes on')
     experiments_root: Optional[str] = key(None, word('path'), 'set by BasicSR: experiments/NAME')
     results_root: Optional[str] = key(None, word('path'), 'set by BasicSR: results/NAME')
 
@@ -261,8 +261,9 @@ class NetworkPaths(Paths):
 @dataclass
 class Training:
     """How a model is trained."""
-    optim_g: Mapping = key(..., typed('block: type, lr, and arguments of torch.optim', 'lr'), 'the optimizer')
-    scheduler: Mapping = key(..., typed('block: type, and its arguments'), 'the learning rate over the iterations')
+    optim_g: Mapping[str, Any] = key(..., typed('block: type, lr, and arguments of torch.optim', 'lr'), 'the optimizer')
+    scheduler: Mapping[str, Any] = key(..., typed('block: type, and its arguments'),
+                                       'the learning rate over the iterations')
     total_iter: int = key(..., whole(1, MAX_ITER), 'iterations of the training')
     warmup_iter: int = key(-1, whole(-1, MAX_ITER), 'iterations in which the learning rate rises; -1: none')
     ema_decay: float = key(0, number(0, 1), 'share of the averaged weights that stays in an iteration; 0: no average')
@@ -276,8 +277,8 @@ class Validation:
     suffix: Optional[str] = key(None, optional(NAME),
                                 'ends their names; ~: the name of the run. A test needs to say it')
     pbar: Optional[bool] = key(None, FLAG, 'whether progress is shown; left out: in a terminal')
-    metrics: Optional[Mapping] = key(None, word('blocks by name: type, and arguments of the metric', 'object'),
-                                     'what is measured')
+    metrics: Optional[Mapping[str, Any]] = key(None, word('blocks by name: type, and arguments of the metric',
+                                                          'object'), 'what is measured')
 
 
 @dataclass
@@ -307,14 +308,14 @@ class PairedData(AnyData):
     dataroot_gt: str = key(..., word('path'), 'folder or LMDB of the GT')
     dataroot_lq: str = key(..., word('path'), 'folder or LMDB of the LQ')
     meta_info_file: Optional[str] = key(None, word('path'), 'file that lists the names of the images')
-    io_backend: Mapping = key(..., typed('block: type disk, or lmdb'), 'what the images lie in')
+    io_backend: Mapping[str, Any] = key(..., typed('block: type disk, or lmdb'), 'what the images lie in')
     filename_tmpl: str = key('{}', Kind('name with one {}', {'type': 'string'}, _check_template),
                              "name of an LQ file, {} being GT's")
     gt_size: Optional[int] = key(None, optional(integer(1, 2**16)), 'side of the GT patches; needed in training')
     use_hflip: bool = key(None, FLAG, 'whether patches are flipped, either way; needed in training')
     use_rot: bool = key(None, FLAG, 'whether patches are turned; needed in training')
-    mean: Optional[list] = key(None, _per_channel('mean'), 'is subtracted from the images')
-    std: Optional[list] = key(None, _per_channel('std'), 'the images are divided by it, after mean')
+    mean: Optional[list[Any]] = key(None, _per_channel('mean'), 'is subtracted from the images')
+    std: Optional[list[Any]] = key(None, _per_channel('std'), 'the images are divided by it, after mean')
     color: Optional[str] = key(None, choice('y', None), 'y: luma alone is read')
     phase: Optional[str] = key(None, word('word'), 'set by BasicSR: train, val or test')
     scale: Optional[float] = key(None, word('number', 'number'), "set by BasicSR: the file's")
@@ -336,8 +337,8 @@ class Head:
 @dataclass
 class OptionFile(Head):
     """What stands at the top of an option file."""
-    datasets: Mapping = key(..., Kind('blocks: train, val, val_2 ...; test, test_1 ...', {}), 'what is read')
-    network_g: Mapping = key(..., typed('block: type, and arguments of the network'), 'the network')
+    datasets: Mapping[str, Any] = key(..., Kind('blocks: train, val, val_2 ...; test, test_1 ...', {}), 'what is read')
+    network_g: Mapping[str, Any] = key(..., typed('block: type, and arguments of the network'), 'the network')
     path: Paths = key(..., block(Paths), 'where it starts from')
     train: Training = key(None, block(Training), 'how it is trained; needed in training')
     val: Validation = key(None, block(Validation), 'how it is validated; needed in a test')
@@ -361,7 +362,7 @@ def check_routing(block: Any, where: str) -> None:
         raise OptionError(f'{where}.budget', 'replaces k and adaptive; give one of them')
 
 
-def read_routing(path: str) -> dict:
+def read_routing(path: str) -> dict[str, Any]:
     """How an option file says that PCSR routes pixels; empty if it does not."""
     routing = read_options(path).get('routing')
     if routing:
