@@ -20,8 +20,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from cdnsr_basicsr import checkpoint, cli
 from cdnsr_basicsr.checkpoint import WithoutMemory, build, load_checkpoint, load_network, save_checkpoint, weights_of
 from cdnsr_basicsr.options import OptionError, check_network
-from tests.conftest import fsrcnn
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, photograph
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from cdnsr_basicsr import checks
 from cdnsr_basicsr.options import read_options
-from tests.conftest import BACKBONES
+from tests.helpers import BACKBONES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / 'cdnsr_basicsr'

@@ -19,8 +19,7 @@ from cdnsr_basicsr.evaluation import read_pairs, to_image, to_tensor
 from cdnsr_basicsr.inference import make_upscaler
 from cdnsr_basicsr.options import OptionError
 from cdnsr_basicsr.zoo import find_checkpoint, shipped_models
-from tests.conftest import fsrcnn
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, photograph
 
 SHIPPED = shipped_models()
 

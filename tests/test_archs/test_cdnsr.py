@@ -4,7 +4,15 @@ import torch
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs import ErrorPredictor, PatchClassifier
 from cdnsr_basicsr.archs.cdnsr_arch import gumbel_softmax
-from tests.conftest import carn, fsrcnn
+
+
+def carn(num_feat=4, upscale=4):
+    return {'type': 'CARN_M', 'num_feat': num_feat, 'upscale': upscale}
+
+
+def fsrcnn(num_feat=4, upscale=4):
+    return {'type': 'FSRCNN', 'num_feat': num_feat, 'num_shrink': 3, 'num_map': 1, 'upscale': upscale}
+
 
 MIXED = [
     dict(type='Interpolation', upscale=2),

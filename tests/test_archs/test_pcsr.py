@@ -9,7 +9,15 @@ from torch.nn import functional as F
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs import pcsr_arch
 from cdnsr_basicsr.archs.pcsr_arch import bilinear, pixel_grid, refine, two_means_threshold
-from tests.conftest import carn, fsrcnn
+
+
+def carn(num_feat=4, upscale=4):
+    return {'type': 'CARN_M', 'num_feat': num_feat, 'upscale': upscale}
+
+
+def fsrcnn(num_feat=4, upscale=4):
+    return {'type': 'FSRCNN', 'num_feat': num_feat, 'num_shrink': 3, 'num_map': 1, 'upscale': upscale}
+
 
 BACKBONES = [
     carn(8),

@@ -10,15 +10,22 @@ import torch
 from basicsr.archs import build_network
 from cdnsr_basicsr import benchmark, calibration, cli
 from cdnsr_basicsr.archs import Interpolation
-from cdnsr_basicsr.benchmark import (Bench, Measured, Row, Settings, cells, labels, one_tile_at_a_time, rows_of,
-                                     write_report)
+from cdnsr_basicsr.benchmark import (
+    Bench,
+    Measured,
+    Row,
+    Settings,
+    cells,
+    labels,
+    one_tile_at_a_time,
+    rows_of,
+    write_report,
+)
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, fsrcnn, swinir
-from tests.test_archs.test_cdnsr import spread
-from tests.test_data.test_prepare import photograph
+from tests.helpers import carn, fsrcnn, photograph, spread, swinir
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from pathlib import Path
 from basicsr.archs import build_network
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
-from tests.test_archs.test_cdnsr import spread
-from tests.test_data.test_prepare import photograph
+from tests.helpers import photograph, spread
 
 ETDS = {'type': 'ETDS', 'num_feat': 12, 'num_block': 2, 'num_residual_feat': 4, 'upscale': 2}
 

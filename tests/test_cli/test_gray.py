@@ -15,10 +15,7 @@ from cdnsr_basicsr.data.labels import read_labels
 from cdnsr_basicsr.data.prepare import make_lq
 from cdnsr_basicsr.inference import runtime
 from cdnsr_basicsr.losses import squared_error
-from tests.conftest import fsrcnn
-from tests.test_archs.test_cdnsr import spread
-from tests.test_cli.test_pipeline import run, tensorboard_tags
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, photograph, run, spread, tensorboard_tags
 
 ONE = dict(num_in_ch=1, num_out_ch=1)
 

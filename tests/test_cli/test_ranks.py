@@ -11,7 +11,7 @@ import torch
 from pathlib import Path
 
 from cdnsr_basicsr.ranks import RankWatch
-from tests.test_cli.test_pipeline import ENV, ROOT, iterations
+from tests.helpers import ENV, ROOT, iterations
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from basicsr.models import lr_scheduler
 from cdnsr_basicsr import cli, pipeline
 from cdnsr_basicsr.files import RunLock
 from cdnsr_basicsr.options import OptionError
-from tests.test_cli.test_pipeline import ENV, iterations, start
+from tests.helpers import ENV, iterations, start
 
 
 class Run:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.checks import check_model_of_cdnsr
-from tests.conftest import fsrcnn
-from tests.test_cli.test_pipeline import run
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, photograph, run
 
 ITERATIONS = 2
 

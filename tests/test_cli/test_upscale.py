@@ -25,10 +25,7 @@ from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.inference import RoutedUpscaler, engine, image_io, upscale
 from cdnsr_basicsr.inference.speed import Speed
-from tests.conftest import carn, fsrcnn
-from tests.test_archs.test_cdnsr import spread
-from tests.test_decoding.test_tiff import turned
-from tests.test_inference.test_image_io import decode_by_pypng
+from tests.helpers import carn, decode_by_pypng, fsrcnn, spread, turned
 
 
 @ARCH_REGISTRY.register()

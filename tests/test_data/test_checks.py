@@ -15,7 +15,7 @@ from cdnsr_basicsr.data.checks import Named, Unreadable, check_data
 from cdnsr_basicsr.data.pictures import NotAPicture, check_decodes, keys_of_lmdb, picture_size
 from cdnsr_basicsr.data.prepare import prepare
 from cdnsr_basicsr.options import OptionError
-from tests.test_data.test_prepare import photograph
+from tests.helpers import photograph
 
 FSRCNN = dict(type='FSRCNN', num_feat=4, num_shrink=3, num_map=1, upscale=4)
 

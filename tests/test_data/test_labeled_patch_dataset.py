@@ -10,11 +10,11 @@ from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.data.label import label
 from cdnsr_basicsr.data.labels import Label, read_labels, write_labels
 from cdnsr_basicsr.options import OptionError
-from tests.test_data.test_label import dataset as dataset  # noqa: F401
+from tests.helpers import read_lmdb
 
 
 @pytest.fixture
-def block(dataset):  # noqa: F811
+def block(dataset):
     path, _ = label(str(dataset), 'bicubic')
     return {
         'name': 'patches',
@@ -62,7 +62,6 @@ def test_balance_makes_classes_equally_frequent_and_loses_none(block):
 
 
 def test_folders_work_too(block, tmp_path):
-    from tests.test_data.test_label import read_lmdb
     for name in ('gt', 'lq'):
         (tmp_path / name).mkdir()
         for key, png in read_lmdb(block[f'dataroot_{name}']).items():

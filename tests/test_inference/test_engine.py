@@ -17,8 +17,7 @@ from cdnsr_basicsr.inference import RoutedUpscaler, Tiling, engine
 from cdnsr_basicsr.inference.engine import TensorRows
 from cdnsr_basicsr.inference.speed import Speed
 from cdnsr_basicsr.inference.tiling import pad_to
-from tests.conftest import carn, fsrcnn, swinir
-from tests.test_archs.test_cdnsr import spread
+from tests.helpers import carn, fsrcnn, spread, swinir
 
 
 def slow(net, lq, upscaler):

@@ -12,8 +12,7 @@ from cdnsr_basicsr.inference import PixelUpscaler, RoutedUpscaler, make_upscaler
 from cdnsr_basicsr.inference.engine import TensorRows
 from cdnsr_basicsr.inference.pixel_engine import Tiles, largest
 from cdnsr_basicsr.inference.upscale import upscale_files
-from tests.conftest import carn, fsrcnn
-from tests.test_archs.test_pcsr import pcsr, routed
+from tests.helpers import carn, fsrcnn, pcsr, routed
 
 HALO = 6  # of the small FSRCNN: 5x5 once, 3x3 once; rounded up
 
@@ -181,8 +180,7 @@ cdnsr_basicsr.register()
 from basicsr.archs import build_network
 from cdnsr_basicsr.inference import PixelUpscaler
 from cdnsr_basicsr.inference.engine import TensorRows
-from tests.conftest import fsrcnn
-from tests.test_archs.test_pcsr import pcsr
+from tests.helpers import fsrcnn, pcsr
 
 class Endless:
     width = 1024

@@ -9,8 +9,7 @@ from cdnsr_basicsr.export import in_backend
 from cdnsr_basicsr.inference import RoutedUpscaler, runtime
 from cdnsr_basicsr.inference.runtime import ExportedNetwork, ExportedPart, precisions
 from cdnsr_basicsr.inference.speed import Speed
-from tests.conftest import carn, fsrcnn, swinir
-from tests.test_archs.test_cdnsr import spread
+from tests.helpers import carn, fsrcnn, spread, swinir
 
 pytest.importorskip('onnx')
 BACKENDS = [

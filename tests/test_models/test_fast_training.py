@@ -10,8 +10,7 @@ from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.models import FastSRModel
 from cdnsr_basicsr.models.fast_options import check_teacher
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, swinir
-from tests.test_models.test_cdnsr_model import Images, batch
+from tests.helpers import Images, batch, carn, swinir
 
 
 @pytest.fixture
