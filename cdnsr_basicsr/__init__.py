@@ -21,13 +21,16 @@ def register() -> None:
 
 
 def load_plugins() -> None:
-    """Registers this plugin and all others in the entry-point group `basicsr.plugins`."""
-    register()
+    """Registers all other plugins in the entry-point group `basicsr.plugins`, then this one, which yields names."""
+    _compat.patch_basicsr()
     points = metadata.entry_points()
     # Python 3.9 returns a dict of groups
     group = points.select(group='basicsr.plugins') if hasattr(points, 'select') else points.get('basicsr.plugins', ())
     for point in group:
+        if point.value.startswith(f'{__name__}:'):
+            continue
         try:
             point.load()()
         except Exception as error:
             raise OptionError(f'plugin {point.name} ({point.value})', f'cannot be loaded: {error!r}') from error
+    register()

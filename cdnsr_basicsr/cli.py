@@ -10,6 +10,7 @@ import threading
 from typing import Any, Iterator, NoReturn, Optional, Sequence
 
 from . import __version__, load_plugins
+from .conversion.registry import names_of_families
 from .memory import keep_freed_memory
 from .options import OptionError, check_keys, check_number, one_line, read_options, read_routing
 from .pipeline import RunFailed, run_pipeline
@@ -169,8 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest='family',
         metavar='FAMILY',
         default='auto',
-        help='whose file it is: abpn, arm, carn, cdnsr, classsr, ecbsr, etds, fsrcnn, pcsr, smfanet, span or spanv2 '
-        '(default: auto, told by its weights)')
+        help=f'whose file it is: {names_of_families()} (default: auto, told by its weights)')
     command.add_argument(
         '-opt', metavar='FILE', help='option file that describes IN, one of BasicSR\'s own checkpoints')
     command.add_argument(

@@ -6,7 +6,6 @@ import statistics
 import time
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 LONG = 1.  # seconds of a forward pass that is not measured again
 
@@ -28,6 +27,7 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
     """
     if hasattr(module, 'exported_macs'):
         return module.exported_macs(height, width)
+    from torch.utils.flop_counter import FlopCounterMode
     counter = FlopCounterMode(display=False)
     for device in ('meta', 'cpu'):  # without computing, if the module can do that
         copied, more = copy.deepcopy(module).to(device).eval(), []

@@ -1,4 +1,4 @@
-"""What tests of several modules build, run and read."""
+"""What tests of several modules build, run and read. Tests of archs have their own, to go upstream with these."""
 import copy
 import cv2
 import json
@@ -14,12 +14,8 @@ import yaml
 from pathlib import Path
 from torch.utils.data import Dataset
 
+from basicsr.archs import build_network
 from basicsr.models import build_model
-
-# tests of archs stand alone, so that they can go upstream with the archs: what others use of them is imported here
-from tests.test_archs.test_cdnsr import spread  # noqa: F401
-from tests.test_archs.test_etds import close, shaken  # noqa: F401
-from tests.test_archs.test_pcsr import pcsr, routed  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 # a backbone is there when it has the option files of a branch and of a CDNSR
@@ -32,6 +28,7 @@ SCRIPT = '''
 import importlib, json, os, sys, torch, yaml
 import cdnsr_basicsr
 cdnsr_basicsr.register()
+from basicsr.archs import build_network
 from basicsr.models import build_model
 torch.distributed.init_process_group('gloo')
 opt = yaml.safe_load(open('opt.yml'))
@@ -59,6 +56,44 @@ def swinir(window_size=7, upscale=4, **kwargs):
     block = {'type': 'SwinIR', 'embed_dim': 4, 'depths': [2], 'num_heads': [2], 'mlp_ratio': 2, 'img_range': 1.}
     sizes = {'window_size': window_size, 'img_size': 2 * window_size, 'upscale': upscale}
     return {**block, 'upsampler': 'pixelshuffledirect', **sizes, **kwargs}
+
+
+def pcsr(backbone=None, **kwargs):
+    """Option block of a small PCSR."""
+    hidden = dict(light=[4, 4], heavy=[6, 6, 6], classifier=[5])
+    return dict(type='PCSR', backbone=backbone or carn(8), **dict(hidden, **kwargs))
+
+
+def spread(net):
+    """Makes a random classifier decide differently on different patches."""
+    with torch.no_grad():
+        net.classifier.fc.weight.mul_(300)
+        channels = net.classifier.convs[0].in_channels
+        logits = net.classifier(torch.rand(64, channels, 12, 16) * torch.rand(64, 1, 1, 1))
+        net.classifier.fc.bias.sub_(logits.mean(0))
+    return net
+
+
+def routed(block, x=None, size=None, contrast=30):
+    """The network in evaluation, its classifier such that both samplers are taken."""
+    net = build_network(block).eval()
+    with torch.no_grad():
+        net.classifier.layers[-1].weight *= contrast
+        margin = net(torch.rand(1, 3, 16, 16) if x is None else x, size, return_routing=True)[1].margin
+        net.classifier.layers[-1].bias[1] -= margin.median()
+    return net
+
+
+def shaken(net):
+    """The network with no weight at zero, in evaluation mode."""
+    with torch.no_grad():
+        for param in net.parameters():
+            param.add_(0.1 * torch.randn_like(param))
+    return net.eval()
+
+
+def close(ours, theirs, atol=1e-5):
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
 
 
 def photograph(height=100, width=140, seed=0):

@@ -6,7 +6,7 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.archs.ecbsr_arch import ECBSR
 from cdnsr_basicsr.archs import ETDS, FSRCNN, PlainConvSR
-from cdnsr_basicsr.conversion.etds import recognise
+from cdnsr_basicsr.conversion.etds_family import recognise
 from cdnsr_basicsr.conversion.plain import options_of, plain_branches, prove_equal, to_plain
 from tests.helpers import close, fsrcnn, shaken
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-import torch
 from typing import Optional
 
-from ..archs import ETDS, PlainConvSR
-from . import Found, State, Table, rename
-from .plain import options_of
+from .registry import Family, Found, Source, State, register
+from .weights import Table, rename
 
 LAYER = re.compile(r'(backbone((?:\.\d+)+))\.(weight|bias)$')
 
@@ -52,6 +50,10 @@ def recognise(state: State) -> Optional[Found]:
     Returns:
         The network, or None: these are no weights of such a one.
     """
+    import torch
+
+    from ..archs import ETDS, PlainConvSR
+    from .plain import options_of
     counted = bool(state) and all(map(LAYER.match, state))
     if counted:
         state = rename(state, sequence_table(state))
@@ -80,3 +82,19 @@ def recognise(state: State) -> Optional[Found]:
         return None
     fits = shapes == {name: tuple(value.shape) for name, value in net.state_dict().items()}
     return Found(block, state) if fits else None
+
+
+@register
+class ETDSFamily(Family):
+    """ETDS, and its ECBSR and ABPN: only names and shapes of all weights together tell them."""
+    names = ('etds', 'ecbsr', 'abpn')
+    projects = 'ETDS, and its ECBSR and ABPN'
+    files = '`ETDS_*.pth`, `ECBSR_*.pth`, `ABPN_*.pth`, converted (`_ET_`) or not'
+
+    def detect(self, source: Source) -> bool:
+        return recognise(source.state) is not None
+
+    def load(self, source: Source, upscale: int) -> Found:
+        found = recognise(source.state)
+        assert found is not None
+        return found

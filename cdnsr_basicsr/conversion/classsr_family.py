@@ -5,9 +5,8 @@ ClassSR (CVPR 2021) and CDNSR (ICASSP 2023): a classifier and the branches net1,
 """
 from __future__ import annotations
 
-from typing import Optional
-
-from . import Found, State, Table, count, fold_mean_shift, part_of, rename, upscale_of
+from .registry import Family, Found, Source, State, register
+from .weights import Table, count, fold_mean_shift, part_of, rename, upscale_of
 
 CARN_M: Table = [
     (r'^entry\.', 'conv_first.'),
@@ -40,12 +39,15 @@ RCAN: Table = [
 ]
 CLASSIFIER: Table = [(r'^lastOut\.', 'fc.'), *[(rf'^CondNet\.{2 * i}\.', f'convs.{i}.') for i in range(5)]]
 
+CARN_M_NEEDS = {'sub_mean.weight', 'entry.weight', 'c1.0.weight', 'b1.b1.body.4.weight', 'upsample.up.body.0.weight'}
+FSRCNN_NEEDS = {'head_conv.0.weight', 'body_conv.0.0.weight', 'tail_conv.weight'}
+MSRRESNET_NEEDS = {'recon_trunk.0.conv1.weight', 'upconv1.weight', 'HRconv.weight'}
+SQUEEZE = 'body.0.body.0.body.3.conv_du.0.weight'
+RCAN_NEEDS = {'head.0.weight', SQUEEZE, 'tail.1.weight'}
 
-def carn_m(state: State) -> Optional[Found]:
+
+def carn_m(state: State) -> Found:
     """CARN-M; ARM-Net's fusion convs have a bias."""
-    needed = {'sub_mean.weight', 'entry.weight', 'c1.0.weight', 'b1.b1.body.4.weight', 'upsample.up.body.0.weight'}
-    if not needed <= set(state):
-        return None
     width = len(state['entry.weight'])
     block = dict(type='CARN_M', num_in_ch=3, num_out_ch=3, num_feat=width)
     block.update(
@@ -56,19 +58,15 @@ def carn_m(state: State) -> Optional[Found]:
     return Found(dict(block, rgb_mean=mean), rename(state, CARN_M), notes)
 
 
-def fsrcnn(state: State) -> Optional[Found]:
+def fsrcnn(state: State) -> Found:
     """FSRCNN without activations between the mapping convs."""
-    if not {'head_conv.0.weight', 'body_conv.0.0.weight', 'tail_conv.weight'} <= set(state):
-        return None
     block = dict(type='FSRCNN', num_in_ch=3, num_out_ch=3, num_feat=len(state['head_conv.0.weight']))
     block.update(num_shrink=len(state['body_conv.0.0.weight']), num_map=4, upscale=4)
     return Found(block, rename(state, FSRCNN), ('taken for x4, the only published scale: no weight tells it', ))
 
 
-def msrresnet(state: State) -> Optional[Found]:
+def msrresnet(state: State) -> Found:
     """SRResNet, which is BasicSR's MSRResNet."""
-    if not {'recon_trunk.0.conv1.weight', 'upconv1.weight', 'HRconv.weight'} <= set(state):
-        return None
     width = len(state['conv_first.weight'])
     block = dict(type='MSRResNet', num_in_ch=3, num_out_ch=3, num_feat=width)
     block.update(
@@ -76,17 +74,14 @@ def msrresnet(state: State) -> Optional[Found]:
     return Found(block, rename(state, MSRRESNET))
 
 
-def rcan(state: State) -> Optional[Found]:
+def rcan(state: State) -> Found:
     """RCAN, which is BasicSR's, but sees 0 to 255."""
-    squeeze = 'body.0.body.0.body.3.conv_du.0.weight'
-    if not {'head.0.weight', squeeze, 'tail.1.weight'} <= set(state):
-        return None
-    width = len(state['head.0.weight'])
+    width, squeezed = len(state['head.0.weight']), len(state[SQUEEZE])
     block = dict(type='RCAN', num_in_ch=3, num_out_ch=3, num_feat=width)
     block.update(
         num_group=count(state, r'body\.\d+\.body\.0\.body\.0\.weight', 4),
         num_block=count(state, r'body\.0\.body\.\d+\.body\.0\.weight', 4),
-        squeeze_factor=16 if width // 16 == len(state[squeeze]) else width // len(state[squeeze]),
+        squeeze_factor=16 if width // 16 == squeezed else width // squeezed,
         upscale=upscale_of(state, 'tail.0.', width),
         img_range=255.)
     state, mean, notes = fold_mean_shift(state, 'head.0', 'tail.1')
@@ -94,24 +89,42 @@ def rcan(state: State) -> Optional[Found]:
     return Found(dict(block, rgb_mean=[value / 255 for value in mean]), rename(state, RCAN), notes)
 
 
-def branch(state: State) -> Optional[Found]:
+# names that tell a network, and what makes it of its weights
+BRANCHES = ((CARN_M_NEEDS, carn_m), (FSRCNN_NEEDS, fsrcnn), (MSRRESNET_NEEDS, msrresnet), (RCAN_NEEDS, rcan))
+
+
+def is_arm_carn(state: State) -> bool:
+    """Whether these are the weights of ARM-Net's CARN-M, which is no branch of ClassSR or CDNSR."""
+    return CARN_M_NEEDS | {'c1.0.bias'} <= set(state)
+
+
+def is_branch(state: State) -> bool:
+    """Whether these are the weights of a branch alone."""
+    return not is_arm_carn(state) and any(needs <= set(state) for needs, _ in BRANCHES)
+
+
+def branch(state: State) -> Found:
     """A branch alone."""
-    found = next(filter(None, (recognise(state) for recognise in (carn_m, fsrcnn, msrresnet, rcan))), None)
-    return None if found is None or found.block.get('fusion_bias') else found
+    return next(load(state) for needs, load in BRANCHES if needs <= set(state))
 
 
-def whole(state: State) -> Optional[Found]:
+def branches_of(state: State) -> list[State]:
+    """The weights of each branch of a whole network."""
+    branches: list[State] = []
+    while part := part_of(state, f'net{len(branches) + 1}.'):
+        branches.append(part)
+    return branches
+
+
+def is_whole(state: State) -> bool:
+    """Whether these are the weights of a classifier and its branches."""
+    branches = branches_of(state)
+    return 'classifier.CondNet.0.weight' in state and len(branches) > 1 and all(map(is_branch, branches))
+
+
+def whole(state: State, mixture: str) -> Found:
     """A classifier and its branches."""
-    if 'classifier.CondNet.0.weight' not in state:
-        return None
-    branches = []
-    while part_of(state, f'net{len(branches) + 1}.'):
-        found = branch(part_of(state, f'net{len(branches) + 1}.'))
-        if found is None:
-            return None
-        branches.append(found)
-    if len(branches) < 2:
-        return None
+    branches = [branch(part) for part in branches_of(state)]
     parts = ('classifier.', *(f'net{i + 1}.' for i in range(len(branches))))
     others = [key for key in state if not key.startswith(parts)]
     if others:
@@ -122,22 +135,45 @@ def whole(state: State) -> Optional[Found]:
         renamed.update({f'branches.{i}.{key}': value for key, value in found.state.items()})
     block = dict(type='CDNSR', upscale=branches[-1].block['upscale'], branches=[found.block for found in branches])
     block.update(classifier=dict(type='PatchClassifier', num_in_ch=3, num_feat=len(classifier['convs.0.weight'])))
-    return Found(block, renamed, tuple(dict.fromkeys(note for found in branches for note in found.notes)))
+    notes = tuple(dict.fromkeys(note for found in branches for note in found.notes))
+    return Found(dict(block, mixture=mixture), renamed, notes)
 
 
-def cdnsr(state: State) -> Optional[Found]:
+@register
+class CDNSRFamily(Family):
     """A CDNSR, or one of its branches."""
-    found = whole(state)
-    return found and found._replace(block=dict(found.block, mixture='gumbel')) or branch(state)
+    names = ('cdnsr', )
+    projects = 'CDNSR, or a branch of CDNSR, ClassSR or ARM-Net'
+    files = 'files of its code: classifier and branches, or one branch'
+    order = 1  # its branches and PCSR's networks have names in common
+    mixture = 'gumbel'
+
+    def detect(self, source: Source) -> bool:
+        return is_whole(source.state) or is_branch(source.state)
+
+    def load(self, source: Source, upscale: int) -> Found:
+        return whole(source.state, self.mixture) if is_whole(source.state) else branch(source.state)
 
 
-def classsr(state: State) -> Optional[Found]:
-    """A ClassSR, or one of its branches."""
-    found = whole(state)
-    return found and found._replace(block=dict(found.block, mixture='softmax')) or branch(state)
+@register
+class ClassSRFamily(CDNSRFamily):
+    """A ClassSR, or one of its branches: its files look like CDNSR's."""
+    names = ('classsr', )
+    projects = 'ClassSR, or a branch of it'
+    files = 'files of its code, the same'
+    mixture = 'softmax'
 
 
-def arm(state: State) -> Optional[Found]:
+@register
+class ARMNetFamily(Family):
     """An ARM-Net of CARN-M or FSRCNN branches; any smaller one is among its first channels."""
-    found = carn_m(state)
-    return found if found and found.block['fusion_bias'] else fsrcnn(state)
+    names = ('arm', )
+    projects = 'ARM-Net'
+    files = '`arm-carn.pth`, `arm-fsrcnn.pth` (`--from arm --num-feat 36`)'
+    order = 1  # its FSRCNN looks like a single branch of the others
+
+    def detect(self, source: Source) -> bool:
+        return is_arm_carn(source.state) or FSRCNN_NEEDS <= set(source.state)
+
+    def load(self, source: Source, upscale: int) -> Found:
+        return (carn_m if is_arm_carn(source.state) else fsrcnn)(source.state)
