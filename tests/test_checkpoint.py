@@ -52,6 +52,7 @@ def same(net, weights):
     return all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_bits_that_were_flipped_are_noticed_or_make_no_difference(content, tmp_path):
     """Each byte that matters stands under a checksum; others, such as padding, change nothing."""
     for suffix in ('.pth', '.safetensors'):

@@ -58,6 +58,7 @@ def test_option_files_of_upscale_take_a_name(folder, shipped):
     assert cv2.imread('out/a.png').shape == (80, 96, 3)
 
 
+@pytest.mark.slow
 def test_convert_and_export_take_a_name(folder, shipped, capsys):
     assert cli.main(['convert', 'tiny_cdnsr', '-o', 'own.safetensors']) == 0
     assert load_checkpoint('own.safetensors')['network_g'] == load_checkpoint('tiny_cdnsr')['network_g']
@@ -70,6 +71,7 @@ def test_convert_and_export_take_a_name(folder, shipped, capsys):
     assert cli.main(args) == 2 and 'need a network that routes' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_benchmark_takes_names(folder, shipped, capsys):
     arguments = ['benchmark', '-m', 'tiny_fsrcnn', '--data', '.', '--repeat', '1', '--patch-size', '16']
     Path('experiments/pretrained_models').mkdir(parents=True)
@@ -79,6 +81,7 @@ def test_benchmark_takes_names(folder, shipped, capsys):
     assert '| tiny_fsrcnn | FSRCNN |' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_calibration_of_a_shipped_model_is_kept_in_the_cache(folder, shipped, monkeypatch, capsys):
     monkeypatch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
     before = sorted(zoo.SHIPPED.iterdir())

@@ -61,6 +61,7 @@ def test_gray_patches_are_what_a_dataset_makes_of_colours(work):
             assert gray[i][key].shape[0] == 1 and (gray[i][key] - colours[i][key]).abs().max() < levels / 255
 
 
+@pytest.mark.slow
 def test_a_gray_network_is_labelled_for_trained_and_validated(work, model, train_opt, gray_net, write):
     prepare_gray(work)
     assert cli.main(['label', '-d', 'gray', '--by', 'branches', '-m', model]) == 0
@@ -89,6 +90,7 @@ def test_a_gray_network_is_labelled_for_trained_and_validated(work, model, train
     assert cv2.imread(str(visualization / '0/0_4.png'), cv2.IMREAD_UNCHANGED).shape == (96, 112)
 
 
+@pytest.mark.slow
 def test_the_quality_of_a_gray_network_is_that_of_luma(work, model, capsys):
     Path('hr').mkdir()
     cv2.imwrite('hr/a.png', photograph(96, 112))
@@ -114,6 +116,7 @@ def test_the_quality_of_a_gray_network_is_that_of_luma(work, model, capsys):
     assert 'networks for gray pictures (gray.pth) cannot be compared' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not runtime.installed(), reason='neither onnxruntime nor openvino is installed')
 def test_an_exported_gray_network_makes_the_same_pictures(work, model):
     pytest.importorskip('onnx')

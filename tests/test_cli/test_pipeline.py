@@ -14,6 +14,8 @@ import torch
 from cdnsr_basicsr.checkpoint import load_network
 from tests.helpers import ENV, iterations, run, start, tensorboard_tags
 
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
+
 
 def test_train_and_test(work, train_opt, write):
     train_opt['val']['save_map'] = True

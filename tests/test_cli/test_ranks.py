@@ -13,6 +13,8 @@ from pathlib import Path
 from cdnsr_basicsr.ranks import RankWatch
 from tests.helpers import ENV, ROOT, iterations
 
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
+
 
 @pytest.fixture
 def opt(train_opt):

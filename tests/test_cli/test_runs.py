@@ -21,6 +21,8 @@ from cdnsr_basicsr.files import RunLock
 from cdnsr_basicsr.options import OptionError
 from tests.helpers import ENV, iterations, start
 
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
+
 
 class Run:
     """What a call of the command has left."""

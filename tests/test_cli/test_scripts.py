@@ -14,6 +14,8 @@ from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.options import read_options
 from tests.helpers import BACKBONES, ENV, ROOT, carn, fsrcnn, iterations, photograph, run
 
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
+
 
 def bash(script, *args, cwd, **env):
     # the scripts call python and basicsr by their names

@@ -9,6 +9,8 @@ from cdnsr_basicsr import cli
 from cdnsr_basicsr.checks import check_model_of_cdnsr
 from tests.helpers import fsrcnn, photograph, run
 
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
+
 ITERATIONS = 2
 
 

@@ -155,6 +155,7 @@ def lmdb_opt(databases, opt):
     return opt
 
 
+@pytest.mark.slow
 def test_lmdbs_that_are_cut_off_or_damaged(lmdb_opt):
     check_data(lmdb_opt)
     whole = Path('patches/lq.lmdb/data.mdb').read_bytes()
@@ -301,6 +302,7 @@ class Broken(Dataset):
         return index if index == 0 else None + index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers,context', [(0, None), (1, 'fork'), (1, 'spawn')])
 def test_what_fails_while_training_is_named_in_one_line(workers, context):
     loader = DataLoader(Named(Broken()), num_workers=workers, multiprocessing_context=context)

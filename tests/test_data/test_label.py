@@ -45,6 +45,7 @@ def test_patch_psnr_equals_basicsr():
     assert patch_psnr(gt, gt, 4).tolist() == [float('inf')] * 3
 
 
+@pytest.mark.slow
 def test_bicubic_needs_no_network_and_orders_by_difficulty(dataset):
     path, counts = label(str(dataset), 'bicubic', num_classes=2)
     labels = read_labels(path)

@@ -275,6 +275,7 @@ def test_an_error_leaves_nothing(photographs, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['hr']
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
     folder = tmp_path / 'hr'
     folder.mkdir()

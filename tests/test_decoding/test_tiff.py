@@ -38,6 +38,7 @@ def as_tifffile_reads(path):
         return pixels.reshape(*pixels.shape[:2], -1), page.tags[274].value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('compression', COMPRESSIONS)
 @pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
 @pytest.mark.parametrize('planar', ['contig', 'separate'])

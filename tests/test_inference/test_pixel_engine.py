@@ -200,6 +200,7 @@ print(rows, peaks[1] - peaks[0])
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_strip_not_by_the_image():
     result = subprocess.run([sys.executable, '-c', STREAMED], capture_output=True, text=True, check=True)
     rows, mib = map(int, result.stdout.split())

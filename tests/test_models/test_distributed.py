@@ -7,6 +7,8 @@ from torch.utils.data import DataLoader
 from basicsr.models import build_model
 from tests.helpers import Images, batch, carn, fsrcnn, pcsr, spread, sums, two_processes
 
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
+
 
 def first_images(count):
     dataset = Images()
