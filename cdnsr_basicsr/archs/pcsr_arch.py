@@ -260,7 +260,7 @@ class PCSR(nn.Module):
             if hasattr(self.backbone, name):  # MSRResNet has one upconv less for x2 and x3
                 delattr(self.backbone, name)
         self.num_in_ch = backbone.get('num_in_ch', 3)
-        from torch.utils.flop_counter import FlopCounterMode  # of torch 2.1: only this arch needs it
+        from torch.utils.flop_counter import FlopCounterMode  # not in every torch that BasicSR takes
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             num_feat = self.features(torch.zeros(1, self.num_in_ch, COUNTED_SIZE, COUNTED_SIZE)).shape[1]
         self.backbone_macs = counter.get_total_flops() / 2 / COUNTED_SIZE**2  # per LR pixel
