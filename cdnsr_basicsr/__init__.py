@@ -10,7 +10,7 @@ from typing import Any
 from . import _compat
 from .options import OptionError
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # BasicSR cannot be imported on current torchvision and Python without these; spawned data loader workers and other
 # plugins import it before they ever call register(), so this cannot wait for it.

@@ -17,6 +17,7 @@ def test_stand_ins_are_asked_last_and_once():
     assert finders[0].find_spec('no_such_module') is None
 
 
+@pytest.mark.slow
 def test_removed_modules_are_found_and_work():
     # in a process of its own, in which nothing else provides distutils
     code = '''

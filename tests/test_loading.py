@@ -14,8 +14,7 @@ from cdnsr_basicsr.cli import build_parser
 from cdnsr_basicsr.cli.arguments import FLAGS, settings_of
 from cdnsr_basicsr.inference.image_io import ImageError, read_image
 from cdnsr_basicsr.settings import Settings
-from tests.conftest import carn, fsrcnn
-from tests.test_archs.test_cdnsr import spread
+from tests.helpers import carn, fsrcnn, spread
 
 
 @pytest.fixture

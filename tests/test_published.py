@@ -10,7 +10,7 @@ from cdnsr_basicsr.conversion import classsr_family
 from cdnsr_basicsr.conversion.registry import Source, families
 from cdnsr_basicsr.conversion.weights import slice_to
 from cdnsr_basicsr.inference.network import deployed
-from tests.test_archs.test_etds import close
+from tests.helpers import close
 
 GOLDEN = Path(__file__).parent / 'own_golden.pth'
 

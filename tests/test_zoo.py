@@ -21,8 +21,7 @@ from cdnsr_basicsr.inference import make_upscaler
 from cdnsr_basicsr.loading import upscaler_for
 from cdnsr_basicsr.options import OptionError
 from cdnsr_basicsr.zoo import find_checkpoint, shipped_models
-from tests.conftest import fsrcnn
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, photograph
 
 SHIPPED = shipped_models()
 
@@ -61,6 +60,7 @@ def test_option_files_of_upscale_take_a_name(folder, shipped):
     assert cv2.imread('out/a.png').shape == (80, 96, 3)
 
 
+@pytest.mark.slow
 def test_convert_and_export_take_a_name(folder, shipped, capsys):
     assert cli.main(['convert', 'tiny_cdnsr', '-o', 'own.safetensors']) == 0
     assert load_checkpoint('own.safetensors')['network_g'] == load_checkpoint('tiny_cdnsr')['network_g']
@@ -73,6 +73,7 @@ def test_convert_and_export_take_a_name(folder, shipped, capsys):
     assert cli.main(args) == 2 and 'needs a network that routes' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_benchmark_takes_names(folder, shipped, capsys):
     arguments = ['benchmark', '-m', 'tiny_fsrcnn', '--data', '.', '--repeat', '1', '--patch-size', '16']
     Path('experiments/pretrained_models').mkdir(parents=True)
@@ -82,6 +83,7 @@ def test_benchmark_takes_names(folder, shipped, capsys):
     assert '| tiny_fsrcnn | FSRCNN |' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_calibration_of_a_shipped_model_is_kept_in_the_cache(folder, shipped, monkeypatch, capsys):
     monkeypatch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
     before = sorted(zoo.SHIPPED.iterdir())

@@ -20,9 +20,7 @@ from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
 from cdnsr_basicsr.loading import upscaler_for
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, fsrcnn, swinir
-from tests.test_archs.test_cdnsr import spread
-from tests.test_data.test_prepare import photograph
+from tests.helpers import carn, fsrcnn, photograph, spread, swinir
 
 
 @pytest.fixture
@@ -42,6 +40,7 @@ def model(tmp_path, tiny_net):
     return str(path)
 
 
+@pytest.mark.slow
 def test_benchmark_measures_every_row_and_writes_table_and_plot(model, photographs, tmp_path, capsys):
     arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '14']
     arguments += ['--budgets', '0.01', '9', '--precision', 'float32', 'bfloat16', '-o', str(tmp_path / 'out')]
@@ -78,6 +77,7 @@ def test_benchmark_measures_every_row_and_writes_table_and_plot(model, photograp
     assert whole['times BasicSR'] == '1.00' and whole['network'] == 'CARN_M' and all_hard['network'] == 'CDNSR'
 
 
+@pytest.mark.slow
 def test_branches_alone_and_the_oracle_bound_the_router(model, photographs, capsys):
     arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '16']
     assert cli.main(['benchmark', *arguments, '--budgets', '0.01', '0.4', '0.7', '9', '--oracle', '--branches']) == 0
@@ -105,6 +105,7 @@ def test_branches_alone_and_the_oracle_bound_the_router(model, photographs, caps
         assert float(oracle['kMACs/pixel']) <= float(budget) * whole + 0.01
 
 
+@pytest.mark.slow
 def test_budgets_of_a_benchmark_can_count_time(model, photographs, capsys):
     arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '16']
     assert cli.main(['benchmark', *arguments, '--no-ssim', '--budgets', '1e-9', '--cost', 'latency']) == 0
@@ -146,6 +147,7 @@ def test_one_tile_at_a_time_is_the_mean_of_tiles(tiny_net, size):
     assert len(classes) == math.prod(1 + max(0, -(-(length - 16) // 14)) for length in size)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_windows_that_do_not_divide_tiles_run_in_every_row(tmp_path, tiny_net, photographs):
     block = tiny_net(4, [fsrcnn(4), swinir(7)])
@@ -193,6 +195,7 @@ def test_pairs_are_read_from_photographs_or_from_prepared_folders(photographs, p
         list(read_pairs(str(prepared / 'datasets/val'), 3))
 
 
+@pytest.mark.slow
 def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(calibration, 'MOST_LOSS', -1.)  # so that every branch loses too much in half precision
     arguments = ['-m', model, '-i', photographs, '--precision', 'bfloat16', '--budgets', '0.01', '0.7', '9']
@@ -267,6 +270,7 @@ def overflowing(first):
     return block, weights
 
 
+@pytest.mark.slow
 def test_rows_and_branches_that_are_not_finite_are_named(photographs, tmp_path, tiny_net, capsys):
     block, weights = overflowing(300)
     routed = tiny_net(4, [fsrcnn(4), block])

@@ -19,9 +19,7 @@ from cdnsr_basicsr.benchmark.rows import Network, Row, Settings, rows_of
 from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.inference import runtime
-from tests.conftest import carn, fsrcnn
-from tests.test_archs.test_cdnsr import spread
-from tests.test_data.test_prepare import photograph
+from tests.helpers import carn, fsrcnn, photograph, spread
 
 onnx = pytest.importorskip('onnx')
 if not runtime.installed():

@@ -201,6 +201,7 @@ IN_STOCK_MODELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change,message', IN_STOCK_MODELS)
 def test_mistakes_in_option_files_of_basicsr(work, train_opt, write, no_pipeline, capsys, change, message):
     for key in ('class_opt', 'average_opt'):

@@ -9,7 +9,7 @@ from pathlib import Path
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import load_checkpoint, load_network
 from cdnsr_basicsr.models import CDNSRModel
-from tests.conftest import fsrcnn
+from tests.helpers import fsrcnn
 
 
 @pytest.fixture

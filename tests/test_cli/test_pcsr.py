@@ -12,10 +12,7 @@ from basicsr.archs import build_network
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import load_checkpoint, load_network, save_checkpoint
 from cdnsr_basicsr.evaluation import quality, read_pairs, to_image, to_tensor
-from tests.conftest import fsrcnn
-from tests.test_archs.test_pcsr import pcsr, routed
-from tests.test_cli.test_pipeline import run
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, pcsr, photograph, routed, run
 
 
 @pytest.fixture

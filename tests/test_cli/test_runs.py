@@ -19,7 +19,9 @@ from basicsr.models import lr_scheduler
 from cdnsr_basicsr import cli, pipeline
 from cdnsr_basicsr.files import RunLock
 from cdnsr_basicsr.options import OptionError
-from tests.test_cli.test_pipeline import ENV, iterations, start
+from tests.helpers import ENV, iterations, start
+
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
 
 
 class Run:

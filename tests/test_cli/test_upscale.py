@@ -25,10 +25,7 @@ from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.inference import TileUpscaler, image_io, tile_upscaler, upscale
 from cdnsr_basicsr.inference.speed import Speed
-from tests.conftest import carn, fsrcnn
-from tests.test_archs.test_cdnsr import spread
-from tests.test_decoding.test_tiff import turned
-from tests.test_inference.test_image_io import decode_by_pypng
+from tests.helpers import carn, decode_by_pypng, fsrcnn, spread, turned
 
 
 @ARCH_REGISTRY.register()
@@ -200,6 +197,7 @@ def one_line(capsys):
 # right pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', ['cdnsr_x2', 'plain'])
 @pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
 def test_gray_rgb_and_alpha_equal_the_network_and_keep_their_depth(run, models, capsys, model, dtype):
@@ -335,6 +333,7 @@ def test_exif_orientation_is_honoured_once(run, models):
             assert Image.open(f'out/{name}').getexif().get(274, 1) == 1
 
 
+@pytest.mark.slow
 def test_all_of_pngsuite(run, models, shared, capfd):
     folder = shared('data/pngsuite')
     assert run(source=folder) == 1
@@ -426,6 +425,7 @@ def test_precision(run, models, precision, tolerance):
 # formats
 
 
+@pytest.mark.slow
 def test_formats(run, models):
     pixels = {}
     for name in ('a.png', 'b.jpg', 'c.jpeg', 'd.webp', 'e.bmp', 'f.tif', 'g.tiff', 'H.PNG'):
@@ -640,6 +640,7 @@ def test_shards_part_a_folder_exactly(run, count):
     assert sorted(parts) == names
 
 
+@pytest.mark.slow
 def test_shards_beside_each_other_see_the_same_folder(run):
     for name in 'abcde':
         save(f'in/{name}.jpg', photo(3, 3))
@@ -651,6 +652,7 @@ def test_shards_beside_each_other_see_the_same_folder(run):
             name.unlink()
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_take_a_part_each(run, monkeypatch, capsys):
     for name in 'abcde':
         save(f'in/{name}.png', photo(3, 3))
@@ -696,6 +698,7 @@ def test_a_result_is_replaced_only_if_asked_for(run, models, capsys):
     assert written() == ['.77.b.png', 'a.png', 'b.png']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('overwrite', [(), ('--overwrite', )])
 def test_pictures_are_not_replaced_by_their_results(run, capsys, overwrite):
     save('in/a.png', photo(9, 9))
@@ -749,6 +752,7 @@ cli.main(sys.argv[1:])
     return subprocess.run(command, env={**os.environ, 'PYTHONPATH': path}).returncode
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_result_and_the_next_one_works(run, models):
     pixels = save('in/a.png', photo(120, 50))
     assert signalled_in_the_middle(models, signal.SIGKILL) == -signal.SIGKILL
@@ -761,6 +765,7 @@ def test_a_killed_run_leaves_no_result_and_the_next_one_works(run, models):
     assert written('next') == ['a.tif']
 
 
+@pytest.mark.slow
 def test_a_terminated_run_leaves_nothing(run, models):
     save('in/a.png', photo(120, 50))
     assert signalled_in_the_middle(models, signal.SIGTERM) == 128 + signal.SIGTERM
@@ -821,6 +826,7 @@ def test_both_ends_of_a_budget(run, models, capsys, monkeypatch, arguments, kind
         assert_same(load(Path('out', name)), slow(models[1]['cdnsr_x2'], pixels, kind))
 
 
+@pytest.mark.slow
 def test_a_budget_between_is_kept_by_every_picture(run, capsys):
     save('in/a.png', photo(120, 150))
     costs = []

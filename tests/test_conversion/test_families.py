@@ -10,7 +10,7 @@ from cdnsr_basicsr.conversion import registry
 from cdnsr_basicsr.conversion.convert import convert, describe
 from cdnsr_basicsr.conversion.registry import Family, Found, families, register
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import fsrcnn
+from tests.helpers import fsrcnn
 
 
 class ToyFamily(Family):

@@ -1,4 +1,3 @@
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,21 +8,8 @@ from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.cli import main
 from cdnsr_basicsr.data.label import by_thresholds, cheapest_within, equal_parts, label, patch_psnr
 from cdnsr_basicsr.data.labels import Label, read_labels, write_labels
-from cdnsr_basicsr.data.prepare import prepare
 from cdnsr_basicsr.options import OptionError
-from tests.test_data.test_prepare import decode, photograph, read_lmdb
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    folder = tmp_path / 'hr'
-    folder.mkdir()
-    for i in range(3):
-        image = photograph(96, 128, i)
-        image[:, :64] = image[:, :64] // (i + 2) + 60  # less contrast: easier
-        cv2.imwrite(str(folder / f'{i}.png'), image)
-    prepare(str(folder), str(tmp_path / 'out'), 4, (1, ), 32, 32)
-    return tmp_path / 'out'
+from tests.helpers import decode, read_lmdb
 
 
 @pytest.fixture
@@ -59,6 +45,7 @@ def test_patch_psnr_equals_basicsr():
     assert patch_psnr(gt, gt, 4).tolist() == [float('inf')] * 3
 
 
+@pytest.mark.slow
 def test_bicubic_needs_no_network_and_orders_by_difficulty(dataset):
     path, counts = label(str(dataset), 'bicubic', num_classes=2)
     labels = read_labels(path)

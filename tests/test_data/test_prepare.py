@@ -1,5 +1,4 @@
 import cv2
-import lmdb
 import numpy as np
 import os
 import pytest
@@ -17,11 +16,7 @@ from cdnsr_basicsr.data.prepare import make_lq, patch_keys, patch_starts, prepar
 from cdnsr_basicsr.evaluation import read_pairs
 from cdnsr_basicsr.inference.image_io import list_images
 from cdnsr_basicsr.options import OptionError
-
-
-def photograph(height=100, width=140, seed=0):
-    noise = np.random.default_rng(seed).integers(0, 255, (height // 4 + 1, width // 4 + 1, 3)).astype(np.uint8)
-    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+from tests.helpers import decode, photograph, read_lmdb
 
 
 @pytest.fixture
@@ -31,15 +26,6 @@ def photographs(tmp_path):
     for i, name in enumerate(('a.png', 'b.c.png', 'ü é.png')):
         cv2.imwrite(str(folder / name), photograph(seed=i))
     return folder
-
-
-def read_lmdb(path):
-    with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as txn:
-        return {key.decode(): bytes(value) for key, value in txn.cursor()}
-
-
-def decode(data):
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
@@ -289,6 +275,7 @@ def test_an_error_leaves_nothing(photographs, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['hr']
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
     folder = tmp_path / 'hr'
     folder.mkdir()

@@ -12,8 +12,7 @@ from cdnsr_basicsr.inference import PixelUpscaler, TileUpscaler, make_upscaler, 
 from cdnsr_basicsr.inference.pixel_upscaler import Tiles, largest
 from cdnsr_basicsr.inference.tiling import TensorRows
 from cdnsr_basicsr.inference.upscale import upscale_files
-from tests.conftest import carn, fsrcnn
-from tests.test_archs.test_pcsr import pcsr, routed
+from tests.helpers import carn, fsrcnn, pcsr, routed
 
 HALO = 6  # of the small FSRCNN: 5x5 once, 3x3 once; rounded up
 
@@ -181,8 +180,7 @@ cdnsr_basicsr.register()
 from basicsr.archs import build_network
 from cdnsr_basicsr.inference import PixelUpscaler
 from cdnsr_basicsr.inference.tiling import TensorRows
-from tests.conftest import fsrcnn
-from tests.test_archs.test_pcsr import pcsr
+from tests.helpers import fsrcnn, pcsr
 
 class Endless:
     width = 1024
@@ -202,6 +200,7 @@ print(rows, peaks[1] - peaks[0])
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_strip_not_by_the_image():
     result = subprocess.run([sys.executable, '-c', STREAMED], capture_output=True, text=True, check=True)
     rows, mib = map(int, result.stdout.split())

@@ -9,8 +9,7 @@ from cdnsr_basicsr.export import in_backend
 from cdnsr_basicsr.inference import TileUpscaler, runtime
 from cdnsr_basicsr.inference.runtime import ExportedNetwork, ExportedPart, precisions
 from cdnsr_basicsr.inference.speed import Speed
-from tests.conftest import carn, fsrcnn, swinir
-from tests.test_archs.test_cdnsr import spread
+from tests.helpers import carn, fsrcnn, spread, swinir
 
 pytest.importorskip('onnx')
 BACKENDS = [
@@ -56,6 +55,7 @@ def test_branches_equal_torch(backend, arch):
     assert not part(x).requires_grad and copy.deepcopy(part) is part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('size', [(75, 41), (16, 50), (7, 1)])
 def test_the_engine_routes_and_upscales_as_with_torch(backend, size, tiny_net):
@@ -72,6 +72,7 @@ def test_the_engine_routes_and_upscales_as_with_torch(backend, size, tiny_net):
     assert min(upscaler.speed.tile_ms) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_predicted_errors_are_routed_by_time_as_with_torch(backend, tiny_net):
     block = dict(tiny_net(), classifier=dict(type='ErrorPredictor', num_feat=4))
@@ -111,6 +112,7 @@ def test_sides_of_a_multiple_and_gray(backend):
     assert actual.shape == (1, 1, 74, 102) and levels(actual, expected) < 0.1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_windows_of_any_size_are_exported(backend):
@@ -157,6 +159,7 @@ def test_onnxruntime_refuses_half_precision():
         TileUpscaler(exported, 32, precision='bfloat16').upscale(torch.rand(1, 3, 20, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_results_are_not_overwritten_by_the_next_ones(backend, tiny_net):
     net = build_network(tiny_net(2)).eval()

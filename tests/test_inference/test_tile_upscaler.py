@@ -11,13 +11,13 @@ from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
 from cdnsr_basicsr.archs import Interpolation
 from cdnsr_basicsr.complexity import count_macs
-from cdnsr_basicsr.conversion import classsr, slice_to
+from cdnsr_basicsr.conversion.classsr_family import arm
+from cdnsr_basicsr.conversion.weights import slice_to
 from cdnsr_basicsr.data.prepare import make_lq
 from cdnsr_basicsr.inference import TileUpscaler, Tiling, network, tile_upscaler, upscaler
 from cdnsr_basicsr.inference.speed import Speed
 from cdnsr_basicsr.inference.tiling import TensorRows, pad_to
-from tests.conftest import carn, fsrcnn, swinir
-from tests.test_archs.test_cdnsr import spread
+from tests.helpers import carn, fsrcnn, spread, swinir
 
 
 def slow(net, lq, upscaler):
@@ -337,17 +337,19 @@ print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 102
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_strip_not_by_the_image():
     result = subprocess.run([sys.executable, '-c', STREAMED], capture_output=True, text=True, check=True)
     rows, mib = map(int, result.stdout.split())
     assert rows == 24000 and mib < 500  # the result has 192 megapixels, 2200 MiB in float32
 
 
+@pytest.mark.slow
 def test_tiles_of_a_photograph_are_as_good_as_the_whole(shared):
     path = shared('data/photos2k/0001.webp')
     net = build_network(dict(type='CARN_M', num_feat=64, upscale=4, fusion_bias=True)).eval()
     weights = torch.load(shared('weights/arm-carn.pth'), weights_only=True)
-    net.load_state_dict(slice_to(classsr.arm(weights).state, net))
+    net.load_state_dict(slice_to(arm(weights).state, net))
     gt, lq = make_lq(cv2.imread(str(path))[600:1200, 300:1200], 4)
     lq = torch.from_numpy(lq[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import zipfile
 from collections import OrderedDict
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from basicsr.archs import build_network
 from basicsr.models import build_model
@@ -16,40 +16,7 @@ from cdnsr_basicsr.inference import TileUpscaler
 from cdnsr_basicsr.models import CDNSRModel
 from cdnsr_basicsr.models.cdnsr_options import LOSSES
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, swinir
-from tests.test_archs.test_cdnsr import spread
-
-
-class Images(Dataset):
-    """Whole images of different odd sizes."""
-    opt = {'name': 'images'}
-
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        height, width = (5, 9, 23)[index], (7, 40, 18)[index]
-        lq, gt = (torch.rand(3, height * s, width * s, generator=generator) for s in (1, 4))
-        lq *= torch.linspace(0, 1, width)  # tiles of different contrast
-        return {'lq': lq, 'gt': gt, 'lq_path': f'{index}.png', 'gt_path': f'{index}.png'}
-
-
-def make(opt):
-    return build_model(copy.deepcopy(opt))
-
-
-def batch(size=6):
-    generator = torch.Generator().manual_seed(7)
-    lq = torch.rand(size, 3, 8, 8, generator=generator)
-    gt = 1 - lq.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return {'lq': lq, 'gt': gt, 'lq_path': ['a'] * size, 'gt_path': ['a'] * size}
-
-
-def step(model, current_iter=1):
-    model.update_learning_rate(current_iter)
-    model.feed_data(batch())
-    model.optimize_parameters(current_iter)
+from tests.helpers import Images, carn, make, spread, step, swinir
 
 
 def test_a_step_moves_every_part_and_logs_every_loss(opt):

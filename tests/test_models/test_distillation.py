@@ -7,7 +7,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.options import OptionError
-from tests.test_models.test_cdnsr_model import step
+from tests.helpers import step
 
 DISTILLATION = {
     'kd': dict(type='KDL1Loss'),

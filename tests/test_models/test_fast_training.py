@@ -13,8 +13,7 @@ from cdnsr_basicsr.models import CDNSRModel, ETDSModel, FastSRModel, PCSRModel
 from cdnsr_basicsr.models.fast_options import check_training
 from cdnsr_basicsr.models.fast_training import FastTraining
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, swinir
-from tests.test_models.test_cdnsr_model import Images, batch
+from tests.helpers import Images, batch, carn, swinir
 
 
 @pytest.fixture

@@ -10,10 +10,7 @@ from cdnsr_basicsr.inference import PixelUpscaler
 from cdnsr_basicsr.losses.routing_loss import average_loss
 from cdnsr_basicsr.models import PCSRModel
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import fsrcnn
-from tests.test_archs.test_pcsr import pcsr
-from tests.test_models.test_cdnsr_model import Images, make, step
-from tests.test_models.test_distributed import sums, two_processes
+from tests.helpers import Images, fsrcnn, make, pcsr, step, sums, two_processes
 
 
 @pytest.fixture

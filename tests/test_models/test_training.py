@@ -15,7 +15,7 @@ from cdnsr_basicsr.losses import AverageLoss, squared_error
 from cdnsr_basicsr.losses.routing_loss import average_loss
 from cdnsr_basicsr.models.collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from cdnsr_basicsr.options import OptionError
-from tests.test_models.test_cdnsr_model import Images, batch, step
+from tests.helpers import Images, batch, step
 
 
 def make(opt):
