@@ -9,7 +9,7 @@ from typing import Optional
 from .calibration import read_calibration, speed_of
 from .checkpoint import load_network
 from .export import check_backend, in_backend, is_exported, load_exported, needs
-from .inference import Upscaler, default_patch_size, make_upscaler
+from .inference import TileUpscaler, Upscaler, default_patch_size, make_upscaler
 from .inference.network import pixel_routed, route
 from .inference.runtime import installed
 from .memory import keep_freed_memory
@@ -94,12 +94,12 @@ def upscaler_for(settings: Settings) -> Upscaler:
     backend, exported = choose_backend(settings), is_exported(settings.model)
     if exported:
         keep_freed_memory()
-        net, model = load_exported(settings.model, backend), settings.model
+        model, net = str(settings.model), load_exported(str(settings.model), backend)
     else:
         if backend != 'torch':
             settings = settings.on_cpu()
         net = load_on_device(settings)
-        model = settings.model or read_options(settings.opt)['path']['pretrain_network_g']
+        model = settings.model or str(read_options(str(settings.opt))['path']['pretrain_network_g'])
     patch_size, step = tile_of(settings, default_patch_size(net))
     calibration = None if exported else read_calibration(model, net, settings.precision, patch_size)
     budget, routing = settings.budget, {}
@@ -122,11 +122,11 @@ def upscaler_for(settings: Settings) -> Upscaler:
             precision=settings.precision,
             float32_branches=calibration.float32_branches if calibration else ())
     except (ValueError, RuntimeError) as error:
-        raise OptionError(str(model), one_line(error)) from error
+        raise OptionError(model, one_line(error)) from error
     for name in ('budget', 'target_ms'):
         if getattr(settings, name) is not None and not upscaler.routed:
             raise OptionError(f'{name}={getattr(settings, name):g}', 'needs a network that routes, CDNSR or PCSR')
-    if calibration and backend == 'torch':
+    if calibration and backend == 'torch' and isinstance(upscaler, TileUpscaler):
         upscaler.measured = speed_of(calibration, upscaler)
     return upscaler
 

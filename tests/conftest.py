@@ -6,7 +6,6 @@ import pytest
 import signal
 import torch
 import torch.utils.data
-import yaml
 from pathlib import Path
 
 import cdnsr_basicsr

@@ -8,12 +8,20 @@ from torch import nn
 
 from basicsr.utils.registry import ARCH_REGISTRY
 from cdnsr_basicsr.data.labeled_patch_dataset import LabeledPatches
-from cdnsr_basicsr.inference.pixel_upscaler import PATCH_SIZE
-from cdnsr_basicsr.inference.tiling import PATCH_SIZE
+from cdnsr_basicsr.inference import pixel_upscaler, tiling
 from cdnsr_basicsr.models.cdnsr_options import CDNSRFile, CDNSRTraining, Tile
 from cdnsr_basicsr.models.pcsr_options import PCSRFile
-from cdnsr_basicsr.options import (OptionError, apply_force_yml, built_network, check_flag, check_network, check_number,
-                                   find_registered, networks, read_options)
+from cdnsr_basicsr.options import (
+    OptionError,
+    apply_force_yml,
+    built_network,
+    check_flag,
+    check_network,
+    check_number,
+    find_registered,
+    networks,
+    read_options,
+)
 from cdnsr_basicsr.options.schema import Logger, check_block, fields_of, filled, kind_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -214,10 +222,10 @@ def test_the_schema_refuses_mistakes(force, reason):
 def test_blocks_are_filled_with_defaults():
     opt = filled(CDNSRFile, dict(train=dict(tau_min=0.5, freeze=None, other=1), tile=None, val=dict(save_img=True)))
     assert (opt.train.tau_min, opt.train.freeze, opt.train.balance) == (0.5, (), 'warn')
-    assert (opt.tile.patch_size, opt.tile.step) == (PATCH_SIZE, None)
+    assert (opt.tile.patch_size, opt.tile.step) == (tiling.PATCH_SIZE, None)
     assert (opt.val.save_img, opt.val.save_map) == (True, False)
     assert opt.train.feature_extractor.weights == 'imagenet' and not hasattr(opt.train, 'other')
-    assert filled(PCSRFile, {}).tile.patch_size == PATCH_SIZE
+    assert filled(PCSRFile, {}).tile.patch_size == pixel_upscaler.PATCH_SIZE
 
 
 @pytest.mark.parametrize('block, message', [

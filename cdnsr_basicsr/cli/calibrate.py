@@ -3,8 +3,19 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import (CHECKPOINT, DESCRIPTION, FLAGS, Commands, add_engine, check_budgets, count, new_command,
-                        said_by_flags, say_left_out, settings_of)
+from .arguments import (
+    CHECKPOINT,
+    DESCRIPTION,
+    FLAGS,
+    Commands,
+    add_engine,
+    check_budgets,
+    count,
+    new_command,
+    said_by_flags,
+    say_left_out,
+    settings_of,
+)
 
 
 def add_parser(commands: Commands) -> None:
@@ -24,7 +35,7 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     budgets = check_budgets(args.budgets or [])
     from ..calibration import BUDGETS, calibrate, calibration_path, markdown
-    from ..inference.tile_upscaler import PATCH_SIZE
+    from ..inference.tiling import PATCH_SIZE
     from ..loading import load_on_device, tile_of
     with said_by_flags(FLAGS):
         settings = settings_of(args)

@@ -6,8 +6,17 @@ import sys
 
 from ..options import OptionError
 from ..settings import BACKENDS, COSTS, Settings
-from .arguments import (CHECKPOINT, FLAGS, Commands, add_engine, add_max_megapixels, new_command, said_by_flags,
-                        say_what_is_missing, settings_of)
+from .arguments import (
+    CHECKPOINT,
+    FLAGS,
+    Commands,
+    add_engine,
+    add_max_megapixels,
+    new_command,
+    said_by_flags,
+    say_what_is_missing,
+    settings_of,
+)
 
 
 def add_parser(commands: Commands) -> None:

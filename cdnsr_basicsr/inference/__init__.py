@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import nn
 from typing import Any, Optional
 
-from . import pixel_upscaler, tile_upscaler
+from . import pixel_upscaler, tiling
 from .network import pixel_routed
 from .pixel_upscaler import PixelUpscaler
 from .tile_upscaler import TileUpscaler
@@ -16,7 +16,7 @@ __all__ = ['PixelUpscaler', 'TileUpscaler', 'Tiling', 'Upscaled', 'Upscaler', 'd
 
 def default_patch_size(net: nn.Module) -> int:
     """Largest side of a tile, in LR pixels, that a network's engine takes if none is given."""
-    return (tile_upscaler if pixel_routed(net) is None else pixel_upscaler).PATCH_SIZE
+    return tiling.PATCH_SIZE if pixel_routed(net) is None else pixel_upscaler.PATCH_SIZE
 
 
 def make_upscaler(net: nn.Module,

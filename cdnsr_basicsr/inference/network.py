@@ -10,13 +10,15 @@ import math
 import torch
 from contextlib import suppress
 from torch import nn
-from typing import Any, Mapping, Optional, Protocol, Sequence, cast
+from typing import Any, List, Mapping, Optional, Protocol, Sequence, Tuple, cast
 
 from .speed import is_out_of_memory
 from .tiling import LEAST_SIZE, pad_to
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 MOST_MULTIPLE = 128  # of the sides of images that is looked for
+
+Weights = List[Tuple[torch.Tensor, int]]  # a network's, and their versions
 
 
 class Routed(Protocol):
@@ -100,7 +102,7 @@ def parts_of(net: nn.Module) -> dict[str, nn.Module]:
     return parts if with_classifier is None else {**parts, 'classifier': with_classifier.classifier}
 
 
-def route(net: nn.Module, routing: Mapping) -> None:
+def route(net: nn.Module, routing: Mapping[str, Any]) -> None:
     """Sets how a network routes pixels, by the keys k, adaptive and refinement of an option file's block."""
     pixels = pixel_routed(net)
     if pixels is not None:
@@ -117,7 +119,7 @@ def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     net = copy.deepcopy(net).requires_grad_(False).eval()
     for module in list(net.modules()):
         if hasattr(module, 'switch_to_deploy'):
-            module.switch_to_deploy()
+            cast(Any, module).switch_to_deploy()
     if dtype != torch.float32:
         for module in net.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and not hasattr(module, 'keeps_float32'):
@@ -125,12 +127,12 @@ def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def weights_of(net: nn.Module) -> list[tuple[torch.Tensor, int]]:
+def weights_of(net: nn.Module) -> Weights:
     """A network's weights and their versions, by which it is seen that they have changed."""
     return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in [*net.parameters(), *net.buffers()]]
 
 
-def same_weights(state: list, other: list) -> bool:
+def same_weights(state: Weights, other: Weights) -> bool:
     """Whether two results of `weights_of` are of the same weights, unchanged."""
     return len(state) == len(other) and all(tensor is copied and version == then
                                             for (tensor, version), (copied, then) in zip(state, other))
@@ -175,8 +177,8 @@ def geometry(net: nn.Module, channels: Sequence[int] = (3, 1)) -> tuple[int, int
             of one size.
     """
     if hasattr(net, 'exported_geometry'):
-        return net.exported_geometry
-    name, reasons = type(net).__name__, {}
+        return cast(Tuple[int, int, int], net.exported_geometry)
+    name, reasons = type(net).__name__, dict[int, str]()
     for sizes in ((LEAST_SIZE, 32, 64), range(LEAST_SIZE + 1, MOST_MULTIPLE + 1)):
         for count, size in itertools.product(channels, sizes):
             shape, reason = probe(net, count, size)
@@ -237,6 +239,6 @@ def run_padded(net: nn.Module, x: torch.Tensor, scale: int, multiple: int) -> to
     height, width = x.shape[2:]
     sides = [-(-side // multiple) * multiple for side in (height, width)]
     if sides == [height, width]:
-        return net(x)
+        return cast(torch.Tensor, net(x))
     padded = pad_to(x.flatten(0, 1), *sides).unflatten(0, x.shape[:2])
-    return net(padded)[..., :height * scale, :width * scale]
+    return cast(torch.Tensor, net(padded)[..., :height * scale, :width * scale])

@@ -4,9 +4,9 @@ from __future__ import annotations
 import copy
 import torch
 from torch import nn
-from typing import Iterator, NamedTuple, Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence, cast
 
-from .network import PRECISIONS, deployed
+from .network import PRECISIONS, PixelRouted, deployed
 from .speed import is_out_of_memory
 from .tiling import LEAST_SIZE, Rows, fit
 from .upscaler import Upscaler, algorithm_search, to_device
@@ -101,24 +101,25 @@ class PixelUpscaler(Upscaler):
                  scale: Optional[float] = None) -> None:
         if target_ms is not None or cost != 'macs':
             raise ValueError(f'{type(net).__name__} takes a budget in MACs only, no time')
-        scale = net.upscale if scale is None else scale
+        self.source = pixels = cast(PixelRouted, net)
+        scale = pixels.upscale if scale is None else scale
         if not 1 <= scale <= MAX_SCALE:
             raise ValueError(f'expected a scale from 1 to {MAX_SCALE}, but got {scale:g}')
         step = max(1, patch_size - 12) if step is None else step
-        super().__init__(net, scale, net.num_in_ch, patch_size, step, budget, [PRECISIONS[precision]], max_tiles)
-        self.max_tiles = max_tiles or MAX_TILES[self.kind]
-        self.num_classes = len(net.samplers)  # 1 in phase 0
+        super().__init__(net, scale, pixels.num_in_ch, patch_size, step, budget, [PRECISIONS[precision]], max_tiles)
+        self.max_tiles: int = max_tiles or MAX_TILES[self.kind]
+        self.num_classes = len(pixels.samplers)  # 1 in phase 0
         self.routed = self.num_classes > 1
-        parts = ([net.classifier] if self.routed else []) + list(net.samplers)
+        parts = ([pixels.classifier] if self.routed else []) + list(pixels.samplers)
         # of first layers per LR pixel, of the classifier per pixel of the result, and of each sampler per pixel
         self.lq_macs = sum(mlp.macs() - mlp.macs(first=False) for mlp in parts)
-        self.pixel_macs = net.classifier.macs(first=False) if self.routed else 0
-        self.sampler_macs = [mlp.macs(first=False) for mlp in net.samplers]
+        self.pixel_macs = pixels.classifier.macs(first=False) if self.routed else 0
+        self.sampler_macs = [mlp.macs(first=False) for mlp in pixels.samplers]
 
     def _copy(self) -> None:
-        self.fast = deployed(self.net, self.dtypes[0])
+        self.fast = cast(PixelRouted, deployed(self.net, self.dtypes[0]))
         if self.routed:
-            self.fast.classifier = copy.deepcopy(self.net.classifier).requires_grad_(False)
+            self.fast.classifier = copy.deepcopy(self.source.classifier).requires_grad_(False)
 
     def plan(self, image: Rows) -> PixelPlan:
         """Decides how an image is cut. Nothing is computed yet."""
@@ -128,20 +129,20 @@ class PixelUpscaler(Upscaler):
     @torch.inference_mode()
     def strips(self, image: Rows, plan: PixelPlan) -> Iterator[torch.Tensor]:
         self._update()
-        grid = self.net.grid(plan.size, plan.out_size, self.device)
-        refines = self.routed and self.net.refinement
-        held, held_heavy = None, None  # the last two rows, as sampled: the first of them is context, the other waits
+        grid = self.source.grid(plan.size, plan.out_size, self.device)
+        refines = self.routed and self.source.refinement
+        held = None  # the last two rows, as sampled, and their samplers: the first of them is context, the other waits
         for picture, heavy in self._sampled(image, plan, grid):
             if held is not None:
-                picture, heavy = torch.cat([held, picture]), torch.cat([held_heavy, heavy])
-            first = 0 if held is None else len(held) - 1
-            held, held_heavy = picture[-2:], heavy[-2:]
-            finished = self.net.refine(picture.unsqueeze(0), heavy.unsqueeze(0))[0] if refines else picture
+                picture, heavy = torch.cat([held[0], picture]), torch.cat([held[1], heavy])
+            first = 0 if held is None else len(held[0]) - 1
+            held = picture[-2:], heavy[-2:]
+            finished = self.source.refine(picture.unsqueeze(0), heavy.unsqueeze(0))[0] if refines else picture
             if len(finished) - 1 > first:
                 yield finished[first:-1]
         yield finished[-1:]
 
-    def _sampled(self, image: Rows, plan: PixelPlan, grid: NamedTuple) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _sampled(self, image: Rows, plan: PixelPlan, grid: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Bands of the result before refinement, of shape (rows, W, c), and which of their pixels are heavy."""
         owner = grid.rows.cpu()
         band_rows = max(1, BAND_PIXELS[self.kind] // plan.out_size[1])
@@ -160,7 +161,7 @@ class PixelUpscaler(Upscaler):
                 band, start, stop = grid.band(y, end)
                 part = heavy[y - top:end - top]
                 picture = self.fast.sample(features[:, start - first:stop - first], band, part.unsqueeze(0))[0].float()
-                picture += self.net.bilinear(lq, plan.size, plan.out_size, y, end, lq_top)[0]
+                picture += self.source.bilinear(lq, plan.size, plan.out_size, y, end, lq_top)[0]
                 yield picture, part
             del lq, features, heavy, part, picture  # not beside those of the next strip
 
@@ -182,7 +183,7 @@ class PixelUpscaler(Upscaler):
         lq = to_device(image.rows(top, min(plan.size[0], rows.starts[following - 1] + rows.size + 1)), self.device)
         lq = lq.float().permute(1, 2, 0).contiguous().permute(2, 0, 1).unsqueeze(0)
         boxes = [(y, x) for y in range(row, following) for x in range(len(columns.starts))]
-        first, features = rows.bounds[row], None
+        first, features = rows.bounds[row], torch.empty(0)
         while boxes:
             group = boxes[:self.max_tiles]
             corners = [(rows.starts[y] - top, columns.starts[x]) for y, x in group]
@@ -195,7 +196,7 @@ class PixelUpscaler(Upscaler):
             if outputs is None:  # not above, where the error still holds what the pass had allocated
                 self._save_memory(self.max_tiles // 2)
                 continue
-            if features is None:
+            if not len(features):
                 features = outputs.new_empty(1, rows.bounds[following] - first, plan.size[1], outputs.shape[1])
             for (y, x), output in zip(group, outputs.permute(0, 2, 3, 1)):
                 (y0, y1), (x0, x1) = rows.bounds[y:y + 2], columns.bounds[x:x + 2]
@@ -207,14 +208,14 @@ class PixelUpscaler(Upscaler):
 
     def _run(self, tiles: list[torch.Tensor]) -> torch.Tensor:
         """Features of tiles of one size."""
-        tiles = torch.cat(tiles).contiguous(memory_format=torch.channels_last)
+        together = torch.cat(tiles).contiguous(memory_format=torch.channels_last)
         dtype = self.dtypes[0]
         half = dtype != torch.float32
         with algorithm_search(False), torch.autocast(self.device.type, dtype, enabled=half, cache_enabled=False):
-            return self.fast.features(tiles)
+            return self.fast.features(together)
 
-    def _choose(self, features: torch.Tensor, grid: NamedTuple, bands: Sequence[tuple[int, int]], first: int,
-                plan: PixelPlan, tiled: int) -> torch.Tensor:
+    def _choose(self, features: torch.Tensor, grid: Any, bands: Sequence[tuple[int, int]], first: int, plan: PixelPlan,
+                tiled: int) -> torch.Tensor:
         """Which pixels of a strip are heavy, of shape (rows, W), bool; and what they cost, into the plan."""
         width, rows = plan.out_size[1], sum(end - y for y, end in bands)
         pixels, lq_pixels = rows * width, features.shape[1] * features.shape[2]
@@ -227,7 +228,7 @@ class PixelUpscaler(Upscaler):
                 part = features[:, start - first:stop - first]
                 margin[y - bands[0][0]:end - bands[0][0]] = self.fast.margin(part, band)[0]
             if self.budget is None:
-                heavy = margin > self.net.threshold(margin.unsqueeze(0))[0]
+                heavy = margin > self.source.threshold(margin.unsqueeze(0))[0]
             else:
                 light, dear = self.sampler_macs
                 left = self._left(plan) * pixels / (plan.out_size[0] * width)
@@ -244,17 +245,17 @@ class PixelUpscaler(Upscaler):
         """MACs that a budget leaves for heavy pixels, beyond what the whole image costs with light ones."""
         lq_pixels, pixels = (height * width for height, width in (plan.size, plan.out_size))
         tiled = len(plan.rows.starts) * len(plan.columns.starts) * plan.rows.size * plan.columns.size
-        return self.budget * self.whole(lq_pixels, pixels) - self.spent(tiled, lq_pixels, [pixels, 0])
+        return (self.budget or 0) * self.whole(lq_pixels, pixels) - self.spent(tiled, lq_pixels, [pixels, 0])
 
     def spent(self, tiled: float, lq_pixels: float, counts: Sequence[float]) -> float:
         """MACs, given the LR pixels of the tiles, those of the image, and the pixels by each sampler."""
-        return (tiled * self.net.backbone_macs + lq_pixels * self.lq_macs + sum(counts) * self.pixel_macs +
-                sum(macs * count for macs, count in zip(self.sampler_macs, counts)))
+        return float(tiled * self.source.backbone_macs + lq_pixels * self.lq_macs + sum(counts) * self.pixel_macs +
+                     sum(macs * count for macs, count in zip(self.sampler_macs, counts)))
 
     def whole(self, lq_pixels: float, pixels: float) -> float:
         """MACs of the heavy sampler on a whole image without tiles, given its pixels and those of the result."""
-        heavy = self.net.heavy.macs() - self.sampler_macs[-1]
-        return lq_pixels * (self.net.backbone_macs + heavy) + pixels * self.sampler_macs[-1]
+        heavy = self.source.heavy.macs() - self.sampler_macs[-1]
+        return float(lq_pixels * (self.source.backbone_macs + heavy) + pixels * self.sampler_macs[-1])
 
     @property
     def whole_macs(self) -> float:

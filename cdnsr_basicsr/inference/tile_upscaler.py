@@ -1,9 +1,10 @@
 """Upscaling a whole image tile by tile, each tile by the branch that its difficulty asks for."""
 from __future__ import annotations
 
+import functools
 import torch
 from torch import nn
-from typing import Callable, Iterator, NamedTuple, Optional, Sequence
+from typing import Callable, Iterator, NamedTuple, Optional, Sequence, cast
 
 from ..complexity import count_macs
 from .budget import RoutingPath
@@ -97,7 +98,8 @@ class TileUpscaler(Upscaler):
             raise ValueError('Expected a budget or target_ms, but got both.')
         self.sources = branches_of(net)
         scale, channels, self.multiple = common_geometry(self.sources)
-        self.routed = routed(net) is not None
+        tiles = routed(net)
+        self.routed = tiles is not None
         patch_size = -(-patch_size // self.multiple) * self.multiple
         step = max(1, patch_size - (4 if self.routed else 8)) if step is None else step
         dtypes = [torch.float32 if i in float32_branches else PRECISIONS[precision] for i in range(len(self.sources))]
@@ -105,9 +107,9 @@ class TileUpscaler(Upscaler):
         self.num_classes = len(self.sources)
         self.target_ms, self.cost_kind = target_ms, cost
         self.classifier_macs = 0
-        if self.routed:
+        if tiles is not None:
             try:
-                self.classifier_macs = count_macs(net.classifier, patch_size, patch_size, channels)
+                self.classifier_macs = count_macs(tiles.classifier, patch_size, patch_size, channels)
             except RuntimeError as error:
                 text = f'the classifier takes no images of {channels} channel{"s" * (channels != 1)}: {error}'
                 raise ValueError(text) from error
@@ -131,7 +133,8 @@ class TileUpscaler(Upscaler):
 
     def _copy(self) -> None:
         self.sources = branches_of(self.net)
-        self.classifier = deployed(self.net.classifier, torch.float32) if self.routed else None
+        tiles = routed(self.net)
+        self.classifier = None if tiles is None else deployed(tiles.classifier, torch.float32)
         self.branches = [deployed(branch, dtype) for branch, dtype in zip(self.sources, self.dtypes)]
 
     @property
@@ -149,9 +152,10 @@ class TileUpscaler(Upscaler):
         """Measures branches and classifier, or takes what is known of this network and machine if not `fresh`."""
         if self.measured is None or fresh:
             self._update()
-            parts = [(lambda x, i=i: self._run(i, x)) for i in range(len(self.branches))]
+            parts: list[Callable[[torch.Tensor], torch.Tensor]]
+            parts = [functools.partial(self._run, i) for i in range(len(self.branches))]
             names = [f'{branch}{dtype}' for branch, dtype in zip(self.branches, self.dtypes)]
-            if self.routed:
+            if self.classifier is not None:
                 parts.append(self.classifier)
                 names.append(str(self.classifier))
             self.measured = measured_speed(parts, names, self.patch_size, self.channels, self.device, fresh)
@@ -171,7 +175,7 @@ class TileUpscaler(Upscaler):
         dtype = self.dtypes[branch]
         with algorithm_search(False):
             with torch.autocast(tiles.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
-                return self.branches[branch](tiles)
+                return cast(torch.Tensor, self.branches[branch](tiles))
 
     @torch.inference_mode()
     def plan(self, image: Rows, logits: Optional[torch.Tensor] = None) -> TilePlan:
@@ -183,7 +187,7 @@ class TileUpscaler(Upscaler):
         """
         self._update()
         tiling = self.tiling_of(image.height, image.width)
-        row_bytes = 4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2
+        row_bytes = int(4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2)
         # by the image alone, not by the device: the same tiles are merged everywhere
         high = 2 if 2 * row_bytes <= PAIRED_BYTES else 1
         tile_rows = min(len(tiling.tops), max(1, CANVAS_BYTES[self.kind] // row_bytes // high) * high)
@@ -194,9 +198,9 @@ class TileUpscaler(Upscaler):
         def merge(classes: torch.Tensor) -> Strips:
             return tiling.merge(classes, merged, tile_rows, high)
 
-        if self.routed:
+        if self.classifier is not None:
             if logits is None:
-                logits = self._classify(image, tiling)
+                logits = self._classify(self.classifier, image, tiling)
                 predictor = predicts_errors(self.classifier)
                 if self.limited and predictor is not None:  # free of the costs that its logits count
                     logits = -predictor.errors(logits)
@@ -211,11 +215,11 @@ class TileUpscaler(Upscaler):
     def _classes(self, logits: torch.Tensor, tiling: Tiling, merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
         """Class of each tile: the most probable one, or what the budget allows."""
         logits = logits.nan_to_num()
-        if not self.limited:
+        if self.budget is None and self.target_ms is None:
             return logits.argmax(dim=1)
         by_time = self.cost_kind == 'latency' or self.target_ms is not None
         parts = self.speed.tile_ms if by_time else (*self.branch_macs, self.classifier_macs)
-        limit = self.target_ms if self.budget is None else self.budget * self._whole(tiling, parts)
+        limit = self.target_ms or 0. if self.budget is None else self.budget * self._whole(tiling, parts)
         if by_time:  # a branch that is slower than a stronger one is none to choose
             strength = self.branch_macs
             for i, ms in enumerate(parts[:-1]):
@@ -244,7 +248,7 @@ class TileUpscaler(Upscaler):
         rows = to_device(image.rows(top, min(bottom, image.height)), self.device)
         return pad_to(rows, bottom - top, tiling.padded[1])
 
-    def _classify(self, image: Rows, tiling: Tiling) -> torch.Tensor:
+    def _classify(self, classifier: nn.Module, image: Rows, tiling: Tiling) -> torch.Tensor:
         """What the classifier says of the tiles, of shape (n, M)."""
         (height, width), tops, logits = tiling.size, tiling.tops, []
         together = CLASSIFIED_TOGETHER[self.kind]
@@ -256,23 +260,24 @@ class TileUpscaler(Upscaler):
             tiles = torch.stack([rows[:, y:y + height, x:x + width] for y, x in starts])
             with algorithm_search(False):
                 logits += [
-                    self.classifier(part.contiguous(memory_format=torch.channels_last))
-                    for part in tiles.split(together)
+                    classifier(part.contiguous(memory_format=torch.channels_last)) for part in tiles.split(together)
                 ]
         return torch.cat(logits)
 
     @torch.inference_mode()
     def strips(self, image: Rows, plan: TilePlan) -> Iterator[torch.Tensor]:
-        tiling, canvas = plan.tiling, None
+        tiling = plan.tiling
+        canvas: Optional[Canvas] = None
         for number, blocks in enumerate(plan.strips):
             first = number * plan.tile_rows
             lq = self._lq_rows(image, tiling, first, min(first + plan.tile_rows, len(tiling.tops)) - 1)
             for kind, group in batches(blocks, plan.max_tiles):
                 for block, output in self._run_blocks(kind, group, lq, tiling.tops[first], tiling):
                     if canvas is None:
-                        canvas = Canvas(tiling, self.scale, output.shape[0], plan.tile_rows, output.device,
+                        canvas = Canvas(tiling, int(self.scale), output.shape[0], plan.tile_rows, output.device,
                                         output.is_cuda)
                     canvas.add(block, output)
+            assert canvas is not None, 'a strip has blocks'
             yield canvas.finished()
             if number + 1 < len(plan.strips):
                 canvas.advance()

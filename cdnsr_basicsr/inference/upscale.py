@@ -7,13 +7,22 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tqdm import tqdm
-from typing import Iterator, NamedTuple, Optional
+from typing import Iterator, NamedTuple, Optional, Union
 
 from ..files import replace_when_done
 from ..options import OptionError
 from .difficulty_map import save_difficulty_map
-from .image_io import (EXTENSIONS, MAX_MEGAPIXELS, MAX_SIDES, Found, ImageError, check_writable, list_images,
-                       read_image, write_image)
+from .image_io import (
+    EXTENSIONS,
+    MAX_MEGAPIXELS,
+    MAX_SIDES,
+    Found,
+    ImageError,
+    check_writable,
+    list_images,
+    read_image,
+    write_image,
+)
 from .pictures import NotFinite, upscaled_strips
 from .upscaler import Plan, Upscaler
 
@@ -59,7 +68,8 @@ def find_images(path: Path, output: Path, suffix: str) -> Found:
         return found
     parents = {file.parent for file in found.images + found.others}
     results = {parent for parent in parents if folder in (parent.resolve(), *parent.resolve().parents)}
-    return Found(*([file for file in files if file.parent not in results] for files in found[:2]), found.closed)
+    images, others = ([file for file in files if file.parent not in results] for files in found[:2])
+    return Found(images, others, found.closed)
 
 
 def result_path(source: Path, root: Path, output: Path, suffix: str, extension: Optional[str]) -> Path:
@@ -107,8 +117,8 @@ def parse_shard(text: Optional[str]) -> tuple[int, int]:
 
 
 def upscale_files(upscaler: Upscaler,
-                  source: str,
-                  output: str,
+                  source: Union[str, Path],
+                  output: Union[str, Path],
                   suffix: str = '',
                   ext: Optional[str] = None,
                   map: bool = False,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import numpy as np
 import time
@@ -13,25 +14,30 @@ from torch import nn
 from typing import Any, Iterator, NamedTuple, Optional, Protocol
 
 from .difficulty_map import draw_over
-from .network import device_of, same_weights, weights_of
+from .network import Weights, device_of, same_weights, weights_of
 from .pictures import NotFinite, opened, upscaled_strips
 from .speed import Speed, kind_of
 from .tiling import Rows, TensorRows
 
 
 class Plan(Protocol):
-    """What is done with an image. Engines that decide while they run know all of it when the last strip is done.
+    """What is done with an image. Engines that decide while they run know all of it when the last strip is done."""
 
-    Attributes:
-        size: Height and width of the image.
-        out_size: Those of the result.
-        counts: Tiles, or pixels of the result, of each class.
-        cost: MACs spent, relative to the dearest branch on the whole image without tiles.
-    """
-    size: tuple[int, int]
-    out_size: tuple[int, int]
-    counts: list[int]
-    cost: float
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Tiles, or pixels of the result, of each class."""
+
+    @property
+    def cost(self) -> float:
+        """MACs spent, relative to the dearest branch on the whole image without tiles."""
 
     def class_map(self) -> torch.Tensor:
         """Class of each LR pixel, of shape (h, w), on the CPU."""
@@ -55,17 +61,17 @@ class Upscaled(NamedTuple):
     @property
     def cost(self) -> float:
         """MACs spent, classifier and overlap included, relative to the dearest branch on the whole image."""
-        return self.plan.cost
+        return float(self.plan.cost)
 
     @property
     def counts(self) -> list[int]:
         """Tiles, or pixels of the result, of each class."""
-        return self.plan.counts
+        return list(self.plan.counts)
 
     @property
     def classes(self) -> np.ndarray:
         """Class of each pixel of the image, 0 being the easiest, of shape (h, w), uint8."""
-        return self.plan.class_map().numpy().astype(np.uint8)
+        return np.asarray(self.plan.class_map(), np.uint8)
 
     def map(self) -> np.ndarray:
         """The image coloured by class, green to red, above a legend; of shape (H, W, 3), uint8, RGB."""
@@ -108,7 +114,7 @@ class Upscaler(ABC):
         self.dtypes, self.max_tiles = dtypes, max_tiles
         self.device = device_of(net)
         self.kind = kind_of(self.device)
-        self.copied: Optional[list[tuple[torch.Tensor, int]]] = None  # the weights of the copy, and their versions
+        self.copied: Optional[Weights] = None  # the weights of the copy, and their versions
         self.exact: Optional[Upscaler] = None  # the same in float32, once that is wanted
         self.measured: Optional[Speed] = None
         self.short_of_memory = False
@@ -194,15 +200,13 @@ class Upscaler(ABC):
     @torch.inference_mode()
     def _image(self, rows: TensorRows, plan: Plan) -> torch.Tensor:
         """All strips of an image together, of shape (1, c, H, W)."""
-        image, top = None, 0
-        for strip in self.strips(rows, plan):
-            if len(strip) == plan.out_size[0]:
-                image = strip  # the only one: no further one overwrites it
-                break
-            if image is None:
-                image = strip.new_empty(plan.out_size[0], *strip.shape[1:])
-            image[top:top + len(strip)] = strip
-            top += len(strip)
+        strips, top = self.strips(rows, plan), 0
+        image = strip = next(strips)
+        if len(strip) < plan.out_size[0]:  # else it is the only one, which no further one overwrites
+            image = strip.new_empty(plan.out_size[0], *strip.shape[1:])
+            for strip in itertools.chain([strip], strips):
+                image[top:top + len(strip)] = strip
+                top += len(strip)
         if image.is_cuda:
             torch.cuda.synchronize(image.device)  # once per image, for an honest time
         return image.permute(2, 0, 1).unsqueeze(0)

@@ -4,8 +4,22 @@ from typing import Mapping, Optional
 
 from ..inference.tiling import PATCH_SIZE
 from ..options import OptionError, check_choice, check_number, check_path
-from ..options.schema import (FLAG, Kind, RoutedValidation, block, choice, fields_of, filled, integer, key, kind_of,
-                              loss, number, optional, word)
+from ..options.schema import (
+    FLAG,
+    Kind,
+    RoutedValidation,
+    block,
+    choice,
+    fields_of,
+    filled,
+    integer,
+    key,
+    kind_of,
+    loss,
+    number,
+    optional,
+    word,
+)
 from .fast_options import PIXEL_LOSSES, FastFile, FastPaths, PrecisionTraining, check_file, check_tested, has_teacher
 
 

@@ -4,8 +4,21 @@ from typing import Mapping, Optional
 
 from ..inference.network import PRECISIONS
 from ..options import OptionError
-from ..options.schema import (CHECKPOINT, FLAG, TOP, NetworkPaths, OptionFile, Training, block, check_block, choice,
-                              key, loss, optional, typed)
+from ..options.schema import (
+    CHECKPOINT,
+    FLAG,
+    TOP,
+    NetworkPaths,
+    OptionFile,
+    Training,
+    block,
+    check_block,
+    choice,
+    key,
+    loss,
+    optional,
+    typed,
+)
 
 PIXEL_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
 

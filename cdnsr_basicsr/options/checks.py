@@ -9,10 +9,35 @@ import re
 from typing import Any, Callable, Iterable, Mapping, Optional
 
 from .networks import check_argument, check_arguments, check_network, find_registered, find_type, of_basicsr_or_ours
-from .schema import (MAX_FREQ, MAX_ITER, TOP, AnyData, Head, Logger, OptionFile, PairedData, Paths, RoutedValidation,
-                     Training, check_block, fields_of, required_in)
-from .values import (OptionError, check_choice, check_flag, check_keys, check_list, check_name, check_number,
-                     check_path, check_whole, one_line, shown)
+from .schema import (
+    MAX_FREQ,
+    MAX_ITER,
+    TOP,
+    AnyData,
+    Head,
+    Logger,
+    OptionFile,
+    PairedData,
+    Paths,
+    RoutedValidation,
+    Training,
+    check_block,
+    fields_of,
+    required_in,
+)
+from .values import (
+    OptionError,
+    check_choice,
+    check_flag,
+    check_keys,
+    check_list,
+    check_name,
+    check_number,
+    check_path,
+    check_whole,
+    one_line,
+    shown,
+)
 
 # more is no learning rate at all; what is too large for a network shows when its losses are no longer finite
 MAX_LR = 1e6

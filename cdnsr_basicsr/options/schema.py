@@ -10,8 +10,18 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Mapping, Optional, TypeVar
 
 from .reading import read_options
-from .values import (OptionError, check_choice, check_flag, check_keys, check_list, check_name, check_number,
-                     check_path, check_whole, shown)
+from .values import (
+    OptionError,
+    check_choice,
+    check_flag,
+    check_keys,
+    check_list,
+    check_name,
+    check_number,
+    check_path,
+    check_whole,
+    shown,
+)
 
 TOP = 'option file'  # where the keys are that stand in no block
 MAX_ITER = 10**8  # BasicSR's own longest trainings take 10**6

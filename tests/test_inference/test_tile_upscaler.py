@@ -227,7 +227,8 @@ def test_a_limit_is_spent_where_predicted_errors_fall_most(tiny_net):
         upscaler.measured = Speed([1] * 4, [*ms.tolist(), 0.1])
         plan = upscaler.plan(TensorRows(lq))
         with torch.no_grad():
-            errors = net.classifier.errors(upscaler._classify(TensorRows(lq), plan.tiling)).double()
+            errors = net.classifier.errors(upscaler._classify(upscaler.classifier, TensorRows(lq),
+                                                              plan.tiling)).double()
         chosen.append(plan.classes)
         # at some price per millisecond, each tile has the class of least error + price * time; one may lag behind
         prices = ((errors[:, :1] - errors[:, 1:]) /
