@@ -185,6 +185,12 @@ def test_usage_in_the_readme_equals_help(capsys):
         assert normalized(capsys.readouterr().out) == normalized(text)
 
 
+def test_a_command_is_a_module_and_a_name_in_the_list():
+    from cdnsr_basicsr import cli
+    modules = {path.stem for path in (PACKAGE / 'cli').glob('*.py')} - {'__init__', 'arguments'}
+    assert modules == set(cli.COMMANDS) and len(cli.COMMANDS) == len(modules)
+
+
 def test_help_of_convert_names_every_family(capsys):
     from cdnsr_basicsr import cli
     from cdnsr_basicsr.conversion.registry import families

@@ -158,6 +158,7 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
           str(checkpoint[0]), '--classes', '3'], '--classes 3: goes with equal parts'),
         (['-d', str(dataset), '--by', 'bicubic', '--thresholds', '30', '--classes',
           '2'], '--classes 2: goes with equal'),
+        (['-d', str(dataset), '--by', 'bicubic', '--teacher'], '--teacher: goes with --by psnr only'),
         (['-d', str(dataset), '--by', 'bicubic', '--thresholds',
           'nan'], '--thresholds: expected 1 to 4 finite numbers'),
     ]
