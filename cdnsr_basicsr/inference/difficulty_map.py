@@ -75,7 +75,7 @@ def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, n
         np.ascontiguousarray(pixels[..., 2::-1] if channels >= 3 else pixels[..., 0]),
         size,
         interpolation=interpolation)
-    image = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+    image = (image // 256).astype(np.uint8) if image.dtype == np.uint16 else image
     encoded = cv2.imencode('.png', draw_difficulty_map(image, class_map, num_classes))[1]
     # not cv2.imwrite, which dies of names that are not UTF-8, nor tofile, which is silent on a full disk
-    path.write_bytes(encoded)
+    path.write_bytes(encoded.tobytes())
