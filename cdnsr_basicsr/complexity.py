@@ -6,6 +6,7 @@ import statistics
 import time
 import torch
 from torch import nn
+from typing import Any, Callable
 
 LONG = 1.  # seconds of a forward pass that is not measured again
 
@@ -48,7 +49,7 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
 
 
 @torch.inference_mode()
-def measure_latency(module: nn.Module, x: torch.Tensor, rounds: int = 3) -> float:
+def measure_latency(module: Callable[[torch.Tensor], Any], x: torch.Tensor, rounds: int = 3) -> float:
     """Median time of a forward pass in seconds, after one that is not counted (if that one was not very long).
 
     Args:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from basicsr.archs import build_network
 from ..checkpoint import build, load_checkpoint, load_described, load_network, plain, save_checkpoint, weights_of
@@ -24,17 +24,20 @@ class Converted(NamedTuple):
         notes: What a user should know.
     """
     net: nn.Module
-    block: dict
+    block: dict[str, Any]
     family: str
     notes: tuple[str, ...]
 
     @property
     def scale(self) -> int:
         """Upsampling factor; some of BasicSR's archs call it scale."""
-        return self.block.get('upscale', self.block.get('scale', 4))
+        return int(self.block.get('upscale', self.block.get('scale', 4)))
 
 
-def recognise(content: dict, path: str, family: str = 'auto', upscale: Optional[int] = None) -> tuple[str, Found]:
+def recognise(content: dict[str, Any],
+              path: str,
+              family: str = 'auto',
+              upscale: Optional[int] = None) -> tuple[str, Found]:
     """Finds out what network a file holds.
 
     Args:
@@ -163,6 +166,6 @@ def describe(converted: Converted) -> str:
     return '\n'.join([*lines, f'{weights} weights, all of them used.', *(f'Note: {note}.' for note in converted.notes)])
 
 
-def arguments(block: dict) -> str:
+def arguments(block: dict[str, Any]) -> str:
     """Arguments of an option block on a line."""
     return ', '.join(f'{key} {value}' for key, value in block.items() if key not in ('type', 'upscale'))

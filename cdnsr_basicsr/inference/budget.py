@@ -38,9 +38,9 @@ class RoutingPath:
             climbs.append(torch.where(arrived, current, corner))
             prices.append(torch.where(arrived, -torch.inf, price.squeeze(1)))
         self.climbs = torch.stack(climbs)
-        prices = torch.cat(prices) if prices else log_p.new_zeros(0)
-        order = prices.argsort(descending=True, stable=True)
-        self.tiles = (order % max(len(log_p), 1))[:int((prices > -torch.inf).sum())]
+        every = torch.cat(prices) if prices else log_p.new_zeros(0)
+        order = every.argsort(descending=True, stable=True)
+        self.tiles = (order % max(len(log_p), 1))[:int((every > -torch.inf).sum())]
 
     def __len__(self) -> int:
         """Number of steps."""

@@ -74,7 +74,7 @@ def draw_over(pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> np
     if image.dtype.kind == 'f':
         image = (image.astype(np.float32).clip(0, 1) * 255).round().astype(np.uint8)
     image = cv2.resize(image, size, interpolation=interpolation)
-    image = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+    image = (image // 256).astype(np.uint8) if image.dtype == np.uint16 else image
     return draw_difficulty_map(image, class_map, num_classes)
 
 
@@ -86,4 +86,4 @@ def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, n
     """
     encoded = cv2.imencode('.png', draw_over(pixels, class_map, num_classes))[1]
     # not cv2.imwrite, which dies of names that are not UTF-8, nor tofile, which is silent on a full disk
-    path.write_bytes(encoded)
+    path.write_bytes(encoded.tobytes())

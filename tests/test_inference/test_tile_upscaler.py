@@ -11,7 +11,8 @@ from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
 from cdnsr_basicsr.archs import Interpolation
 from cdnsr_basicsr.complexity import count_macs
-from cdnsr_basicsr.conversion.classsr_family import arm
+from cdnsr_basicsr.conversion.classsr_family import ARMNetFamily
+from cdnsr_basicsr.conversion.registry import Source
 from cdnsr_basicsr.conversion.weights import slice_to
 from cdnsr_basicsr.data.prepare import make_lq
 from cdnsr_basicsr.inference import TileUpscaler, Tiling, network, tile_upscaler, upscaler
@@ -350,7 +351,7 @@ def test_tiles_of_a_photograph_are_as_good_as_the_whole(shared):
     path = shared('data/photos2k/0001.webp')
     net = build_network(dict(type='CARN_M', num_feat=64, upscale=4, fusion_bias=True)).eval()
     weights = torch.load(shared('weights/arm-carn.pth'), weights_only=True)
-    net.load_state_dict(slice_to(arm(weights).state, net))
+    net.load_state_dict(slice_to(ARMNetFamily().load(Source(weights), 4).state, net))
     gt, lq = make_lq(cv2.imread(str(path))[600:1200, 300:1200], 4)
     lq = torch.from_numpy(lq[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
