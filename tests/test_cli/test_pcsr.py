@@ -29,6 +29,7 @@ def one_line(capsys):
     return text
 
 
+@pytest.mark.slow
 def test_a_run_of_both_phases(work, write, train_opt, capsys):
     train = {key: train_opt['train'][key] for key in ('ema_decay', 'total_iter', 'optim_g', 'scheduler', 'pixel_opt')}
     data = {key: value for key, value in train_opt['datasets']['train'].items()}
@@ -90,6 +91,7 @@ def test_calibrate_and_fixed_scales_are_refused_in_one_line(model, tmp_path, cap
     assert 'FSRCNN has a fixed scale' in one_line(capsys)
 
 
+@pytest.mark.slow
 def test_benchmark_measures_pixels_beside_other_networks(model, tmp_path):
     (tmp_path / 'hr').mkdir()
     cv2.imwrite(str(tmp_path / 'hr/a.png'), photograph(160, 200, 0))

@@ -152,6 +152,7 @@ def train(model):
     return {'residual': residual, 'sums': sums, 'drawn': lq.sum().item()}
 
 
+@pytest.mark.slow
 def test_two_processes_keep_one_network_and_freeze_alike(opt, tmp_path):
     first, second = two_processes(opt, tmp_path, train)
     assert first['residual'] == second['residual'] == [4, 5]

@@ -189,6 +189,7 @@ def taught_opt(fast_opt, tmp_path):
     return fast_opt
 
 
+@pytest.mark.slow
 def test_a_teacher_is_compared_with_the_output_and_stays_as_it_is(taught_opt, tmp_path):
     model = trained(taught_opt, steps=1)
     teacher = build_network(taught_opt['network_t'])

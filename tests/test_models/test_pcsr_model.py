@@ -206,6 +206,7 @@ def test_mistakes_are_refused_in_one_line(opt, change, words):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backbone', ['FSRCNN', 'CARN_M'])
 def test_two_processes_train_one_network(opt, tmp_path, backbone):
     # CARN_M has a buffer, the mean, and DistributedDataParallel broadcasts buffers
