@@ -7,8 +7,7 @@ import torch
 from pathlib import Path
 
 from basicsr.archs import build_network
-from cdnsr_basicsr import checks
-from cdnsr_basicsr.options import read_options
+from cdnsr_basicsr.options import checks, read_options
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW = """

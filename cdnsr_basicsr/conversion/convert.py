@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, cast
 
 from basicsr.archs import build_network
 from ..checkpoint import build, load_checkpoint, load_described, load_network, plain, save_checkpoint, weights_of
@@ -119,15 +119,16 @@ def made_plain(converted: Converted, path: str, clip: bool = False) -> Converted
         OptionError: There is nothing to be made plain, or the result is not equal.
     """
     net, block, family, notes = converted
+    plain_net: nn.Module
     try:
         if 'branches' in block:
             if clip:
                 raise ValueError('branches are clipped after they have been blended, not before')
-            plain_net, plain_block = plain_branches(net, block)
+            plain_net, plain_block = plain_branches(cast(Any, net), block)
         else:
-            plain_net = to_plain(net, clip)
-            prove_equal(net, plain_net, clip)
-            plain_block = options_of(plain_net)
+            alone = to_plain(net, clip)
+            prove_equal(net, alone, clip)
+            plain_net, plain_block = alone, options_of(alone)
     except ValueError as error:
         raise OptionError(path, one_line(error)) from error
     if plain_block == block:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Optional
+from typing import TYPE_CHECKING, Any, Optional, cast
 
 from .registry import Family, Found, Source, State, register
 from .weights import Table, rename
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LAYER = re.compile(r'(backbone((?:\.\d+)+))\.(weight|bias)$')
 
@@ -24,10 +27,10 @@ def sequence_table(state: State) -> Table:
     """
     positions = {}
     for key in state:
-        layer, position, kind = LAYER.match(key).groups()
+        layer, position, kind = cast(re.Match[str], LAYER.match(key)).groups()
         if kind == 'weight':
             positions[layer] = [int(part) for part in position[1:].split('.')]
-    layers = sorted(positions, key=positions.get)
+    layers = sorted(positions, key=positions.__getitem__)
     convs = [layer for layer in layers if state[f'{layer}.weight'].dim() == 4]
     acts = [layer for layer in layers if state[f'{layer}.weight'].dim() == 1]
     clips = bool(convs) and state[f'{convs[-1]}.weight'].shape[-1] == 1
@@ -65,7 +68,8 @@ def recognise(state: State) -> Optional[Found]:
     widths = [(shapes.get(f'backbone_convs.{i}.weight') or (0, ))[0] for i in range(len(shapes))]
     widths = widths[:widths.index(0)]
     # as many outputs as inputs; the clip may have more channels than there are sub-pixels, but less than x(scale + 1)
-    block = dict(num_in_ch=num_in_ch, num_out_ch=num_in_ch, upscale=math.isqrt(last[0] // num_in_ch))
+    net: nn.Module
+    block: dict[str, Any] = dict(num_in_ch=num_in_ch, num_out_ch=num_in_ch, upscale=math.isqrt(last[0] // num_in_ch))
     block.update(num_block=len(widths))
     try:
         with torch.device('meta'):
@@ -76,8 +80,8 @@ def recognise(state: State) -> Optional[Found]:
             else:
                 clip, act_type = 'conv_clip.weight' in shapes, 'prelu' if 'acts.0.weight' in shapes else 'relu'
                 block.update(num_feat=[num_feat, *widths], act_type=act_type, residual=counted and not clip, clip=clip)
-                net = PlainConvSR(**block)
-                block = options_of(net)
+                net = plain = PlainConvSR(**block)
+                block = options_of(plain)
     except (ValueError, RuntimeError):  # shapes that no such network has
         return None
     fits = shapes == {name: tuple(value.shape) for name, value in net.state_dict().items()}

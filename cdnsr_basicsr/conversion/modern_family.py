@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .registry import Family, Found, Source, register
 from .weights import Table, count, rename
@@ -50,7 +50,7 @@ IMG_RANGE = 255.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 
 
-def _block(arch: str, first: torch.Tensor, sub_pixels: torch.Tensor, num_block: int) -> dict:
+def _block(arch: str, first: torch.Tensor, sub_pixels: torch.Tensor, num_block: int) -> dict[str, Any]:
     """The option block of a network, by the weight of its first conv and that of the one before the pixel shuffle."""
     num_feat, num_in_ch = first.shape[:2]
     upscale = math.isqrt(len(sub_pixels) // num_in_ch)

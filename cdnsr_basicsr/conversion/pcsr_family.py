@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any, cast
 
 from .classsr_family import CARN_M, FSRCNN
 from .registry import Family, Found, Source, State, register
@@ -31,7 +32,7 @@ def fold_batch_norms(state: State) -> State:
     return state
 
 
-def hidden_of(spec: dict) -> list[int]:
+def hidden_of(spec: dict[str, Any]) -> list[int]:
     """Widths of the hidden layers of a published sampler."""
     return list(spec['args']['imnet_spec']['args']['hidden_list'])
 
@@ -65,14 +66,15 @@ class PCSRFamily(Family):
         weights = {key: value for key, value in state.items() if not key.startswith('encoder.')}
         state = {f'backbone.{key}': value for key, value in encoder.items()}
         for key, value in weights.items():
-            part, layer, parameter = re.fullmatch(r'(\w+?)(?:_sampler)?\.imnet\.layers\.(\d+)\.(\w+)', key).groups()
+            found = re.fullmatch(r'(\w+?)(?:_sampler)?\.imnet\.layers\.(\d+)\.(\w+)', key)
+            part, layer, parameter = cast(re.Match[str], found).groups()
             state[f'{part}.layers.{int(layer) // 2}.{parameter}'] = value
         if name == 'pcsr-phase1':
             block.update(light=hidden_of(args['light_sampler_spec']), classifier=hidden_of(args['classifier_spec']))
         return Found(block, state, notes)
 
 
-def _plain(name: str, args: dict, state: State) -> Found:
+def _plain(name: str, args: dict[str, Any], state: State) -> Found:
     block, table, width = NETWORKS[name]
     folded = fold_batch_norms(state)
     notes = ('its batch norms are part of the convs before them now', ) if len(folded) < len(state) else ()

@@ -99,7 +99,7 @@ FLAGS = ('use_flip', 'use_shuffle', 'random_reverse', 'flip_sequence', 'test_mod
          'use_duf_downsampling', 'balance')
 
 
-def tried(where: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+def tried(where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls what BasicSR is going to call; its error is the option's mistake."""
     try:
         return function(*args, **kwargs)
@@ -121,7 +121,7 @@ def bare_model(model: Any, **attributes: Any) -> Any:
     return instance
 
 
-def check_known(model: Any, block: Mapping, where: str, accepted: Iterable[str]) -> None:
+def check_known(model: Any, block: Mapping[str, Any], where: str, accepted: Iterable[str]) -> None:
     """Refuses keys that one of BasicSR's models, in the version at hand, does not read. Others are left to them."""
     if model.__module__.split('.')[0] != 'basicsr':
         return
@@ -253,7 +253,7 @@ def check_layers(value: Any, where: str, vgg_type: str, optional: bool) -> None:
         raise OptionError(where, 'names no layer')
 
 
-def check_metrics(model: Any, metrics: Any, datasets: Mapping) -> None:
+def check_metrics(model: Any, metrics: Any, datasets: Mapping[str, Any]) -> None:
     """Checks val.metrics: what would fail at the first validation, too."""
     from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY
     if metrics is None:
@@ -287,7 +287,7 @@ def check_metrics(model: Any, metrics: Any, datasets: Mapping) -> None:
                 raise OptionError(where, f"compares with GT, but datasets.{key}, a {data['type']}, has none")
 
 
-def check_validation(model: Any, block: Any, is_train: bool, datasets: Mapping) -> None:
+def check_validation(model: Any, block: Any, is_train: bool, datasets: Mapping[str, Any]) -> None:
     """Checks the block `val`."""
     known = of_basicsr_or_ours(model) and not hasattr(model, 'check_options')  # which knows its own keys
     required = ('save_img', 'val_freq') if is_train else ('save_img', )
@@ -336,7 +336,7 @@ def check_paths(model: Any, block: Any, networks: Iterable[str]) -> None:
     check_block(Paths, block, 'path', others=True)
 
 
-def check_training(model: Any, opt: Mapping) -> None:
+def check_training(model: Any, opt: Mapping[str, Any]) -> None:
     """Checks the block `train`; unknown keys are left to the models of others."""
     from basicsr.models.sr_model import SRModel
     block = opt['train']
@@ -377,7 +377,7 @@ def check_training(model: Any, opt: Mapping) -> None:
     check_scheduler(model, block['scheduler'], tried_out['optim_g'], block['total_iter'], lr)
 
 
-def check_loader(block: Mapping, where: str, trained: bool) -> None:
+def check_loader(block: Mapping[str, Any], where: str, trained: bool) -> None:
     """Checks how many pictures a dataset hands over, by how many workers."""
     check_block(AnyData, block, where, ('batch_size_per_gpu', 'num_worker_per_gpu') if trained else (), others=True)
     if block.get('persistent_workers') and not (trained and block['num_worker_per_gpu']):
@@ -435,7 +435,7 @@ def check_degradation(key: str, value: Any, where: str) -> None:
         check_flag(value, where)
 
 
-def check_dataset_values(block: Mapping, where: str) -> None:
+def check_dataset_values(block: Mapping[str, Any], where: str) -> None:
     """Checks the values of those options of a dataset that are known by name."""
     check_block(PairedData, block, where, others=True)
     for key, value in block.items():
@@ -456,7 +456,7 @@ def check_dataset_values(block: Mapping, where: str) -> None:
         raise OptionError(where, 'mean and std go together; one of them is missing')
 
 
-def check_dataset(block: Any, where: str, opt: Mapping) -> None:
+def check_dataset(block: Any, where: str, opt: Mapping[str, Any]) -> None:
     """Checks a dataset block: type, values, folders, and the dataset's own check if it has one."""
     from basicsr.utils.registry import DATASET_REGISTRY
     dataset, trained = find_type(DATASET_REGISTRY, block, where), where == 'datasets.train'
@@ -494,7 +494,7 @@ def check_dataset(block: Any, where: str, opt: Mapping) -> None:
                 raise OptionError(f'{where}.{key}', f'is an empty folder: {path}')
 
 
-def check_datasets(datasets: Any, is_train: bool, opt: Mapping) -> None:
+def check_datasets(datasets: Any, is_train: bool, opt: Mapping[str, Any]) -> None:
     """Checks the block `datasets`."""
     check_keys(datasets, datasets, 'datasets')
     phases = ('train', 'val') if is_train else ('val', 'test')
@@ -508,7 +508,7 @@ def check_datasets(datasets: Any, is_train: bool, opt: Mapping) -> None:
         raise OptionError(f'datasets.{phases[0] if is_train else "test"}', 'is missing from the option file')
 
 
-def check_head(opt: Mapping, required: Iterable[str]) -> None:
+def check_head(opt: Mapping[str, Any], required: Iterable[str]) -> None:
     """Checks what stands at the top of an option file."""
     for key in required:
         if opt.get(key) is None:
@@ -516,7 +516,7 @@ def check_head(opt: Mapping, required: Iterable[str]) -> None:
     check_block(Head, opt, TOP, others=True)
 
 
-def check_options(opt: dict, is_train: bool) -> None:
+def check_options(opt: dict[str, Any], is_train: bool) -> None:
     """Checks an option file before BasicSR reads it: keys, types and values of all blocks that are known here.
 
     A model or dataset class may bring its own check as a static method ``check_options``. Unknown keys in blocks of
@@ -561,7 +561,7 @@ def check_options(opt: dict, is_train: bool) -> None:
         model.check_options(opt, is_train)
 
 
-def check_model_of_cdnsr(opt: Mapping, is_train: bool) -> Optional[str]:
+def check_model_of_cdnsr(opt: Mapping[str, Any], is_train: bool) -> Optional[str]:
     """Looks whether CDNSR is trained or tested by another model than its own.
 
     Returns:

@@ -36,7 +36,10 @@ def find_type(registry: Any, block: Any, where: str) -> Any:
     return find_registered(registry, block['type'], f'{where}.type')
 
 
-def check_arguments(target: Any, block: Mapping, where: str, given: Iterable[str] = (),
+def check_arguments(target: Any,
+                    block: Mapping[str, Any],
+                    where: str,
+                    given: Iterable[str] = (),
                     taken: Iterable[str] = ()) -> None:
     """Compares a block's keys with the arguments of what it builds.
 
@@ -154,7 +157,7 @@ def check_network(block: Any, where: str) -> None:
         raise OptionError(where, f'would be {depth} blocks deep; at most {MAX_DEPTH} are accepted')
 
 
-def check_windows(block: Mapping, where: str) -> None:
+def check_windows(block: Mapping[str, Any], where: str) -> None:
     """Refuses a SwinIR that BasicSR cannot build: its defaults, 64 and 7, do not fit together."""
     size, window = block.get('img_size', 64), block.get('window_size', 7)
     check_number(window, f'{where}.window_size', 1, integer=True)

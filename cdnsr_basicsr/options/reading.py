@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import re
 import yaml
-from typing import Any, Iterable
+from typing import Any, Iterable, cast
 
 from .values import OptionError
 
@@ -52,7 +52,7 @@ class OptionLoader(yaml.SafeLoader):
 
 
 OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
-                             lambda loader, node: loader.construct_mapping_once(node, deep=True))
+                             lambda loader, node: cast(Any, loader).construct_mapping_once(node, deep=True))
 
 
 class OptionDumper(yaml.SafeDumper):
