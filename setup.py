@@ -8,7 +8,8 @@ ONNX = ['onnx>=1.17', 'onnxruntime>=1.19']
 OPENVINO = ['onnx>=1.17', 'openvino>=2025.0']
 # of those whose findings change between versions, one; mypy's newest do not run on Python 3.9, where test.sh needs none
 LINTERS = [
-    'flake8>=6.0', 'isort>=5.12', 'mypy==2.4.1; python_version>="3.11"', 'ruff==0.17.6', 'types-PyYAML', 'yapf==0.43.0'
+    'flake8>=6.0', 'isort>=5.12', 'mypy==2.4.1; python_version>="3.11"', 'ruff==0.17.6', 'types-PyYAML', 'types-tqdm',
+    'yapf==0.43.0'
 ]
 FORMATS = ['pillow-heif>=1.1', 'pillow-jxl-plugin>=1.3.4']  # HEIC and JPEG XL
 

@@ -74,19 +74,21 @@ def tile_of(settings: Settings, default: int) -> tuple[int, Optional[int]]:
     tile = (read_options(settings.opt).get('tile') or {}) if settings.opt else {}
     check_keys(tile, ('patch_size', 'step'), f'{settings.opt}: tile')
     for key, value in tile.items():
-        check_number(value, f'{settings.opt}: tile.{key}', 1, integer=True)
-    patch_size = settings.patch_size or tile.get('patch_size', default)
+        if value is not None:
+            check_number(value, f'{settings.opt}: tile.{key}', 1, integer=True)
+    patch_size = settings.patch_size or tile.get('patch_size') or default
     step = settings.step or (tile.get('step') if settings.patch_size is None else None)
-    check_tile(patch_size, step)
+    check_tile(patch_size, step, None if settings.step else f'{settings.opt}: tile.step')
     return patch_size, step
 
 
-def check_tile(patch_size: int, step: Optional[int]) -> None:
-    """Refuses tiles that are too small, or that leave gaps."""
+def check_tile(patch_size: int, step: Optional[int], where: Optional[str] = None) -> None:
+    """Refuses tiles that are too small, or that leave gaps; `where` is the step's place, if it is no setting."""
     if patch_size < 8:
         raise OptionError(f'patch_size={patch_size}', 'expected at least 8')
     if not 1 <= (step or 1) <= patch_size:
-        raise OptionError(f'step={step}', f'expected at most the patch size, {patch_size}')
+        raise OptionError(where or f'step={step}',
+                          f'expected at most the patch size, {patch_size}' + f', but got {step}' * bool(where))
 
 
 def upscaler_for(settings: Settings) -> Upscaler:
@@ -102,9 +104,9 @@ def upscaler_for(settings: Settings) -> Upscaler:
         model = settings.model or str(read_options(str(settings.opt))['path']['pretrain_network_g'])
     patch_size, step = tile_of(settings, default_patch_size(net))
     calibration = None if exported else read_calibration(model, net, settings.precision, patch_size)
-    budget, routing = settings.budget, {}
-    if settings.opt and pixel_routed(net) is not None:
-        routing = read_routing(settings.opt)
+    budget = settings.budget
+    routing = read_routing(settings.opt) if settings.opt and pixel_routed(net) is not None else {}
+    if routing:
         route(net, routing)
         if budget is None and settings.target_ms is None:
             budget = routing.get('budget')

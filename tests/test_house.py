@@ -19,7 +19,7 @@ PACKAGE = ROOT / 'cdnsr_basicsr'
 OPTIONS = sorted((ROOT / 'options').glob('*.yml'))
 # room or module -> what of this package it may import; downward only, nothing imports cli
 ALLOWED = {
-    '__init__': {'_compat', 'archs', 'data', 'losses', 'models', 'options'},
+    '__init__': {'loading', '_compat', 'archs', 'data', 'losses', 'models', 'options'},
     '__main__': {'cli'},
     '_compat': {'checkpoint', 'options', 'zoo'},
     'archs': {'registration'},
@@ -33,7 +33,9 @@ ALLOWED = {
     'zoo': {'options'},
     'checkpoint': {'files', 'inference', 'options', 'registration', 'zoo'},
     'evaluation': {'data', 'inference', 'options'},
-    'inference': {'complexity', 'decoding', 'files'},
+    'inference': {'complexity', 'decoding', 'files', 'options'},
+    'settings': {'options'},
+    'loading': {'__init__', 'calibration', 'checkpoint', 'export', 'inference', 'memory', 'options', 'settings'},
     'benchmark': {
         '__init__', 'archs', 'calibration', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference',
         'memory', 'options'
@@ -47,9 +49,17 @@ ALLOWED = {
     'pipeline': {'__init__', 'checkpoint', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
         '__init__', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'files', 'inference',
-        'memory', 'options', 'pipeline', 'zoo'
+        'loading', 'memory', 'options', 'pipeline', 'settings', 'zoo'
     },
 }
+
+
+@pytest.mark.parametrize('room',
+                         ['inference', 'loading.py', 'calibration.py', 'export.py', 'benchmark', 'data/label.py'])
+def test_one_place_asks_what_a_network_can(room):
+    files = [PACKAGE / room] if room.endswith('.py') else sorted((PACKAGE / room).glob('*.py'))
+    asking = [path.name for path in files if 'hasattr(' in path.read_text()]
+    assert asking == (['network.py'] if room == 'inference' else [])
 
 
 def room_of(path):

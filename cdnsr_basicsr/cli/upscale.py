@@ -70,8 +70,16 @@ def run(args: argparse.Namespace) -> int:
         check_naming(args.suffix, args.ext)
         parse_shard(args.shard)
         upscaler = upscaler_for(settings_of(args))
-        done = upscaler.upscale_folder(args.input, args.output, args.suffix, args.ext, args.map, args.overwrite,
-                                       args.shard, args.max_megapixels, args.strip_metadata)
+        done = upscaler.upscale_folder(
+            args.input,
+            args.output,
+            suffix=args.suffix,
+            ext=args.ext,
+            map=args.map,
+            overwrite=args.overwrite,
+            shard=args.shard,
+            max_megapixels=args.max_megapixels,
+            strip_metadata=args.strip_metadata)
     print(f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
           f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
     if upscaler.routed and done.done:

@@ -212,7 +212,16 @@ class Upscaler(ABC):
         return image.permute(2, 0, 1).unsqueeze(0)
 
     def upscale_folder(self, source: str | Path, output: str | Path, **kwargs: Any) -> Any:
-        """Upscales a picture file, or all pictures of a folder, into a folder; see `upscale_files`."""
+        """Upscales a picture file, or all pictures of a folder, into a folder.
+
+        Args:
+            source, output: The file or folder, and the folder of the results.
+            suffix, ext, map, overwrite, shard, max_megapixels, strip_metadata: See `upscale_files`; as the command has
+                them.
+
+        Returns:
+            Summary: What was done, and what failed.
+        """
         from .upscale import upscale_files
         return upscale_files(self, source, output, **kwargs)
 

@@ -9,15 +9,16 @@ MAX_NAME = 150  # bytes; BasicSR puts more around it
 
 
 class OptionError(ValueError):
-    """A mistake in an option file or on the command line.
+    """A mistake in an option file, on the command line or in an argument.
 
-    Args:
-        key: Where: the option's path (``train.freeze``), a file or a command line flag.
+    Attributes:
+        key: Where: the option's path (``train.freeze``), a file, a command line flag, or an argument (``scale=0``).
         message: What is wrong and what is accepted.
     """
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(f'{key}: {message}')
+        self.key, self.message = key, message
 
 
 def one_line(error: BaseException) -> str:

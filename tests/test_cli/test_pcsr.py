@@ -133,5 +133,5 @@ def test_an_option_file_says_how_pixels_are_routed(model, tmp_path, capsys, monk
     assert shares(dict(k=-1000)) == '0 / 100' and shares(dict(k=1000)) == '100 / 0'
     assert shares(dict(budget=9)) == '0 / 100' and shares(dict(budget=9), '--budget', '0.01') == '100 / 0'
     assert cli.main(['upscale', '-m', model, '-opt', 'opt.yml', '-i', 'a.png', '-o', 'x', '--step', '200']) == 2
-    assert '--patch-size 128 --step 200' in one_line(capsys)
+    assert '--step 200: expected at most the patch size, 128' in one_line(capsys)
     assert shares(None, '--step', '100')  # of PCSR's tiles of 128

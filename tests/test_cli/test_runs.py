@@ -22,6 +22,7 @@ from cdnsr_basicsr.options import OptionError
 from tests.helpers import ENV, iterations, start
 
 pytestmark = pytest.mark.slow  # whole runs, in processes of their own
+ARGS = cli.build_parser().parse_args(['train', '-opt', 'a.yml'])
 
 
 class Run:
@@ -117,7 +118,7 @@ def test_no_full_batch_in_each_of_several_processes(opts, work):
     for phase, data in opt['datasets'].items():
         data.update(phase=phase, scale=4)
     with contextlib.ExitStack() as stack:
-        run = pipeline._Run(pipeline.RankWatch(), stack)
+        run = pipeline._Run(ARGS, '', pipeline.RankWatch(), stack)
         run.opt = opt
         with pytest.raises(OptionError, match='fill no batch of 20 in each of 2 processes'):
             run.of_training(basicsr_train)['create_train_val_dataloader'](opt, logging.getLogger('quiet'))
@@ -131,7 +132,7 @@ def test_iterations_of_several_gpus_without_a_launcher(gpus, length, opts, work,
     for phase, data in opt['datasets'].items():
         data.update(phase=phase, scale=4)
     with contextlib.ExitStack() as stack:
-        run = pipeline._Run(pipeline.RankWatch(), stack)
+        run = pipeline._Run(ARGS, '', pipeline.RankWatch(), stack)
         run.opt, run.current_iter, run.start_epoch = opt, 3, 7
         create = run.of_training(basicsr_train)['create_train_val_dataloader']
         loader, _, _, last_epoch, total_iter = create(opt, logging.getLogger('quiet'))
@@ -393,7 +394,7 @@ def test_a_log_file_that_is_full_is_said_once(capsys, monkeypatch):
     logger, handler = logging.getLogger('basicsr'), logging.FileHandler('/dev/full')
     monkeypatch.setattr(logger, 'handlers', [handler])
     with contextlib.ExitStack() as stack:
-        pipeline._Run(pipeline.RankWatch(), stack)._tb_logger(lambda opt: None, {})
+        pipeline._Run(ARGS, '', pipeline.RankWatch(), stack)._tb_logger(lambda opt: None, {})
         for _ in range(3):
             logger.error('a line')
     handler.stream = None  # which cannot be flushed

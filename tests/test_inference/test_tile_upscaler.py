@@ -121,7 +121,7 @@ def test_a_smooth_gradient_has_no_step_at_tile_borders(tiny_net, modes, down, su
     tiling = upscaler.tiling_of(*ramp.shape[2:])
     logits = torch.zeros(len(tiling), 2)
     logits[torch.arange(len(tiling)), torch.arange(len(tiling)) % 2] = 9  # the branches meet everywhere
-    result = upscaler.upscale(ramp, logits)
+    result = upscaler.upscale(ramp, upscaler.plan(TensorRows(ramp), logits))
     assert result.plan.classes.unique().tolist() == [0, 1]
     image = result.image.transpose(2, 3) if down else result.image
     differences = image[..., 8:-8, 9:-8] - image[..., 8:-8, 8:-9]
@@ -144,7 +144,8 @@ def test_where_different_branches_meet_one_fades_into_the_other(tiny_net):
     upscaler = TileUpscaler(net, 16, 8, cost='latency')
     logits = torch.zeros(len(upscaler.tiling_of(16, 88)), 2)
     logits[1::2, 1] = logits[::2, 0] = 1
-    image = upscaler.upscale(torch.rand(1, 3, 16, 88), logits).image
+    lq = torch.rand(1, 3, 16, 88)
+    image = upscaler.upscale(lq, upscaler.plan(TensorRows(lq), logits)).image
     steps = (image[..., 1:] - image[..., :-1]).abs()
     # over 8 pixels of LQ, 16 of the result: about 1/16 each
     assert image.min() == 0 and image.max() == 1 and steps.max() < 2 / 16
@@ -441,7 +442,7 @@ def test_tiles_are_classified_by_themselves_however_many_together(tiny_net, monk
     tiling = upscaler.plan(TensorRows(lq)).tiling
     monkeypatch.setitem(tile_upscaler.CLASSIFIED_TOGETHER, 'cpu', together)
     with torch.no_grad():
-        found = upscaler._classify(TensorRows(lq), tiling)
+        found = upscaler._classify(upscaler.classifier, TensorRows(lq), tiling)
         (height, width), padded = tiling.size, pad_to(lq[0], *tiling.padded)
         alone = [net.classifier(padded[None, :, y:y + height, x:x + width]) for y in tiling.tops for x in tiling.lefts]
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-3, rtol=1e-4)  # logits of up to 300

@@ -3,6 +3,7 @@ import cv2
 import logging
 import numpy as np
 import pytest
+import struct
 import torch
 import zipfile
 from collections import OrderedDict
@@ -195,8 +196,10 @@ def test_a_state_with_a_flipped_bit_is_an_error(opt, tmp_path):
     path = tmp_path / 'training_states' / '8.state'
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda record: record.file_size)
-    data[largest.header_offset + 1000] ^= 1
+        tensors = [record for record in archive.infolist() if '/data/' in record.filename]  # not the pickle of the rest
+    largest = max(tensors, key=lambda record: record.file_size)
+    lengths = struct.unpack('<HH', data[largest.header_offset + 26:largest.header_offset + 30])  # of name and padding
+    data[largest.header_offset + 30 + sum(lengths) + largest.file_size // 2] ^= 1
     path.write_bytes(data)
     torch.load(path, weights_only=True)
     with pytest.raises(OptionError, match='8.state cannot be loaded: .*is damaged: .* is not what was written'):
