@@ -1,12 +1,16 @@
-from setuptools import find_packages, setup
-
 from pathlib import Path
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 # onnx writes exported networks, the others run them; the newest for Python 3.9 are onnx 1.19.1, onnxruntime 1.19.2 and
 # openvino 2025.3.0
 ONNX = ['onnx>=1.17', 'onnxruntime>=1.19']
 OPENVINO = ['onnx>=1.17', 'openvino>=2025.0']
+# of those whose findings change between versions, one; mypy's newest do not run on Python 3.9, where test.sh needs none
+LINTERS = [
+    'flake8>=6.0', 'isort>=5.12', 'mypy==2.4.1; python_version>="3.11"', 'ruff==0.17.6', 'types-PyYAML', 'types-tqdm',
+    'yapf==0.43.0'
+]
 FORMATS = ['pillow-heif>=1.1', 'pillow-jxl-plugin>=1.3.4']  # HEIC and JPEG XL
 
 
@@ -26,9 +30,11 @@ setup(
     license='Apache-2.0',
     keywords='super-resolution, BasicSR, dynamic network, CDNSR, ClassSR',
     packages=find_packages(include=['cdnsr_basicsr', 'cdnsr_basicsr.*']),
-    package_data={'cdnsr_basicsr': ['pretrained_models/models.json', 'pretrained_models/*.pth']},
-    # basicsr 1.4.2 cannot be built on Python 3.13: its setup.py reads a variable back out of locals() after exec.
-    python_requires='>=3.9,<3.13',
+    package_data={
+        'cdnsr_basicsr':
+        ['py.typed', 'options/schema.json', 'pretrained_models/models.json', 'pretrained_models/*.pth']
+    },
+    python_requires='>=3.9',  # from 3.13 on, basicsr 1.4.2 is built with scripts/python313
     install_requires=[
         'basicsr>=1.4.2',
         'torch>=2.6',  # the first release whose torch.load is weights_only by default, also inside BasicSR
@@ -48,15 +54,10 @@ setup(
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
     extras_require={
-        # yapf's layout changes between versions
-        'dev':
-        ['flake8>=6.0', 'isort>=5.12', 'pypng>=0.20220715', 'pytest>=7.0', 'yapf==0.43.0', *FORMATS, *ONNX, *OPENVINO],
-        'formats':
-        FORMATS,
-        'onnx':
-        ONNX,
-        'openvino':
-        OPENVINO,
+        'dev': [*LINTERS, 'pre-commit>=3.5', 'pypng>=0.20220715', 'pytest>=7.0', *FORMATS, *ONNX, *OPENVINO],
+        'formats': FORMATS,
+        'onnx': ONNX,
+        'openvino': OPENVINO,
     },
     entry_points={
         'console_scripts': ['basicsr = cdnsr_basicsr.cli:main'],
@@ -70,6 +71,8 @@ setup(
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Typing :: Typed',
         'Topic :: Scientific/Engineering :: Image Processing',
     ],
     zip_safe=False,

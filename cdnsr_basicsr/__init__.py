@@ -1,10 +1,16 @@
-"""Difficulty-routed super-resolution as a BasicSR plugin."""
+"""Difficulty-routed super-resolution as a BasicSR plugin.
+
+>>> import cdnsr_basicsr as sr
+>>> upscaler = sr.load('cdnsr-etds-x4', budget=0.5)
+>>> upscaler.upscale('photo.jpg').image  # doctest: +SKIP
+"""
 from importlib import metadata
+from typing import Any
 
 from . import _compat
 from .options import OptionError
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # BasicSR cannot be imported on current torchvision and Python without these; spawned data loader workers and other
 # plugins import it before they ever call register(), so this cannot wait for it.
@@ -21,13 +27,23 @@ def register() -> None:
 
 
 def load_plugins() -> None:
-    """Registers this plugin and all others in the entry-point group `basicsr.plugins`."""
-    register()
+    """Registers all other plugins in the entry-point group `basicsr.plugins`, then this one, which yields names."""
+    _compat.patch_basicsr()
     points = metadata.entry_points()
     # Python 3.9 returns a dict of groups
     group = points.select(group='basicsr.plugins') if hasattr(points, 'select') else points.get('basicsr.plugins', ())
     for point in group:
+        if point.value.startswith(f'{__name__}:'):
+            continue
         try:
             point.load()()
         except Exception as error:
             raise OptionError(f'plugin {point.name} ({point.value})', f'cannot be loaded: {error!r}') from error
+    register()
+
+
+def __getattr__(name: str) -> Any:
+    if name != 'load':  # torch and BasicSR are imported when they are needed
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from .loading import load
+    return load

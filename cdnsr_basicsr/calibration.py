@@ -13,7 +13,8 @@ from typing import NamedTuple, Optional, Sequence
 
 from .evaluation import PairStore, quality_of, to_tensor
 from .files import make_writable, replace_when_done
-from .inference.engine import RoutedUpscaler, is_routed
+from .inference import TileUpscaler
+from .inference.network import branches_of, routed
 from .inference.speed import Speed, cache_folder, machine
 from .inference.tiling import PATCH_SIZE
 from .options import OptionError
@@ -86,13 +87,13 @@ def read_calibration(model: str, net: nn.Module, precision: str, patch_size: int
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OptionError(str(path), f'is no calibration ({error}); remove it, or calibrate again') from error
     fits = (table.precision, table.patch_size) == (precision, patch_size)
-    return table if fits and is_routed(net) and table.network == describe(net) else None
+    return table if fits and routed(net) is not None and table.network == describe(net) else None
 
 
 def describe(net: nn.Module) -> list[str]:
     """By what a table is known to be of these branches, and not of others that had the name before."""
     described = []
-    for branch in net.branches:
+    for branch in branches_of(net):
         weights = hashlib.sha256()
         for value in branch.state_dict().values():
             weights.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
@@ -100,7 +101,7 @@ def describe(net: nn.Module) -> list[str]:
     return described
 
 
-def speed_of(calibration: Calibration, upscaler: RoutedUpscaler) -> Optional[Speed]:
+def speed_of(calibration: Calibration, upscaler: TileUpscaler) -> Optional[Speed]:
     """The measured speed, if it was measured on this machine and for such tiles."""
     patch_size = -(-calibration.patch_size // upscaler.multiple) * upscaler.multiple
     if (calibration.machine, patch_size) != (machine(upscaler.device), upscaler.patch_size):
@@ -133,10 +134,11 @@ def calibrate(net: nn.Module,
     Raises:
         OptionError: The network has no branches, or the folder cannot be used.
     """
-    if not is_routed(net):
+    branches = branches_of(net)
+    if routed(net) is None:
         raise OptionError(model, f'{type(net).__name__} has no branches to choose from')
     try:
-        plain = RoutedUpscaler(net, patch_size, step, budget=1)
+        plain = TileUpscaler(net, patch_size, step, budget=1)
     except ValueError as error:
         raise OptionError(model, str(error)) from error
     path = calibration_path(model)
@@ -147,7 +149,7 @@ def calibrate(net: nn.Module,
         pairs = PairStore(folder, data, scale, limit, left_out)
         photographs = len(pairs.sizes)
 
-        def measure(upscaler: RoutedUpscaler) -> Point:
+        def measure(upscaler: TileUpscaler) -> Point:
             psnr = cost = seconds = 0.
             for number in range(photographs):
                 lq = to_tensor(pairs.lq(number), plain.channels).to(upscaler.device)
@@ -159,7 +161,7 @@ def calibrate(net: nn.Module,
             return Point(upscaler.budget, cost / photographs, psnr / photographs, 1000 * seconds / pairs.megapixels)
 
         psnrs = {
-            kind: [measure(RoutedUpscaler(branch, patch_size, step, precision=kind)).psnr for branch in net.branches]
+            kind: [measure(TileUpscaler(branch, patch_size, step, precision=kind)).psnr for branch in branches]
             for kind in precisions
         }
         for i, psnr in enumerate(psnrs['float32']):
@@ -167,12 +169,12 @@ def calibrate(net: nn.Module,
                 raise OptionError(model, f'branch {i} makes values that are no finite numbers')
         kept = [i for i, (exact, half) in enumerate(zip(*psnrs.values()))
                 if not half >= exact - MOST_LOSS] if len(precisions) == 2 else []  # also of what has overflowed
-        branch_psnr = [psnrs['float32' if i in kept else precision][i] for i in range(len(net.branches))]
+        branch_psnr = [psnrs['float32' if i in kept else precision][i] for i in range(len(branches))]
         points = [
-            measure(RoutedUpscaler(net, patch_size, step, budget, precision=precision, float32_branches=kept))
+            measure(TileUpscaler(net, patch_size, step, budget, precision=precision, float32_branches=kept))
             for budget in (None, *budgets)
         ]
-    upscaler = RoutedUpscaler(net, patch_size, step, precision=precision, float32_branches=kept)
+    upscaler = TileUpscaler(net, patch_size, step, precision=precision, float32_branches=kept)
     table = Calibration(
         describe(net), machine(upscaler.device), precision, patch_size, step, photographs,
         *upscaler.measure_speed(fresh=True), branch_psnr, kept, points)

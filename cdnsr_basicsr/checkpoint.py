@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 from typing import Any, Iterator, Optional, Union
 
 from .files import replace_when_done
-from .inference.engine import geometry
+from .inference.network import geometry
 from .options import OptionError, check_network, find_type, one_line, read_options
+from .registration import taken_from_basicsr
 from .zoo import find_checkpoint
 
 OURS = __name__.split('.')[0]
@@ -361,7 +362,11 @@ def check_upscales(block: Mapping, where: str) -> None:
     from basicsr.utils.registry import ARCH_REGISTRY
     arch = find_type(ARCH_REGISTRY, block, where)
     package, takes = arch.__module__.split('.')[0], inspect.signature(arch).parameters
-    if (package == 'basicsr' and arch.__name__ not in UPSCALE_IMAGES) or (package == OURS and 'upscale' not in takes):
+    if package == OURS or arch in taken_from_basicsr:
+        upscales = 'upscale' in takes
+    else:
+        upscales = package != 'basicsr' or arch.__name__ in UPSCALE_IMAGES
+    if not upscales:
         raise OptionError(f'{where}.type', f'{block["type"]} is no network that makes a larger image of an image')
     branches = block.get('branches')
     for i, branch in enumerate(branches if isinstance(branches, list) else ()):

@@ -6,7 +6,7 @@ import statistics
 import time
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from typing import Any, Callable
 
 LONG = 1.  # seconds of a forward pass that is not measured again
 
@@ -28,6 +28,7 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
     """
     if hasattr(module, 'exported_macs'):
         return module.exported_macs(height, width)
+    from torch.utils.flop_counter import FlopCounterMode
     counter = FlopCounterMode(display=False)
     for device in ('meta', 'cpu'):  # without computing, if the module can do that
         copied, more = copy.deepcopy(module).to(device).eval(), []
@@ -48,7 +49,7 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
 
 
 @torch.inference_mode()
-def measure_latency(module: nn.Module, x: torch.Tensor, rounds: int = 3) -> float:
+def measure_latency(module: Callable[[torch.Tensor], Any], x: torch.Tensor, rounds: int = 3) -> float:
     """Median time of a forward pass in seconds, after one that is not counted (if that one was not very long).
 
     Args:

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from typing import Any, Optional, Sequence, Union
 
 from .files import replace_folder_when_done
-from .inference.engine import RoutedUpscaler, deployed, is_routed
-from .inference.pixel_engine import is_pixel_routed
+from .inference import TileUpscaler
+from .inference.network import deployed, parts_of, pixel_routed, predicts_errors
 from .inference.runtime import BACKENDS, ExportedErrorPredictor, ExportedNetwork, ExportedPart, installed, precisions
 from .options import OptionError, check_choice, check_keys, check_number, one_line
 
@@ -45,7 +45,7 @@ def needs(backend: Optional[str]) -> OptionError:
     """What is said where a package is missing."""
     extras = [BACKENDS[backend]] if backend else sorted(BACKENDS.values())
     commands = ' or '.join(f"pip install 'cdnsr-basicsr[{extra}]'" for extra in extras)
-    return OptionError(f'--backend {backend}' if backend else 'onnx, onnxruntime or openvino',
+    return OptionError(f'backend={backend}' if backend else 'onnx, onnxruntime or openvino',
                        f'not installed; {commands}')
 
 
@@ -55,7 +55,7 @@ def check_backend(backend: str, precision: str = 'float32') -> None:
         raise needs(backend)
     accepted = precisions(backend)
     if precision not in accepted:
-        raise OptionError(f'--backend {backend}', f'computes in {" or ".join(accepted)} here, not in {precision}')
+        raise OptionError(f'backend={backend}', f'computes in {" or ".join(accepted)} here, not in {precision}')
 
 
 def export(net: nn.Module,
@@ -81,11 +81,11 @@ def export(net: nn.Module,
     backends = installed() if backends is None else backends
     if not backends or not importlib.util.find_spec('onnx'):
         raise needs(None)
-    if is_pixel_routed(net):
+    if pixel_routed(net) is not None:
         raise OptionError(model,
                           'routes pixels; what can be exported are networks without routing and those with branches')
     try:
-        upscaler = RoutedUpscaler(net, TILE)
+        upscaler = TileUpscaler(net, TILE)
     except (ValueError, RuntimeError) as error:
         raise OptionError(model, one_line(error)) from error
     parts, macs = parts_of(net), [*upscaler.branch_macs, upscaler.classifier_macs]
@@ -101,8 +101,9 @@ def export(net: nn.Module,
         content['branches'] = [entries[name] for name in parts if name != 'classifier']
         if upscaler.routed:
             content['classifier'] = entries['classifier']
-            if all(hasattr(net.classifier, name) for name in ('errors', 'price', 'costs')):  # an ErrorPredictor
-                content['errors'] = dict(rule=ERRORS, price=net.classifier.price, costs=net.classifier.costs.tolist())
+            predictor = predicts_errors(parts['classifier'])
+            if predictor is not None:
+                content['errors'] = dict(rule=ERRORS, price=predictor.price, costs=predictor.costs.tolist())
             content['routing'] = dict(rule=RULE, costs=upscaler.costs.tolist())
         content['about'] = about or {}
         content['sha256'] = digest(content)
@@ -114,13 +115,6 @@ def digest(content: dict) -> str:
     """SHA-256 of what a description says, but for this number itself."""
     said = {key: value for key, value in content.items() if key != 'sha256'}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def parts_of(net: nn.Module) -> dict[str, nn.Module]:
-    """Branches of a network by the names of their files, and then its classifier, if it has one."""
-    if not is_routed(net):
-        return {'branch_0': net}
-    return {**{f'branch_{i}': branch for i, branch in enumerate(net.branches)}, 'classifier': net.classifier}
 
 
 def to_onnx(part: nn.Module, name: str, channels: int, multiple: int) -> bytes:

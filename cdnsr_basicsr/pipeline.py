@@ -9,31 +9,42 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import sys
 import tempfile
 import threading
-import traceback
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 from . import load_plugins
-from .checks import check_model_of_cdnsr, check_options
 from .files import RunLock
 from .memory import keep_freed_memory
-from .options import OptionError, apply_force_yml, is_first_process, one_line, read_options
+from .options import OptionError, is_first_process, one_line, resolve_options
+from .options.checks import check_model_of_cdnsr, check_options
 from .ranks import RankWatch
-
-# BasicSR's and our functions that turn an option file into objects
-SETUP = {
-    'check_options', 'parse_options', 'load_resume_state', '_load_resume_state', 'make_exp_dirs', 'init_tb_loggers',
-    'build_dataset', 'build_dataloader', 'create_train_val_dataloader', 'build_model', 'resume_training'
-}
 
 
 class RunFailed(RuntimeError):
     """A run that was set up and could not be carried to its end; one line that says where, why, and what to do."""
+
+
+class NotSetUp(RuntimeError):
+    """What an option file says could not be made into objects, for a reason that is its cause."""
+
+
+def setting_up(function: Callable) -> Callable:
+    """A function that makes objects of what an option file says: its errors are the option file's fault."""
+
+    def set_up(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (OptionError, RunFailed, NotSetUp):
+            raise
+        except Exception as error:  # has no common type
+            raise NotSetUp(str(error)) from error
+
+    set_up.__name__ = function.__name__
+    return set_up
 
 
 def run_pipeline(args: Namespace) -> int:
@@ -47,18 +58,13 @@ def run_pipeline(args: Namespace) -> int:
         RunFailed: The run has ended too early.
     """
     is_train = args.command == 'train'
-    opt = read_options(args.opt)
-    # BasicSR's parse_options reads sys.argv
-    sys.argv = [f'basicsr {args.command}', '-opt', args.opt, '--launcher', args.launcher]
-    sys.argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
-    sys.argv += ['--force_yml', *args.force_yml] if args.force_yml else []
+    opt, text = resolve_options(args.opt, args.force_yml)
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(RankWatch())
         try:
-            apply_force_yml(opt, args.force_yml)
             load_plugins()
             from .data.checks import check_data
-            check_options(opt, is_train)
+            setting_up(check_options)(opt, is_train)
             missing = check_model_of_cdnsr(opt, is_train)
             if missing and is_first_process():
                 print(f'basicsr: warning: {missing}', file=sys.stderr)
@@ -71,9 +77,8 @@ def run_pipeline(args: Namespace) -> int:
             from basicsr import test, train
             if not torch.cuda.is_available():
                 keep_freed_memory()
-            sys.argv[2] = stack.enter_context(out_of_experiments(args.opt))
             stack.enter_context(_quiet_tensorboard_thread())
-            run = _Run(ranks, stack)
+            run = _Run(args, text, ranks, stack)
             if is_train:
                 stack.enter_context(_replaced(train, **run.of_training(train)))
                 train.train_pipeline(os.getcwd())
@@ -87,35 +92,20 @@ def run_pipeline(args: Namespace) -> int:
             ranks.say_why(str(error))
             raise
         except Exception as error:
-            if not args.debug and ranks.explain(error):
-                raise RunFailed(str(ranks.lost)) from error
-            ranks.say_why(f'{type(error).__name__}: {one_line(error)}')
+            cause = error.__cause__ if isinstance(error, NotSetUp) and error.__cause__ else error
+            if not args.debug and ranks.explain(cause):
+                raise RunFailed(str(ranks.lost)) from cause
+            said = f'{type(cause).__name__}: {one_line(cause)}'
+            ranks.say_why(said)
             if args.debug:
-                raise
-            if failed_in_setup(error):
-                message = f'BasicSR cannot set this up: {type(error).__name__}: {one_line(error)} (--debug shows where)'
-                raise OptionError(args.opt, message) from error
+                raise cause from cause.__cause__
+            if isinstance(error, NotSetUp):
+                raise OptionError(args.opt, f'BasicSR cannot set this up: {said} (--debug shows where)') from cause
             if isinstance(error, OSError):
                 raise RunFailed(one_line(error)) from error
             raise
         ranks.part()
     return 0
-
-
-def failed_in_setup(error: BaseException) -> bool:
-    """Whether an error was raised while an option file was turned into objects: then it is the option file's fault."""
-    return any(frame.name in SETUP for frame in traceback.extract_tb(error.__traceback__))
-
-
-@contextlib.contextmanager
-def out_of_experiments(file: str) -> Iterator[str]:
-    """An option file, or its copy if it lies in an experiment: BasicSR moves that away, or copies it onto itself."""
-    folder = os.path.realpath(os.path.dirname(file))
-    if not folder.startswith(os.path.realpath('experiments') + os.path.sep):
-        yield file
-        return
-    with tempfile.TemporaryDirectory() as copies:
-        yield shutil.copy(file, copies)
 
 
 @contextlib.contextmanager
@@ -133,12 +123,19 @@ class _Run:
     """One run of a pipeline: what it has to know of itself, and the functions of BasicSR's that it takes the place of.
 
     Args:
+        args: Of the command.
+        text: Of the option file, as it is resolved.
         ranks: The watch over the other processes.
         stack: Where what the run holds is let go of at its end.
     """
 
-    def __init__(self, ranks: RankWatch, stack: contextlib.ExitStack) -> None:
-        self.ranks, self.stack = ranks, stack
+    def __init__(self, args: Namespace, text: str, ranks: RankWatch, stack: contextlib.ExitStack) -> None:
+        self.args, self.ranks, self.stack = args, ranks, stack
+        # BasicSR reads the options here, and copies them into the experiment, whose folder it may move away before
+        self.folder = tempfile.TemporaryDirectory()
+        stack.enter_context(self.folder)
+        self.resolved = Path(self.folder.name, Path(args.opt).name)
+        self.resolved.write_text(text, encoding='utf-8')
         self.opt: dict = {}
         self.start_epoch = self.current_iter = 0
 
@@ -147,7 +144,11 @@ class _Run:
         from .data.checks import Named
         resume, create, build = train.load_resume_state, train.create_train_val_dataloader, train.build_model
         rename, init, run = train.mkdir_and_rename, train.init_tb_loggers, self
-        make_dataset = train.build_dataset
+        make_dataset, copy_options = train.build_dataset, train.copy_opt_file
+
+        def copy_opt_file(opt_file: str, experiments_root: str) -> None:
+            copy_options(opt_file, experiments_root)
+            run.folder.cleanup()  # a run that is killed leaves nothing
 
         def load_resume_state(opt: dict) -> Optional[dict]:
             run._begin(opt, opt['path']['experiments_root'])
@@ -183,9 +184,13 @@ class _Run:
                 run._check_losses(log_vars)
                 super().__call__(log_vars)
 
-        functions = (load_resume_state, mkdir_and_rename, init_tb_loggers, create_train_val_dataloader, build_dataset,
-                     build_model, MessageLogger)
-        return {function.__name__: function for function in functions}
+        functions = {
+            function.__name__: setting_up(function)
+            for function in (self._parse_options(train), load_resume_state, train.make_exp_dirs, init_tb_loggers,
+                             create_train_val_dataloader, build_model)
+        }
+        others = (mkdir_and_rename, copy_opt_file, build_dataset, MessageLogger)
+        return {**functions, **{function.__name__: function for function in others}}
 
     def of_test(self, test: Any) -> dict[str, Callable]:
         """Functions to be put into the module basicsr.test."""
@@ -199,7 +204,20 @@ class _Run:
         def build_dataset(opt: dict) -> Any:
             return Named(make_dataset(opt))
 
-        return {'make_exp_dirs': make_exp_dirs, 'build_dataset': build_dataset}
+        functions = (self._parse_options(test), make_exp_dirs, build_dataset, test.build_dataloader, test.build_model)
+        return {function.__name__: setting_up(function) for function in functions}
+
+    def _parse_options(self, module: Any) -> Callable:
+        """BasicSR's parse_options, which takes its arguments from the command line, reading the resolved file."""
+        parse, args = module.parse_options, self.args
+        argv = ['basicsr', '-opt', str(self.resolved), '--launcher', args.launcher]
+        argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
+
+        def parse_options(root_path: str, is_train: bool = True) -> tuple[dict, Any]:
+            with _replaced(sys, argv=argv):
+                return parse(root_path, is_train)
+
+        return parse_options
 
     @property
     def total_iter(self) -> int:
@@ -251,6 +269,7 @@ class _Run:
             validate(loader, current_iter, *args, **kwargs)
 
         model.optimize_parameters, model.save, model.validation = optimize_parameters, checked_save, checked_validation
+        model.resume_training = setting_up(model.resume_training)
         return model
 
     def _may_diverge(self) -> bool:

@@ -26,7 +26,7 @@ from basicsr.archs import build_network  # noqa: E402
 from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint, weights_of  # noqa: E402
 from cdnsr_basicsr.conversion.convert import convert, made_plain  # noqa: E402
 from cdnsr_basicsr.evaluation import read_pairs, to_tensor  # noqa: E402
-from cdnsr_basicsr.inference import RoutedUpscaler  # noqa: E402
+from cdnsr_basicsr.inference import TileUpscaler  # noqa: E402
 from cdnsr_basicsr.inference.tiling import PATCH_SIZE, Tiling  # noqa: E402
 from cdnsr_basicsr.options import read_options  # noqa: E402
 
@@ -44,7 +44,7 @@ def branch_of(name):
 
 @torch.no_grad()
 def logits_of(net, folder, limit, patch_size):
-    engine, rows = RoutedUpscaler(net, patch_size), []
+    engine, rows = TileUpscaler(net, patch_size), []
     for pair in read_pairs(folder, net.upscale, limit):
         lq = to_tensor(pair.lq)
         tiling = Tiling(*lq.shape[2:], engine.patch_size, engine.step)

@@ -20,7 +20,7 @@ cdnsr_basicsr.register()
 
 from cdnsr_basicsr.checkpoint import load_network  # noqa: E402
 from cdnsr_basicsr.evaluation import read_pairs, to_tensor  # noqa: E402
-from cdnsr_basicsr.inference import RoutedUpscaler  # noqa: E402
+from cdnsr_basicsr.inference import TileUpscaler  # noqa: E402
 from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402
 
 
@@ -49,7 +49,7 @@ def main():
     args = parser.parse_args()
 
     keep_freed_memory()
-    upscaler = RoutedUpscaler(load_network(args.model), precision=args.precision, budget=args.budget)
+    upscaler = TileUpscaler(load_network(args.model), precision=args.precision, budget=args.budget)
     lqs = [
         pair.lq if pair.lq.shape[1] >= pair.lq.shape[0] else np.rot90(pair.lq)
         for pair in read_pairs(args.data, upscaler.scale)

@@ -15,6 +15,7 @@ import copy
 import statistics
 import time
 import torch
+import yaml
 from pathlib import Path
 
 import cdnsr_basicsr
@@ -25,18 +26,14 @@ from basicsr.archs import build_network  # noqa: E402
 from basicsr.losses import build_loss  # noqa: E402
 from basicsr.models import build_model  # noqa: E402
 from cdnsr_basicsr.archs.cdnsr_arch import gumbel_softmax  # noqa: E402
-from cdnsr_basicsr.inference import RoutedUpscaler  # noqa: E402
+from cdnsr_basicsr.inference import TileUpscaler  # noqa: E402
 from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402
 from cdnsr_basicsr.options import read_options  # noqa: E402
 
-OPTIONS = Path(__file__).resolve().parent.parent / 'options'
+SCRIPTS = Path(__file__).resolve().parent
+OPTIONS = SCRIPTS.parent / 'options'
+BACKBONES = yaml.safe_load((SCRIPTS / 'backbones.yml').read_text(encoding='utf-8'))
 LOSSES = ('pixel', 'class', 'average', 'flops')
-
-
-def backbones():
-    """Names of the backbones that have the option files of a CDNSR."""
-    names = (path.stem[len('train_'):-len('_branch1')] for path in OPTIONS.glob('train_*_branch1.yml'))
-    return sorted(name for name in names if (OPTIONS / f'train_cdnsr_{name}.yml').exists())
 
 
 def options_of(backbone):
@@ -56,7 +53,7 @@ class PublishedStep:
     def __init__(self, opt, device, tricks):
         self.layout = torch.channels_last if tricks else torch.contiguous_format
         self.net = build_network(opt['network_g']).to(device).to(memory_format=self.layout)
-        self.costs = RoutedUpscaler(self.net).costs.to(device)
+        self.costs = TileUpscaler(self.net).costs.to(device)
         if not tricks:
             for module in self.net.modules():
                 if isinstance(module, (torch.nn.ConvTranspose2d, torch.nn.PReLU)):
@@ -97,7 +94,7 @@ class OurStep:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('backbone', choices=backbones())
+    parser.add_argument('backbone', choices=sorted(BACKBONES))
     parser.add_argument('--batch', type=int, default=16, help='patches in a batch (default: 16)')
     parser.add_argument('--rounds', type=int, default=7, help='counted steps of every row (default: 7)')
     parser.add_argument('--compile', action='store_true', help='add rows with torch.compile')

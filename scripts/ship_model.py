@@ -22,7 +22,7 @@ from basicsr.metrics import calculate_psnr  # noqa: E402
 from cdnsr_basicsr.checkpoint import ABOUT, load_checkpoint, load_network, save_checkpoint, weights_of  # noqa: E402
 from cdnsr_basicsr.evaluation import read_pairs, to_image, to_tensor  # noqa: E402
 from cdnsr_basicsr.files import replace_when_done  # noqa: E402
-from cdnsr_basicsr.inference.pixel_engine import make_upscaler  # noqa: E402
+from cdnsr_basicsr.inference import make_upscaler  # noqa: E402
 from cdnsr_basicsr.inference.speed import machine  # noqa: E402
 from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402
 from cdnsr_basicsr.zoo import SHIPPED  # noqa: E402

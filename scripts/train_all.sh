@@ -2,24 +2,16 @@
 # Trains a CDNSR from nothing in four stages: branches, classifier, both together, distillation.
 # Usage, in a folder with datasets/train and datasets/val (basicsr prepare):
 #     bash scripts/train_all.sh BACKBONE [KEY:SUB=VALUE ...]
-# BACKBONE is one that has train_BACKBONE_branch1.yml and train_cdnsr_BACKBONE.yml in options/; without one, they are named.
+# BACKBONE is the name of a row of scripts/backbones.yml; without one, they are named.
 # KEY:SUB=VALUE changes an option in all stages, as --force_yml does. ITER=N shortens every stage to N iterations.
 # NPROC=N trains with N processes, one per GPU. A stage that is finished is passed over, one that was stopped goes on.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 options=$here/../options
 backbone=${1:-}
-backbones=()
-known=
-for file in "$options"/train_*_branch1.yml; do
-    name=$(basename "$file" _branch1.yml)
-    name=${name#train_}
-    [ -f "$options/train_cdnsr_$name.yml" ] || continue
-    backbones+=("$name")
-    [ "$name" != "$backbone" ] || known=yes
-done
-[ -n "$known" ] ||
-    { IFS='|'; echo "Usage: bash scripts/train_all.sh ${backbones[*]} [KEY:SUB=VALUE ...]" >&2; exit 2; }
+backbones=$(sed -n 's/^\([a-z0-9]*\):.*/\1/p' "$here/backbones.yml" | LC_ALL=C sort)
+grep -qxF -e "$backbone" <<< "$backbones" ||
+    { echo "Usage: bash scripts/train_all.sh ${backbones//$'\n'/|} [KEY:SUB=VALUE ...]" >&2; exit 2; }
 shift
 command -v basicsr >/dev/null || { echo 'The basicsr command is missing: source .venv/bin/activate' >&2; exit 2; }
 for lmdb in gt lq; do

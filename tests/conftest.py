@@ -12,16 +12,12 @@ import cdnsr_basicsr
 from basicsr.archs import build_network
 from cdnsr_basicsr import zoo
 from cdnsr_basicsr.checkpoint import save_checkpoint
+from tests.helpers import ROOT, fsrcnn
 
 cdnsr_basicsr.register()
 
-ROOT = Path(__file__).resolve().parent.parent
 # photographs, recorded tensors and weights of other projects; not part of this repository
 SHARED = Path(os.environ.get('CDNSR_TEST_DATA', ROOT.parent / 'shared'))
-
-# a backbone is there when it has the option files of a branch and of a CDNSR
-BACKBONES = sorted(path.stem[len('train_'):-len('_branch1')] for path in (ROOT / 'options').glob('train_*_branch1.yml')
-                   if path.with_name(path.name.replace('train_', 'train_cdnsr_').replace('_branch1', '')).exists())
 
 
 @pytest.fixture(autouse=True)
@@ -74,20 +70,6 @@ def shipped(tmp_path_factory, monkeypatch, tiny_net):
     index['tiny_cdnsr']['budget'] = 0.6
     (folder / 'models.json').write_text(json.dumps(index))
     return zoo.shipped_models()
-
-
-def carn(num_feat=4, upscale=4):
-    return {'type': 'CARN_M', 'num_feat': num_feat, 'upscale': upscale}
-
-
-def fsrcnn(num_feat=4, upscale=4):
-    return {'type': 'FSRCNN', 'num_feat': num_feat, 'num_shrink': 3, 'num_map': 1, 'upscale': upscale}
-
-
-def swinir(window_size=7, upscale=4, **kwargs):
-    block = {'type': 'SwinIR', 'embed_dim': 4, 'depths': [2], 'num_heads': [2], 'mlp_ratio': 2, 'img_range': 1.}
-    sizes = {'window_size': window_size, 'img_size': 2 * window_size, 'upscale': upscale}
-    return {**block, 'upsampler': 'pixelshuffledirect', **sizes, **kwargs}
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from cdnsr_basicsr import checkpoint, cli
 from cdnsr_basicsr.checkpoint import WithoutMemory, build, load_checkpoint, load_network, save_checkpoint, weights_of
 from cdnsr_basicsr.options import OptionError, check_network
-from tests.conftest import fsrcnn
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, photograph
 
 
 @pytest.fixture
@@ -53,6 +52,7 @@ def same(net, weights):
     return all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_bits_that_were_flipped_are_noticed_or_make_no_difference(content, tmp_path):
     """Each byte that matters stands under a checksum; others, such as padding, change nothing."""
     for suffix in ('.pth', '.safetensors'):

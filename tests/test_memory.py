@@ -1,4 +1,5 @@
 """Memory that is freed stays in the process."""
+import pytest
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ def left(argument):
     return subprocess.run([sys.executable, '-c', CODE, argument], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept_only_if_asked():
     assert left('give back').split() == ['0', '0']
     assert left('keep').split() == ['1', '1']

@@ -1,11 +1,30 @@
 """Blocks of option files and checkpoints: each mistake is told by its place, before anything is built."""
+import importlib.util
+import json
 import pytest
 import torch
+from pathlib import Path
 from torch import nn
 
 from basicsr.utils.registry import ARCH_REGISTRY
-from cdnsr_basicsr import options
-from cdnsr_basicsr.options import OptionError, built_network, check_flag, check_network, check_number, find_registered
+from cdnsr_basicsr.data.labeled_patch_dataset import LabeledPatches
+from cdnsr_basicsr.inference import pixel_upscaler, tiling
+from cdnsr_basicsr.models.cdnsr_options import CDNSRFile, CDNSRTraining, Tile
+from cdnsr_basicsr.models.pcsr_options import PCSRFile
+from cdnsr_basicsr.options import (
+    OptionError,
+    apply_force_yml,
+    built_network,
+    check_flag,
+    check_network,
+    check_number,
+    find_registered,
+    networks,
+    read_options,
+)
+from cdnsr_basicsr.options.schema import Logger, check_block, fields_of, filled, kind_of
+
+ROOT = Path(__file__).resolve().parents[1]
 
 FSRCNN = dict(type='FSRCNN', num_feat=4, num_shrink=3, num_map=1, upscale=4)
 VGG = dict(type='VGGFeatureExtractor', layer_name_list=['conv1_1'])
@@ -77,11 +96,11 @@ def test_networks_that_can_be(block):
 
 
 def test_networks_are_no_larger_than_memory(monkeypatch):
-    monkeypatch.setattr(options, 'MAX_WEIGHTS', 1000)
+    monkeypatch.setattr(networks, 'MAX_WEIGHTS', 1000)
     with pytest.raises(OptionError, match='net: has more than 1000 weights'):
         built_network(dict(RCAN), 'net')
-    monkeypatch.setattr(options, 'MAX_WEIGHTS', 2**30)
-    monkeypatch.setattr(options, 'MAX_LAYERS', 10)
+    monkeypatch.setattr(networks, 'MAX_WEIGHTS', 2**30)
+    monkeypatch.setattr(networks, 'MAX_LAYERS', 10)
     with pytest.raises(OptionError, match='net: has more than 10 layers'):
         built_network(dict(RCAN), 'net')
     nn.Sequential(*(nn.ReLU() for _ in range(20)))  # none of it lasts
@@ -124,3 +143,99 @@ def test_what_is_no_flag():
         with pytest.raises(OptionError, match='accepted: true, false; got'):
             check_flag(value, 'here')
     check_flag(False, 'here')
+
+
+@pytest.fixture(scope='module')
+def documents():
+    """scripts/document_options.py as a module."""
+    spec = importlib.util.spec_from_file_location('document_options', ROOT / 'scripts' / 'document_options.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reference_and_schema_are_current(documents):
+    stale = [path.name for path, text in documents.documents().items() if path.read_text() != text]
+    assert stale == [], 'python scripts/document_options.py writes them'
+
+
+def test_every_key_says_what_it_means(documents):
+    structs = {struct for entries in documents.blocks().values() for struct, _ in entries} | {LabeledPatches}
+    assert {CDNSRTraining, Logger, Tile} <= structs
+    for struct in structs:
+        for name, field in fields_of(struct).items():
+            assert field.metadata['meaning'] and kind_of(field).words, f'{struct.__name__}.{name}'
+
+
+def refused(value, schema, root):
+    """What a JSON schema refuses of a value, as far as ours go; None if nothing."""
+    if '$ref' in schema:
+        return refused(value, root['$defs'][schema['$ref'].rsplit('/', 1)[-1]], root)
+    kinds = {'object': dict, 'array': (list, tuple), 'string': str, 'boolean': bool, 'null': type(None)}
+    kinds.update(integer=(int, float), number=(int, float))
+    types = schema.get('type', list(kinds))
+    if not any(isinstance(value, kinds[name]) for name in ([types] if isinstance(types, str) else types)):
+        return f'{value!r} is no {types}'
+    if 'const' in schema and value != schema['const'] or 'enum' in schema and value not in schema['enum']:
+        return f'{value!r} is not accepted'
+    if isinstance(value, (int, float)) and not schema.get('minimum', value) <= value <= schema.get('maximum', value):
+        return f'{value!r} is out of bounds'
+    if isinstance(value, dict):
+        missing = [key for key in schema.get('required', ()) if key not in value]
+        if missing:
+            return f'{missing[0]} is missing'
+        for key, item in value.items():
+            inner = schema.get('properties', {}).get(key, schema.get('additionalProperties', True))
+            reason = f'{key} is unknown' if inner is False else inner is not True and refused(item, inner, root)
+            if reason:
+                return reason
+    parts = list(schema.get('allOf', ()))
+    if 'if' in schema and not refused(value, schema['if'], root):
+        parts.append(schema['then'])
+    if 'anyOf' in schema and all(refused(value, part, root) for part in schema['anyOf']):
+        return refused(value, schema['anyOf'][0], root)
+    return next((reason for reason in (refused(value, part, root) for part in parts) if reason), None)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'options').glob('*.yml')), ids=lambda path: path.stem)
+def test_option_files_fit_the_schema(path):
+    root = json.loads((ROOT / 'cdnsr_basicsr/options/schema.json').read_text())
+    assert refused(read_options(str(path)), root, root) is None
+
+
+@pytest.mark.parametrize('force, reason', [
+    ('train:tau=0.5', 'tau is unknown'),
+    ('train:tau_min=0', '0 is out of bounds'),
+    ('train:freeze=branches', "'branches' is no"),
+    ('train:class_opt:type=KDL1Loss', "'KDL1Loss' is not accepted"),
+    ('datasets:train:clases=[0]', 'clases is unknown'),
+    ('datasets:train:io_backend=lmdb', "'lmdb' is no object"),
+    ('network_g=~', 'None is no object'),
+])
+def test_the_schema_refuses_mistakes(force, reason):
+    root = json.loads((ROOT / 'cdnsr_basicsr/options/schema.json').read_text())
+    opt = read_options(str(ROOT / 'options/train_classsr_carn.yml'))
+    apply_force_yml(opt, [force])
+    assert reason in str(refused(opt, root, root))
+
+
+def test_blocks_are_filled_with_defaults():
+    opt = filled(CDNSRFile, dict(train=dict(tau_min=0.5, freeze=None, other=1), tile=None, val=dict(save_img=True)))
+    assert (opt.train.tau_min, opt.train.freeze, opt.train.balance) == (0.5, (), 'warn')
+    assert (opt.tile.patch_size, opt.tile.step) == (tiling.PATCH_SIZE, None)
+    assert (opt.val.save_img, opt.val.save_map) == (True, False)
+    assert opt.train.feature_extractor.weights == 'imagenet' and not hasattr(opt.train, 'other')
+    assert filled(PCSRFile, {}).tile.patch_size == pixel_upscaler.PATCH_SIZE
+
+
+@pytest.mark.parametrize('block, message', [
+    (dict(tau=0.5), 'train.tau: unknown key; accepted: average_opt, balance, '),
+    (dict(tau_min='x'), "train.tau_min: expected a number from 0.01 to 1, but got 'x'"),
+    (dict(collapse_iter=0), 'train.collapse_iter: expected an integer at least 1, but got 0'),
+    (dict(feature_extractor=3), 'train.feature_extractor: expected a block of options, but got 3'),
+    (dict(feature_extractor=dict(weights='gone.pth')), 'train.feature_extractor.weights: no such file or folder'),
+    ({}, "train: key 'total_iter' is missing"),
+])
+def test_blocks_refuse_by_name(block, message):
+    with pytest.raises(OptionError, match=message):
+        check_block(CDNSRTraining, block, 'train', () if block else ['total_iter'])

@@ -15,12 +15,13 @@ from basicsr.models.base_model import BaseModel
 from cdnsr_basicsr import checkpoint, cli, zoo
 from cdnsr_basicsr.calibration import calibration_path
 from cdnsr_basicsr.checkpoint import load_checkpoint, load_network
+from cdnsr_basicsr.cli.arguments import settings_of
 from cdnsr_basicsr.evaluation import read_pairs, to_image, to_tensor
 from cdnsr_basicsr.inference import make_upscaler
+from cdnsr_basicsr.loading import upscaler_for
 from cdnsr_basicsr.options import OptionError
 from cdnsr_basicsr.zoo import find_checkpoint, shipped_models
-from tests.conftest import fsrcnn
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, photograph
 
 SHIPPED = shipped_models()
 
@@ -59,6 +60,7 @@ def test_option_files_of_upscale_take_a_name(folder, shipped):
     assert cv2.imread('out/a.png').shape == (80, 96, 3)
 
 
+@pytest.mark.slow
 def test_convert_and_export_take_a_name(folder, shipped, capsys):
     assert cli.main(['convert', 'tiny_cdnsr', '-o', 'own.safetensors']) == 0
     assert load_checkpoint('own.safetensors')['network_g'] == load_checkpoint('tiny_cdnsr')['network_g']
@@ -68,9 +70,10 @@ def test_convert_and_export_take_a_name(folder, shipped, capsys):
     assert json.loads(Path('exported/export.json').read_text())['about']['source'] == 'tiny_fsrcnn'
     os.rename('exported', 'tiny_cdnsr')  # an exported folder of a model's name is that folder
     args = ['upscale', '-m', 'tiny_cdnsr', '-i', 'a.png', '-o', 'out', '--map']
-    assert cli.main(args) == 2 and 'need a network that routes' in capsys.readouterr().err
+    assert cli.main(args) == 2 and 'needs a network that routes' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_benchmark_takes_names(folder, shipped, capsys):
     arguments = ['benchmark', '-m', 'tiny_fsrcnn', '--data', '.', '--repeat', '1', '--patch-size', '16']
     Path('experiments/pretrained_models').mkdir(parents=True)
@@ -80,6 +83,7 @@ def test_benchmark_takes_names(folder, shipped, capsys):
     assert '| tiny_fsrcnn | FSRCNN |' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_calibration_of_a_shipped_model_is_kept_in_the_cache(folder, shipped, monkeypatch, capsys):
     monkeypatch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
     before = sorted(zoo.SHIPPED.iterdir())
@@ -88,7 +92,7 @@ def test_calibration_of_a_shipped_model_is_kept_in_the_cache(folder, shipped, mo
     path = folder / 'cache/cdnsr_basicsr/tiny_cdnsr.calibration.json'
     assert f'Wrote {path}.' in capsys.readouterr().out and sorted(zoo.SHIPPED.iterdir()) == before
     args = cli.build_parser().parse_args(['upscale', *arguments, '-i', 'a.png', '-o', 'out'])
-    assert cli.make_upscaler(args).measured.tile_ms == json.loads(path.read_text())['tile_ms']
+    assert upscaler_for(settings_of(args)).measured.tile_ms == json.loads(path.read_text())['tile_ms']
     local = put('experiments/pretrained_models/net.pth')
     assert calibration_path('net') == Path(local).with_suffix('.calibration.json')
 

@@ -1,10 +1,10 @@
 import contextlib
+import copy
 import torch
 from torch import nn as nn
 from torch.nn import functional as F
 from typing import NamedTuple, Optional, Tuple
 
-from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
@@ -64,6 +64,19 @@ def gumbel_softmax(logits, tau, uniform=None):
         uniform = torch.rand_like(logits)
     gumbel = -torch.log(-torch.log(uniform + 1e-20) + 1e-20)
     return F.softmax((logits + gumbel) / tau, dim=1)
+
+
+def build_part(opt):
+    """Builds a network of its option block, as build_network does, which no arch can import: it imports all archs.
+
+    Args:
+        opt (dict): Arguments, and the arch's name as type.
+
+    Returns:
+        nn.Module: The network.
+    """
+    opt = copy.deepcopy(opt)
+    return ARCH_REGISTRY.get(opt.pop('type'))(**opt)
 
 
 @torch.no_grad()
@@ -213,8 +226,8 @@ class CDNSR(nn.Module):
         self.mixture = mixture
         self.tau = 1.0
         self.frozen = ()
-        self.classifier = build_network(classifier)
-        self.branches = nn.ModuleList([build_network(branch) for branch in branches])
+        self.classifier = build_part(classifier)
+        self.branches = nn.ModuleList([build_part(branch) for branch in branches])
 
     def freeze(self, parts):
         """Keeps parts of the network as they are: no gradient, no graph, evaluation mode also in training.

@@ -1,11 +1,10 @@
+import copy
 import math
 import torch
 from torch import nn as nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from typing import NamedTuple
 
-from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 
 SAMPLED_TOGETHER = {'cpu': 2**13, 'cuda': 2**18}  # pixels: on a CPU the activations stay in the cache
@@ -243,9 +242,11 @@ class PCSR(nn.Module):
 
     def __init__(self, backbone, light=(20, 20, 20), heavy=(74, 74, 74, 74), classifier=(10, 10), upscale=4, phase=1):
         super(PCSR, self).__init__()
-        if backbone.get('type') not in BACKBONES:
-            raise ValueError(f"PCSR: expected a backbone of type {', '.join(BACKBONES)}, but got "
-                             f"{backbone.get('type')!r}.")
+        backbone = copy.deepcopy(backbone)
+        backbone_type = backbone.pop('type', None)
+        arch = ARCH_REGISTRY.get(backbone_type) if backbone_type in ARCH_REGISTRY else None
+        if arch is None or arch.__name__ not in BACKBONES:
+            raise ValueError(f"PCSR: expected a backbone of type {', '.join(BACKBONES)}, but got {backbone_type!r}.")
         if not upscale >= 1:
             raise ValueError(f'PCSR: expected upscale of at least 1, but got {upscale}.')
         if phase not in (0, 1):
@@ -254,11 +255,12 @@ class PCSR(nn.Module):
         self.phase = phase
         self.k, self.adaptive, self.refinement = 0.0, False, True
 
-        self.backbone = build_network(backbone)
-        for name in BACKBONES[backbone['type']][1]:
+        self.backbone = arch(**backbone)
+        for name in BACKBONES[arch.__name__][1]:
             if hasattr(self.backbone, name):  # MSRResNet has one upconv less for x2 and x3
                 delattr(self.backbone, name)
         self.num_in_ch = backbone.get('num_in_ch', 3)
+        from torch.utils.flop_counter import FlopCounterMode  # not in every torch that BasicSR takes
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             num_feat = self.features(torch.zeros(1, self.num_in_ch, COUNTED_SIZE, COUNTED_SIZE)).shape[1]
         self.backbone_macs = counter.get_total_flops() / 2 / COUNTED_SIZE**2  # per LR pixel

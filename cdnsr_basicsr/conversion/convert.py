@@ -3,54 +3,15 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from typing import Callable, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, cast
 
 from basicsr.archs import build_network
 from ..checkpoint import build, load_checkpoint, load_described, load_network, plain, save_checkpoint, weights_of
 from ..files import replace_when_done
 from ..options import OptionError, one_line
-from . import Found, State, classsr, etds, modern, pcsr, slice_to
-from .carn import carn
-from .fsrcnn import fsrcnn
 from .plain import options_of, plain_branches, prove_equal, to_plain
-
-
-class Family(NamedTuple):
-    """A family of checkpoints.
-
-    Attributes:
-        recognise: Finds its network in weights; of several scales, the one asked for.
-        projects: Whose files they are.
-        whole: Whether `recognise` wants all that is in the file, not only the weights.
-    """
-    recognise: Callable[[State, int], Optional[Found]]
-    projects: str
-    whole: bool = False
-
-
-# in this order tried; ClassSR's files look like CDNSR's, ARM-Net's like those of single branches
-FAMILIES = {
-    'pcsr':
-    Family(lambda content, upscale: pcsr.recognise(content), 'PCSR', whole=True),
-    'cdnsr':
-    Family(lambda state, upscale: classsr.cdnsr(state), 'CDNSR, or a branch of CDNSR, ClassSR or ARM-Net'),
-    'classsr':
-    Family(lambda state, upscale: classsr.classsr(state), 'ClassSR, or a branch of it'),
-    'arm':
-    Family(lambda state, upscale: classsr.arm(state), 'ARM-Net'),
-    'carn':
-    Family(carn, 'CARN-pytorch'),
-    **dict.fromkeys(('etds', 'ecbsr', 'abpn'),
-                    Family(lambda state, upscale: etds.recognise(state), 'ETDS, and its ECBSR and ABPN')),
-    'fsrcnn':
-    Family(fsrcnn, 'FSRCNN-pytorch, ETDS'),
-    'span':
-    Family(lambda state, upscale: modern.span(state), 'SPAN'),
-    'spanv2':
-    Family(lambda state, upscale: modern.spanv2(state), 'SPANV2'),
-    'smfanet':
-    Family(lambda state, upscale: modern.smfanet(state), 'SMFANet'),
-}
+from .registry import Found, Source, families
+from .weights import slice_to
 
 
 class Converted(NamedTuple):
@@ -59,49 +20,49 @@ class Converted(NamedTuple):
     Attributes:
         net: The network, in evaluation mode.
         block: Its option block.
-        family: Of FAMILIES, or 'own' for a file that describes itself or is described by an option file.
+        family: That of `families`, or 'own' for a file that describes itself or is described by an option file.
         notes: What a user should know.
     """
     net: nn.Module
-    block: dict
+    block: dict[str, Any]
     family: str
     notes: tuple[str, ...]
 
     @property
     def scale(self) -> int:
         """Upsampling factor; some of BasicSR's archs call it scale."""
-        return self.block.get('upscale', self.block.get('scale', 4))
+        return int(self.block.get('upscale', self.block.get('scale', 4)))
 
 
-def recognise(content: dict, path: str, family: str = 'auto', upscale: Optional[int] = None) -> tuple[str, Found]:
+def recognise(content: dict[str, Any],
+              path: str,
+              family: str = 'auto',
+              upscale: Optional[int] = None) -> tuple[str, Found]:
     """Finds out what network a file holds.
 
     Args:
         content: Of the checkpoint `path`.
         path: For messages.
-        family: Key of FAMILIES, or 'auto' to try them all.
+        family: Name of a family, or 'auto' to try them all.
         upscale: Upsampling factor, of files that do not tell it. Default: 4.
 
     Raises:
         OptionError: It is of no known family.
     """
-    state, published = weights_of(content, path), content.get('model')
-    if isinstance(published, dict):
-        content = dict(content, model=dict(published, sd=state))
-    for name, candidate in FAMILIES.items():
+    source = Source(weights_of(content, path), content)
+    for name, candidate in families().items():
         if family in ('auto', name):
             try:
-                found = candidate.recognise(content if candidate.whole else state, upscale or 4)
+                if candidate.detect(source):
+                    return name, candidate.load(source, upscale or 4)
             # of an incomplete network or a strange description
             except (KeyError, ValueError, IndexError, TypeError, AttributeError, RuntimeError) as error:
                 reason = f'has no {error}' if isinstance(error, KeyError) else one_line(error)
                 raise OptionError(path, f'looks like {name}, but {reason}') from error
-            if found is not None:
-                return name, found
-    projects = dict.fromkeys(known.projects for known in FAMILIES.values())
+    projects = dict.fromkeys(known.projects for known in families().values())
     known = f'is not of family {family}' if family != 'auto' else (
-        f'is of no known family; known are {", ".join(FAMILIES)}: files of {"; ".join(projects)}')
-    raise OptionError(path, f'{known}. First keys: {", ".join(list(state)[:5])}')
+        f'is of no known family; known are {", ".join(families())}: files of {"; ".join(projects)}')
+    raise OptionError(path, f'{known}. First keys: {", ".join(list(source.state)[:5])}')
 
 
 def convert(path: str,
@@ -113,7 +74,7 @@ def convert(path: str,
 
     Args:
         path: Checkpoint, own or of another project.
-        family: Key of FAMILIES, or 'auto'.
+        family: Name of a family, or 'auto'.
         opt_path: Option file that describes an own checkpoint, if it does not do so itself.
         num_feat: Width of the branch to take out of an ARM-Net. Default: all channels.
         upscale: Upsampling factor, of files that do not tell it. Default: 4.
@@ -121,8 +82,8 @@ def convert(path: str,
     Raises:
         OptionError: It cannot be done; why.
     """
-    if family not in ('auto', *FAMILIES):
-        raise OptionError(f'--from {family}', f'accepted: auto, {", ".join(sorted(FAMILIES))}')
+    if family not in ('auto', *families()):
+        raise OptionError(f'--from {family}', f'accepted: auto, {", ".join(sorted(families()))}')
     content = load_checkpoint(path)
     if opt_path or family == 'auto' and 'network_g' in content:
         if num_feat or upscale or family != 'auto':
@@ -158,15 +119,16 @@ def made_plain(converted: Converted, path: str, clip: bool = False) -> Converted
         OptionError: There is nothing to be made plain, or the result is not equal.
     """
     net, block, family, notes = converted
+    plain_net: nn.Module
     try:
         if 'branches' in block:
             if clip:
                 raise ValueError('branches are clipped after they have been blended, not before')
-            plain_net, plain_block = plain_branches(net, block)
+            plain_net, plain_block = plain_branches(cast(Any, net), block)
         else:
-            plain_net = to_plain(net, clip)
-            prove_equal(net, plain_net, clip)
-            plain_block = options_of(plain_net)
+            alone = to_plain(net, clip)
+            prove_equal(net, alone, clip)
+            plain_net, plain_block = alone, options_of(alone)
     except ValueError as error:
         raise OptionError(path, one_line(error)) from error
     if plain_block == block:
@@ -195,7 +157,7 @@ def save(converted: Converted, path: str) -> None:
 def describe(converted: Converted) -> str:
     """What was converted, in a few lines."""
     block = {key: value for key, value in converted.block.items() if key not in ('branches', 'classifier')}
-    project = f' ({FAMILIES[converted.family].projects})' if converted.family in FAMILIES else ''
+    project = f' ({families()[converted.family].projects})' if converted.family in families() else ''
     lines = [f'{block["type"]} x{converted.scale}{project}: {arguments(block)}']
     lines += [
         f'  branch {i}: {branch["type"]} {arguments(branch)}'
@@ -205,6 +167,6 @@ def describe(converted: Converted) -> str:
     return '\n'.join([*lines, f'{weights} weights, all of them used.', *(f'Note: {note}.' for note in converted.notes)])
 
 
-def arguments(block: dict) -> str:
+def arguments(block: dict[str, Any]) -> str:
     """Arguments of an option block on a line."""
     return ', '.join(f'{key} {value}' for key, value in block.items() if key not in ('type', 'upscale'))

@@ -36,7 +36,7 @@ def _layers(net: nn.Module) -> _Layers:
                 raise ValueError('conv_clip does something else than to clip')
             weight, bias = (tensor[:net.num_sub_pixels] for tensor in convs[-1])
             convs[-1] = (-weight, 1 - bias)
-        slopes = [act.weight for act in net.acts] if net.act_type == 'prelu' else None
+        slopes: Optional[list[Any]] = [act.weight for act in net.acts] if net.act_type == 'prelu' else None
         return _Layers(convs, slopes, net.residual, net.upscale)
     if isinstance(net, ECBSR):
         blocks, slopes = list(net.backbone), None
@@ -80,17 +80,18 @@ def to_plain(net: nn.Module, clip: bool = False, multiple: int = 4) -> PlainConv
         num_block=len(widths) - 1,
         act_type='relu' if slopes is None else 'prelu',
         clip=clip).to(convs[0][0])
-    for conv, (weight, bias) in zip((plain.conv_first, *plain.backbone_convs, plain.conv_last), convs):
+    layers: list[Any] = [plain.conv_first, *plain.backbone_convs, plain.conv_last]
+    for conv, (weight, bias) in zip(layers, convs):
         nn.init.zeros_(conv.weight)
         nn.init.zeros_(conv.bias)
         conv.weight[:weight.shape[0], :weight.shape[1]] = weight
         conv.bias[:len(bias)] = bias
         if residual and conv is not plain.conv_last:
             conv.weight[-carried:, -carried:, 1, 1].fill_diagonal_(1)
-    for act, slope in zip(plain.acts, slopes or ()):
+    for act, slope in zip(list[Any](plain.acts), slopes or ()):
         nn.init.zeros_(act.weight)  # the carried input has no negative values
         act.weight[:len(slope)] = slope
-    last = plain.conv_last
+    last: Any = plain.conv_last
     if residual:
         last.weight[:sub_pixels, -colors:, 1, 1] = torch.eye(colors).repeat_interleave(sub_pixels // colors, dim=0)
     if clip:
@@ -159,7 +160,7 @@ def plain_branches(net: CDNSR, network_g: Mapping[str, Any]) -> tuple[CDNSR, dic
     net, network_g = copy.deepcopy(net), dict(network_g, branches=list(network_g['branches']))
     for i, branch in enumerate(net.branches):
         if isinstance(branch, (ETDS, ECBSR)) or isinstance(branch, PlainConvSR) and branch.residual:
-            net.branches[i] = to_plain(branch)
-            prove_equal(branch, net.branches[i])
-            network_g['branches'][i] = options_of(net.branches[i])
+            net.branches[i] = plain = to_plain(branch)
+            prove_equal(branch, plain)
+            network_g['branches'][i] = options_of(plain)
     return net, network_g

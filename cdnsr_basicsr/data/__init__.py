@@ -1,3 +1,7 @@
-from .labeled_patch_dataset import LabeledPatchDataset
+from basicsr.utils.registry import DATASET_REGISTRY
+from ..registration import beside_others
+
+with beside_others(DATASET_REGISTRY):
+    from .labeled_patch_dataset import LabeledPatchDataset
 
 __all__ = ['LabeledPatchDataset']

@@ -14,8 +14,8 @@ from typing import Any, Iterator, Optional, Sequence
 
 from ..checkpoint import load_branches, load_network
 from ..files import make_writable, replace_folder_when_done
-from ..inference.engine import common_geometry, is_routed, run_padded
 from ..inference.luma import to_luma
+from ..inference.network import common_geometry, run_padded
 from ..losses import squared_error
 from ..options import OptionError, one_line
 from .labels import Label, write_labels
@@ -85,10 +85,10 @@ def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.
     from basicsr.utils import img2tensor
 
     roots = [str(folder / 'lq.lmdb'), str(folder / 'gt.lmdb')]
-    names = [keys_of_lmdb(root, f'-d {folder}') for root in roots]
+    names = [keys_of_lmdb(root, f'folder={folder}') for root in roots]
     if set(names[0]) != set(names[1]):
         odd = min(set(names[0]) ^ set(names[1]))
-        raise OptionError(f'-d {folder}', f'is no complete dataset: {odd} is in one LMDB only')
+        raise OptionError(f'folder={folder}', f'is no complete dataset: {odd} is in one LMDB only')
     databases, keys = [Database(root) for root in roots], sorted(names[0])
 
     def read(key: str) -> tuple[str, torch.Tensor, torch.Tensor]:
@@ -97,7 +97,7 @@ def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.
             try:
                 images.append(decoded(database.read(key)).astype(np.float32) / 255)
             except NotAPicture as error:
-                raise OptionError(f'-d {folder}', f'{database.name(key)} {error}') from None
+                raise OptionError(f'folder={folder}', f'{database.name(key)} {error}') from None
         return (key, *img2tensor(images))
 
     items = tqdm(parallel_map(read, keys, workers), 'label', len(keys), unit='patch', disable=None)
@@ -124,9 +124,9 @@ def label(folder: str,
           by: str,
           model: Optional[str] = None,
           opt_path: Optional[str] = None,
-          num_classes: Optional[int] = None,
+          num_classes: int = 3,
           thresholds: Optional[Sequence[float]] = None,
-          margin: Optional[float] = None,
+          margin: float = 0.05,
           workers: Optional[int] = None,
           overwrite: bool = False,
           teacher: bool = False) -> tuple[Path, list[int]]:
@@ -142,9 +142,9 @@ def label(folder: str,
         opt_path: Option file that describes it, if it does not do so itself; without `model`, for 'branches', the
             option file that is going to train the classifier: the branches are those of
             path.pretrain_network_branches.
-        num_classes: Number of classes for equal parts. Default: 3.
-        thresholds: PSNRs in dB that separate the classes, instead of equal parts.
-        margin: Relative margin of 'branches'. Default: 0.05.
+        num_classes: Number of classes for equal parts, 2 to 5.
+        thresholds: PSNRs in dB that separate the classes, instead of equal parts; at most 4.
+        margin: Relative margin of 'branches', at least 0.
         workers: Reading threads. Default: the number of CPUs. The labels do not depend on it.
         overwrite: Whether to replace existing labels, and the outputs of a teacher.
         teacher: Whether to keep what the network of 'psnr' makes of the patches, in 8 bits, in teacher.lmdb beside
@@ -162,52 +162,41 @@ def label(folder: str,
     root = Path(folder)
     for name in ('lq.lmdb', 'gt.lmdb'):
         if not (root / name / 'data.mdb').is_file():
-            raise OptionError(f'-d {folder}', f'holds no {name}; expected a folder that `basicsr prepare` wrote')
+            raise OptionError(f'folder={folder}', f'holds no {name}; expected a folder that `basicsr prepare` wrote')
     path, kept = root / f'labels_{by}.txt', root / 'teacher.lmdb'
     for made in [path] + [kept] * teacher:
         if made.exists() and not overwrite:
-            raise OptionError(str(made), 'exists already; --overwrite replaces it')
+            raise OptionError(str(made), 'exists already; overwrite=True replaces it')
     if teacher and by != 'psnr':
-        raise OptionError('--teacher', 'goes with --by psnr only')
-    if by == 'bicubic' and (model or opt_path):
-        raise OptionError(f'--by {by}', 'needs no network')
-    if by != 'bicubic' and model is None and (by == 'psnr' or opt_path is None):
-        raise OptionError(f'--by {by}', 'needs a network: -m MODEL')
-    if by == 'branches' and thresholds:
-        raise OptionError('--thresholds', 'goes with --by psnr or bicubic only')
-    if num_classes is not None and (by == 'branches' or thresholds):
-        raise OptionError(f'--classes {num_classes}', 'goes with equal parts: not with --by branches or --thresholds')
-    num_classes = 3 if num_classes is None else num_classes
+        raise OptionError('teacher=True', 'goes with by=psnr only')
     if not 2 <= num_classes <= 5:
-        raise OptionError(f'--classes {num_classes}', 'expected 2 to 5')
+        raise OptionError(f'num_classes={num_classes}', 'expected 2 to 5')
     if thresholds and (len(thresholds) > 4 or not np.isfinite(thresholds).all()):
-        raise OptionError('--thresholds', 'expected 1 to 4 finite numbers')
-    if margin is not None and (not 0 <= margin < float('inf') or by != 'branches'):
-        raise OptionError(f'--margin {margin}', 'expected a finite number of at least 0, and --by branches')
-    margin = 0.05 if margin is None else margin
+        raise OptionError('thresholds', 'expected 1 to 4 finite numbers')
+    if not 0 <= margin < float('inf'):
+        raise OptionError(f'margin={margin}', 'expected a finite number of at least 0')
 
     make_writable(root)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     nets: list[nn.Module] = []
-    if by == 'branches' and model is None:
-        nets = load_branches(str(opt_path))
+    if by == 'branches' and model is None and opt_path is not None:
+        nets = load_branches(opt_path)
     elif by != 'bicubic':
         net = load_network(model, opt_path)
         if by == 'branches' and not isinstance(net, CDNSR):
-            raise OptionError(f'-m {model}', f'--by branches needs a CDNSR network, but this is {type(net).__name__}')
+            raise OptionError(f'model={model}', f'by=branches needs a CDNSR network, but this is {type(net).__name__}')
         nets = list(net.branches) if by == 'branches' else [net]
     nets = [net.to(device, memory_format=torch.channels_last) for net in nets]  # several times as fast on a CPU
 
-    named = f'-m {model}' if model else str(opt_path)
+    named = f'model={model}' if model else str(opt_path)
     net_scale, channels, multiple = 1, 3, 1
     if nets:
         try:
-            net_scale, channels, multiple = common_geometry(
-                [part for net in nets for part in (net.branches if is_routed(net) else [net])])
+            net_scale, channels, multiple = common_geometry(nets)
         except ValueError as error:
             raise OptionError(named, one_line(error)) from error
     if teacher and channels != 3:
-        raise OptionError('--teacher', f'needs a network of 3 channels; {named} has {channels}')
+        raise OptionError('teacher=True', f'needs a network of 3 channels; {named} has {channels}')
     keys: list[str] = []
     rows: list[np.ndarray] = []
     squares: list[np.ndarray] = []

@@ -2,21 +2,35 @@ import numpy as np
 import random
 import torch
 from collections import Counter
+from dataclasses import dataclass
 from os import path as osp
 from torchvision.transforms.functional import normalize
+from typing import Optional
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.transforms import augment, paired_random_crop
 from basicsr.utils import bgr2ycbcr, imfrombytes, img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
-from ..options import OptionError, check_keys, check_number
+from ..options import OptionError, check_number, schema
+from ..options.schema import FLAG, PairedData, check_block, word
 from .labels import read_labels
 from .pictures import keys_of_lmdb
 
-OPTION_KEYS = ('name', 'type', 'dataroot_gt', 'dataroot_lq', 'meta_info_file', 'io_backend', 'filename_tmpl', 'gt_size',
-               'use_hflip', 'use_rot', 'mean', 'std', 'color', 'label_file', 'classes', 'balance', 'dataroot_teacher',
-               'dataset_enlarge_ratio', 'num_worker_per_gpu', 'batch_size_per_gpu', 'pin_memory', 'persistent_workers',
-               'prefetch_mode', 'num_prefetch_queue', 'phase', 'scale')
+
+@dataclass
+class LabeledPatches(PairedData):
+    """A dataset of GT and LQ with a label for each patch, as LabeledPatchDataset reads it."""
+    label_file: Optional[str] = schema.key(
+        None, word('path'),
+        'labels that `basicsr label` has written; without it every label is -1. With the errors of the '
+        'branches (`--by branches`), and gt_size the size of the patches, these come along')
+    classes: Optional[list] = schema.key(None, word('list of classes', 'array'),
+                                         'keeps the patches of these classes only, to train a branch; ~: all')
+    balance: bool = schema.key(False, FLAG,
+                               'whether patches of rarer classes are repeated until all are equally frequent')
+    dataroot_teacher: Optional[str] = schema.key(
+        None, word('path'), 'LMDB of what a teacher makes of the LQ patches (`basicsr label --teacher`), cropped, '
+        'flipped and turned as they are')
 
 
 @DATASET_REGISTRY.register()
@@ -26,15 +40,7 @@ class LabeledPatchDataset(PairedImageDataset):
     It reads and augments as PairedImageDataset does and takes all its options.
 
     Args:
-        opt (dict): Config for datasets. Beyond PairedImageDataset's it contains the following keys:
-            label_file (str): Labels written by `basicsr label`. Without it every label is -1. Where it has the errors
-                of the branches (`--by branches`) and gt_size is the patches' own size, these come with the patch.
-            classes (list[int]): Keep only the patches of these classes. That is how a branch is pre-trained on its
-                class with the stock SRModel. Default: all.
-            balance (bool): Repeat patches of the rarer classes until all classes are equally frequent.
-                Default: False.
-            dataroot_teacher (str): LMDB of what a teacher makes of the LQ patches, from `basicsr label --teacher`;
-                they are cropped, flipped and turned as the patches are. Default: none.
+        opt (dict): Config for datasets, with the keys of LabeledPatches.
     """
 
     def __init__(self, opt):
@@ -64,7 +70,7 @@ class LabeledPatchDataset(PairedImageDataset):
             OptionError: For the first mistake found.
         """
         training = ('gt_size', 'use_hflip', 'use_rot') if where == 'datasets.train' else ()
-        check_keys(opt, OPTION_KEYS, where, ('dataroot_gt', 'dataroot_lq', 'io_backend') + training)
+        check_block(LabeledPatches, opt, where, ('dataroot_gt', 'dataroot_lq', 'io_backend') + training)
         classes = opt.get('classes')
         if classes is not None:
             valid = isinstance(classes, list) and classes and all(type(i) is int and i >= 0 for i in classes)

@@ -181,15 +181,15 @@ def finished_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """
     if out.exists():
         if not out.is_dir():
-            raise OptionError(f'-o {out}', 'is a file; expected a folder')
+            raise OptionError(f'out={out}', 'is a file; expected a folder')
         strange = [
             path.name for path in out.iterdir() if path.name not in PARTS and not path.name.startswith('labels_')
         ]
         if strange:
-            raise OptionError(f'-o {out}', f'holds {strange[0]}, which is no part of a prepared dataset; choose a new '
-                              'folder')
+            raise OptionError(f'out={out}', f'holds {strange[0]}, which is no part of a prepared dataset; choose a '
+                              'new folder')
         if any(out.iterdir()) and not overwrite:
-            raise OptionError(f'-o {out}', 'is prepared already; --overwrite replaces it, labels included')
+            raise OptionError(f'out={out}', 'is prepared already; overwrite=True replaces it, labels included')
     with replace_folder_when_done(out) as work:
         yield work
 
@@ -275,25 +275,25 @@ def prepare(hr_folder: str,
     """
     root, target, scales = Path(hr_folder), Path(out).resolve(), list(scales)
     if not root.is_dir():
-        raise OptionError(f'-i {hr_folder}', 'no such folder')
+        raise OptionError(f'hr_folder={hr_folder}', 'no such folder')
     if scale < 1:
-        raise OptionError(f'--scale {scale}', 'expected an integer of at least 1')
+        raise OptionError(f'scale={scale}', 'expected an integer of at least 1')
     if not scales or not all(0 < fraction <= 1 for fraction in scales):
-        raise OptionError(f'--scales {scales}', 'expected fractions in (0, 1]')
+        raise OptionError(f'scales={scales}', 'expected fractions in (0, 1]')
     if target == root.resolve() or root.resolve() in target.parents or target in root.resolve().parents:
-        raise OptionError(f'-o {out}', f'must not lie in -i {hr_folder}, nor the other way round')
+        raise OptionError(f'out={out}', f'must not lie in hr_folder={hr_folder}, nor the other way round')
     crop = 32 * scale if crop is None else crop
     step = max(crop * 3 // 4 // scale, 1) * scale if step is None else step
     if crop < scale or crop % scale:
-        raise OptionError(f'--crop {crop}', f'expected a multiple of the scale {scale}')
+        raise OptionError(f'crop={crop}', f'expected a multiple of the scale {scale}')
     if not scale <= step <= crop or step % scale:
-        raise OptionError(f'--step {step}', f'expected a multiple of the scale {scale}, at most the crop {crop}')
+        raise OptionError(f'step={step}', f'expected a multiple of the scale {scale}, at most the crop {crop}')
     scales = sorted({round(fraction, 3) for fraction in scales}, reverse=True)
     workers = workers or os.cpu_count() or 1
 
     paths, others, closed = list_images(root, by_content=True)
     if not paths:
-        raise OptionError(f'-i {hr_folder}', 'holds no images')
+        raise OptionError(f'hr_folder={hr_folder}', 'holds no images')
     keys = patch_keys(paths, root)
 
     def encode_pairs(path: Path) -> Union[ImageError, list[tuple]]:
@@ -329,6 +329,6 @@ def prepare(hr_folder: str,
             names = ', '.join([f'{Path(path).name} ({reason.split(";")[0]})' for path, reason in unreadable[:5]] +
                               [Path(path).name for path in too_small[:5 - len(unreadable[:5])]])
             raise OptionError(
-                f'-i {hr_folder}', f'no image could be used: {len(unreadable)} cannot be read, '
+                f'hr_folder={hr_folder}', f'no image could be used: {len(unreadable)} cannot be read, '
                 f'{len(too_small)} are smaller than a patch: {names}')
     return Prepared(count, unreadable, too_small, sorted(notes), others)

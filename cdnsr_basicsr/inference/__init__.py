@@ -1,7 +1,40 @@
-from .engine import RoutedUpscaler, Upscaled
-from .pixel_engine import PixelUpscaled, PixelUpscaler, default_patch_size, make_upscaler
-from .tiling import Tiling
+"""Engines: what upscales images of any size by a network."""
+from __future__ import annotations
 
-__all__ = [
-    'PixelUpscaled', 'PixelUpscaler', 'RoutedUpscaler', 'Tiling', 'Upscaled', 'default_patch_size', 'make_upscaler'
-]
+from torch import nn
+from typing import Any, Optional
+
+from . import pixel_upscaler, tiling
+from .network import pixel_routed
+from .pixel_upscaler import PixelUpscaler
+from .tile_upscaler import TileUpscaler
+from .tiling import Tiling
+from .upscaler import Upscaled, Upscaler
+
+__all__ = ['PixelUpscaler', 'TileUpscaler', 'Tiling', 'Upscaled', 'Upscaler', 'default_patch_size', 'make_upscaler']
+
+
+def default_patch_size(net: nn.Module) -> int:
+    """Largest side of a tile, in LR pixels, that a network's engine takes if none is given."""
+    return tiling.PATCH_SIZE if pixel_routed(net) is None else pixel_upscaler.PATCH_SIZE
+
+
+def make_upscaler(net: nn.Module,
+                  patch_size: Optional[int] = None,
+                  step: Optional[int] = None,
+                  **kwargs: Any) -> Upscaler:
+    """The engine for a network; arguments are those of its class.
+
+    Raises:
+        ValueError: The network is none for super-resolution, or the engine has no such argument.
+    """
+    if patch_size is not None:
+        kwargs['patch_size'] = patch_size
+    if pixel_routed(net) is not None:
+        kwargs.pop('float32_branches', None)
+        return PixelUpscaler(net, step=step, **kwargs)
+    scale = kwargs.pop('scale', None)
+    upscaler = TileUpscaler(net, step=step, **kwargs)
+    if scale not in (None, upscaler.scale):
+        raise ValueError(f'{type(net).__name__} has a fixed scale, {upscaler.scale}; only PCSR networks have others')
+    return upscaler

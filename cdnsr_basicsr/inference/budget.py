@@ -38,9 +38,9 @@ class RoutingPath:
             climbs.append(torch.where(arrived, current, corner))
             prices.append(torch.where(arrived, -torch.inf, price.squeeze(1)))
         self.climbs = torch.stack(climbs)
-        prices = torch.cat(prices) if prices else log_p.new_zeros(0)
-        order = prices.argsort(descending=True, stable=True)
-        self.tiles = (order % max(len(log_p), 1))[:int((prices > -torch.inf).sum())]
+        every = torch.cat(prices) if prices else log_p.new_zeros(0)
+        order = every.argsort(descending=True, stable=True)
+        self.tiles = (order % max(len(log_p), 1))[:int((every > -torch.inf).sum())]
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -70,19 +70,3 @@ class RoutingPath:
             else:
                 high = middle
         return self.classes(low)
-
-
-def predicted_quality(logits: torch.Tensor, costs: torch.Tensor, classes: torch.Tensor) -> float:
-    """Mean probability that a tile's branch is strong enough: that the class it needs is none dearer than its own.
-
-    Args:
-        logits: of shape (n, M).
-        costs: of shape (M, ).
-        classes: of shape (n, ).
-
-    Returns:
-        Value in [0, 1]; 1 if every tile has the dearest class.
-    """
-    p = F.softmax(logits.detach().cpu().double(), dim=1)
-    enough = costs.cpu().unsqueeze(0) <= costs.cpu()[classes].unsqueeze(1)
-    return float((p * enough).sum(dim=1).mean())

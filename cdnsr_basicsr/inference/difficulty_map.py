@@ -55,27 +55,35 @@ def in_bgr(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
 
-def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> None:
-    """Draws the classes over a picture at a size to look at, and writes that as PNG.
+def draw_over(pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> np.ndarray:
+    """Draws the classes over a picture at a size to look at.
 
     Args:
-        path: File to write.
-        pixels: of shape (h, w, c), uint8 or uint16, gray or RGB, with or without alpha.
+        pixels: of shape (h, w, c), uint8, uint16 or float in [0, 1], gray or RGB, with or without alpha.
         class_map: of shape (h, w), class of each pixel.
         num_classes: Number of classes M.
 
-    Raises:
-        OSError: The file cannot be written.
+    Returns:
+        Picture of shape (H, W, 3), uint8, BGR.
     """
     height, width, channels = pixels.shape
     factor = min(MAP_SIDES[1] / max(height, width), max(1, -(-MAP_SIDES[0] // max(height, width))))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
-    image = cv2.resize(
-        np.ascontiguousarray(pixels[..., 2::-1] if channels >= 3 else pixels[..., 0]),
-        size,
-        interpolation=interpolation)
-    image = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
-    encoded = cv2.imencode('.png', draw_difficulty_map(image, class_map, num_classes))[1]
+    image = np.ascontiguousarray(pixels[..., 2::-1] if channels >= 3 else pixels[..., 0])
+    if image.dtype.kind == 'f':
+        image = (image.astype(np.float32).clip(0, 1) * 255).round().astype(np.uint8)
+    image = cv2.resize(image, size, interpolation=interpolation)
+    image = (image // 256).astype(np.uint8) if image.dtype == np.uint16 else image
+    return draw_difficulty_map(image, class_map, num_classes)
+
+
+def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> None:
+    """Writes what `draw_over` draws as PNG.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    encoded = cv2.imencode('.png', draw_over(pixels, class_map, num_classes))[1]
     # not cv2.imwrite, which dies of names that are not UTF-8, nor tofile, which is silent on a full disk
-    path.write_bytes(encoded)
+    path.write_bytes(encoded.tobytes())

@@ -62,10 +62,11 @@ def list_images(folder: Path, by_content: bool = False) -> Found:
         folder: An existing folder.
         by_content: Whether files with other endings are images if they begin like one.
     """
-    found, links, visited = Found([], [], []), [folder], set()
+    found, links = Found([], [], []), [folder]
+    visited: set[Path] = set()
 
     def failed(error: OSError) -> None:
-        found.closed.append((Path(error.filename), error.strerror))
+        found.closed.append((Path(error.filename), str(error.strerror)))
 
     while links:
         top = links.pop(0)
@@ -78,7 +79,7 @@ def list_images(folder: Path, by_content: bool = False) -> Found:
             for path in (Path(place, name) for name in files if not name.startswith('.')):
                 wanted = path.suffix.lower() in EXTENSIONS or (by_content and _begins_like_an_image(path))
                 (found.images if wanted else found.others).append(path)
-    return Found(*(sorted(part) for part in found))
+    return Found(sorted(found.images), sorted(found.others), sorted(found.closed))
 
 
 def _begins_like_an_image(path: Path) -> bool:
@@ -159,7 +160,8 @@ def write_image(path: Union[str, Path],
     """
     path, dtype, channels = Path(path), np.dtype(dtype), shape[2]
     check_writable(path, shape, dtype)
-    strips, extension, lost = _checked(strips, shape, dtype), path.suffix.lower(), []
+    strips, extension = _checked(strips, shape, dtype), path.suffix.lower()
+    lost: List[str] = []
     exif = exif and resized_exif(exif, shape[1], shape[0])
     xmp = xmp and resized_xmp(xmp, shape[1], shape[0])
     with replace_when_done(path) as temporary:
@@ -209,7 +211,8 @@ def _checked(strips: Iterable[np.ndarray], shape: Tuple[int, int, int], dtype: n
     assert rows == shape[0], (rows, shape)
 
 
-def _gathered(strips: Iterator[np.ndarray], shape: Tuple[int, int, int], dtype: np.dtype, order: list) -> np.ndarray:
+def _gathered(strips: Iterator[np.ndarray], shape: Tuple[int, int, int], dtype: np.dtype,
+              order: List[int]) -> np.ndarray:
     """The whole picture, its channels taken in `order`."""
     pixels, top = np.empty((*shape[:2], len(order)), dtype), 0
     for strip in strips:
@@ -226,7 +229,7 @@ def _write_png(path: Path, pixels: np.ndarray, profile: Optional[bytes], exif: O
         str(path).encode()
         written = cv2.imwrite(str(path), pixels, fast)
     except UnicodeEncodeError:  # cv2.imwrite crashes on names that are not UTF-8
-        written = path.write_bytes(cv2.imencode('.png', pixels, fast)[1])
+        written = path.write_bytes(cv2.imencode('.png', pixels, fast)[1].tobytes()) > 0
     if not (written and _png_is_whole(path)):
         raise OSError(f'{path}: cannot be written; is the disk full?')
     _add_to_png(path, profile, exif, xmp)
@@ -242,8 +245,8 @@ def _add_to_png(path: Path, profile: Optional[bytes], exif: Optional[bytes], xmp
     # their place is after signature and header, 33 bytes
     data = memoryview(path.read_bytes())
     with open(path, 'wb') as file:
-        for part in (data[:33], *chunks, data[33:]):
-            file.write(part)
+        file.write(data[:33])
+        file.writelines([*chunks, data[33:]])
 
 
 def _png_is_whole(path: Path) -> bool:
@@ -294,4 +297,4 @@ def _deflated_tiles(strips: Iterator[np.ndarray], width: int, channels: int, dty
 def _deflated(tile: np.ndarray) -> bytes:
     differences = tile.copy()
     differences[:, 1:] -= tile[:, :-1]  # TIFF's horizontal predictor
-    return zlib.compress(differences.astype(differences.dtype.newbyteorder('<'), copy=False), 1)
+    return zlib.compress(differences.astype(differences.dtype.newbyteorder('<'), copy=False).data, 1)

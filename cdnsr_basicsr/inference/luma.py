@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from typing import Iterable, Iterator
 
-from .engine import Rows
+from .tiling import Rows
 
 BLACK, SPAN = 16 / 255, 219 / 255
 KEYS_A = -0.75  # of the bicubic kernel, as torch has it
@@ -60,7 +60,8 @@ def bicubic(image: Rows, out_size: tuple[int, int], top: int, bottom: int, devic
     lq = image.rows(first, last).to(device)
     wide = sum(lq.index_select(2, index) * weight for index, weight in zip(columns, column_weights))
     rows, row_weights = (rows - first).to(device), row_weights.unsqueeze(2).to(device)
-    return sum(wide.index_select(1, index) * weight for index, weight in zip(rows, row_weights))
+    high: torch.Tensor = sum(wide.index_select(1, index) * weight for index, weight in zip(rows, row_weights))
+    return high
 
 
 def in_colours(strips: Iterable[torch.Tensor], image: Rows, out_size: tuple[int, int]) -> Iterator[torch.Tensor]:

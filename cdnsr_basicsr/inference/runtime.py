@@ -73,8 +73,8 @@ class OpenVino:
             end.model().set_layout(openvino.Layout('NCHW'))
             end.tensor().set_layout(openvino.Layout('NHWC'))
         self.model = layouts.build()
-        self.requests: dict[tuple, Any] = {}  # by precision, and by precision and shape; the latest used last
-        self.uses: Counter = Counter()
+        self.requests: dict[tuple[Any, ...], Any] = {}  # by precision, and by precision and shape; the latest used last
+        self.uses: Counter[tuple[Any, ...]] = Counter()
 
     def _request(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
         """What computes inputs of this shape (b, h, w, c)."""
@@ -145,7 +145,7 @@ class ExportedPart(nn.Module):
         self.name, self.macs_per_pixel, self.num_classes = name, macs, num_classes
         self.exported_geometry = (scale, channels, multiple)
         try:
-            self.run = {'onnxruntime': OnnxRuntime, 'openvino': OpenVino}[backend](model)
+            self.run = (OnnxRuntime if backend == 'onnxruntime' else OpenVino)(model)
         except Exception as error:  # ONNX Runtime's errors have no common type
             raise ValueError(f'{name}: {backend} cannot read it: {_last_line(error)}') from error
 
@@ -176,7 +176,7 @@ class ExportedPart(nn.Module):
             raise RuntimeError(f'{self.name} makes {tuple(output.shape)} out of {tuple(x.shape)}, expected {shape}')
         return output
 
-    def __deepcopy__(self, memo: dict) -> ExportedPart:
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExportedPart:
         return self  # it never changes
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ import os
 import platform
 import torch
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 from ..complexity import LONG, measure_latency
 from ..files import replace_when_done
@@ -53,7 +53,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'cdnsr_basicsr'
 
 
-def measured_speed(parts: Sequence[Callable],
+def measured_speed(parts: Sequence[Callable[[torch.Tensor], Any]],
                    names: Sequence[str],
                    patch_size: int,
                    channels: int,
@@ -84,7 +84,7 @@ def measured_speed(parts: Sequence[Callable],
     return Speed([int(count) for count, _ in measured], [float(ms) for _, ms in measured])
 
 
-def remember(path: Path, key: str, entry: list) -> None:
+def remember(path: Path, key: str, entry: list[float]) -> None:
     """Adds an entry to what is known, by now also from other processes."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def remember(path: Path, key: str, entry: list) -> None:
         pass  # a cache that cannot be written is measured again
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """Content of a JSON file; empty if it is missing or broken."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
@@ -103,7 +103,8 @@ def read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def measure_part(part: Callable, patch_size: int, channels: int, device: torch.device) -> tuple[list, bool]:
+def measure_part(part: Callable[[torch.Tensor], Any], patch_size: int, channels: int,
+                 device: torch.device) -> tuple[list[float], bool]:
     """Tiles per forward pass at which a part is fastest, and its milliseconds per tile then.
 
     Returns:

@@ -3,11 +3,34 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 PATCH_SIZE = 96  # largest side of a tile if none is given, in pixels: see docs/Deviations.md
 LEAST_SIZE = 16  # of a tile, in pixels; not every network can do less
-SHAPES = [(2, 2), (1, 2), (2, 1), (1, 1)]  # rows and columns of merged tiles, in the order in which they are placed
+# rows and columns of merged tiles, in the order in which they are placed, by the most rows
+SHAPES = {1: [(1, 4), (1, 2), (1, 1)], 2: [(2, 2), (1, 2), (2, 1), (1, 1)]}
+
+
+class Rows(Protocol):
+    """An image that hands out its rows; it need not be in memory as a whole."""
+    height: int
+    width: int
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        """Rows of the image, of shape (c, bottom - top, width), in [0, 1]."""
+
+
+class TensorRows:
+    """A tensor of shape (1, c, h, w) as Rows."""
+
+    def __init__(self, image: torch.Tensor) -> None:
+        if image.dim() != 4 or image.shape[0] != 1:
+            raise ValueError(f'Expected one image of shape (1, c, h, w), but got {tuple(image.shape)}.')
+        self.image = image[0]
+        self.height, self.width = image.shape[2:]
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        return self.image[:, top:bottom]
 
 
 def pad_to(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -135,16 +158,22 @@ class Tiling:
         middles = [(start + following + self.size[axis]) / 2 for start, following in zip(starts, starts[1:])]
         return torch.bucketize(torch.arange(length) + 0.5, torch.tensor(middles, dtype=torch.float32))
 
-    def merge(self, classes: torch.Tensor, max_tiles: int, max_rows: int) -> list[list[tuple[int, Block]]]:
+    def merge(self,
+              classes: torch.Tensor,
+              max_tiles: int,
+              max_rows: int,
+              high: int = 2) -> list[list[tuple[int, Block]]]:
         """Merges neighbouring tiles of one class into rectangles, so that their overlap is computed once.
 
         The rectangles are of few shapes, 1, 2 or 4 tiles: a network is slow on a size that it has not seen before.
-        Larger ones are placed first, from left to right and down.
+        Larger ones are placed first, from left to right and down; those of two rows begin at every second row, so that
+        they are the same however many rows a strip has.
 
         Args:
             classes: of shape (n, ).
             max_tiles: Most tiles of a rectangle.
-            max_rows: Tile rows that belong to one strip; no rectangle reaches into another strip.
+            max_rows: Tile rows that belong to one strip, a multiple of `high`, but for an only strip.
+            high: Most rows of a rectangle, 1 or 2.
 
         Returns:
             For each strip its rectangles and their classes; each tile is in exactly one.
@@ -152,14 +181,14 @@ class Tiling:
         grid = classes.view(len(self.tops), len(self.lefts))
         strips: list[list[tuple[int, Block]]] = [[] for _ in range(-(-len(self.tops) // max_rows))]
         free = [bytearray(b'1' * len(self.lefts)) for _ in self.tops]
-        for rows, columns in SHAPES:
-            if rows * columns > max_tiles or rows > min(max_rows, grid.shape[0]) or columns > grid.shape[1]:
+        for rows, columns in SHAPES[high]:
+            if rows * columns > max_tiles or rows > grid.shape[0] or columns > grid.shape[1]:
                 continue
             windows = grid.unfold(0, rows, 1).unfold(1, columns, 1).flatten(2)
             alike = (windows == windows[..., :1]).all(dim=2)
             row_free, row_taken = b'1' * columns, b'0' * columns
             for row, column in alike.nonzero().tolist():
-                if row % max_rows + rows > max_rows or free[row][column:column + columns] != row_free:
+                if row % rows or free[row][column:column + columns] != row_free:
                     continue
                 kind = int(grid[row, column])
                 window = free[row:row + rows]

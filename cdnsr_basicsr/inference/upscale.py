@@ -1,129 +1,30 @@
 """Upscaling files: what `basicsr upscale` does."""
 from __future__ import annotations
 
-import math
 import numpy as np
 import os
 import time
-import torch
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tqdm import tqdm
-from typing import Iterable, Iterator, NamedTuple, Optional, Union
+from typing import Iterator, NamedTuple, Optional, Union
 
 from ..files import replace_when_done
+from ..options import OptionError
 from .difficulty_map import save_difficulty_map
-from .engine import NotFinite, Plan, RoutedUpscaler
-from .image_io import (EXTENSIONS, MAX_MEGAPIXELS, Found, ImageError, Picture, check_writable, list_images, read_image,
-                       write_image)
-from .luma import from_luma, in_colours, to_gray, to_luma
-from .pixel_engine import PixelPlan, PixelUpscaler
-
-Engine, EnginePlan = Union[RoutedUpscaler, PixelUpscaler], Union[Plan, PixelPlan]
-
-CONVERTED_ROWS = 256  # of a strip, that are turned into pixels at a time: small enough for the cache
-
-
-class PictureRows:
-    """Some channels of a picture as Rows, as a network takes them: RGB in [0, 1], or luma.
-
-    Args:
-        pixels: of shape (h, w, c), uint8 or uint16; c is 1 or 3.
-        channels: Channels of the network: 3, or 1 for gray pictures.
-    """
-
-    def __init__(self, pixels: np.ndarray, channels: int) -> None:
-        self.pixels, self.channels = pixels, channels
-        self.height, self.width = pixels.shape[:2]
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        part = self.pixels[top:bottom].astype(np.float32)
-        part /= np.iinfo(self.pixels.dtype).max
-        image = torch.from_numpy(part).permute(2, 0, 1)
-        return to_luma(image, 0) if self.channels == 1 else image.expand(3, -1, -1)
-
-
-def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> Iterator[np.ndarray]:
-    """Turns strips of an image into pixels on the host. On a GPU the copy runs while the next strip is computed.
-
-    Args:
-        strips: of shape (rows, w, c), in about [0, 1].
-        dtype: uint8 or uint16.
-        gray: Whether to make one channel of three.
-
-    Raises:
-        NotFinite: Some values are no finite numbers, which pixels would not tell.
-    """
-    white, waiting = np.iinfo(dtype).max, None
-
-    def finished(values: torch.Tensor, total: torch.Tensor) -> np.ndarray:
-        if not math.isfinite(total):
-            raise NotFinite
-        return values.numpy().astype(dtype, copy=False)
-
-    for strip in strips:
-        for part in strip.split(CONVERTED_ROWS):
-            part = to_gray(part, 2) if gray and part.shape[2] == 3 else part
-            total = part.sum()  # finite where all values are
-            values = part.mul(white).round_().clamp_(0, white).to(torch.uint8 if white == 255 else torch.int32)
-            if not values.is_cuda:
-                yield finished(values, total)
-                continue
-            host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in (values, total)]
-            for there, here in zip(host, (values, total)):
-                there.copy_(here, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record(torch.cuda.current_stream(values.device))
-            if waiting:
-                waiting[1].synchronize()
-                yield finished(*waiting[0])
-            waiting = (host, copied)
-    if waiting:
-        waiting[1].synchronize()
-        yield finished(*waiting[0])
-
-
-def upscaled_strips(upscaler: Engine, picture: Picture) -> tuple[EnginePlan, Iterator[np.ndarray]]:
-    """Upscales a picture of any number of channels.
-
-    Gray is computed as three equal channels, if the network takes three. If it takes one, a picture in colours gets its
-    luma from the network, and its Cb and Cr by bicubic interpolation. Alpha is upscaled like a gray picture.
-
-    Returns:
-        What is run for the colours, and strips of pixels (rows, w * scale, c) like the picture's.
-    """
-    pixels, colors = picture.pixels, picture.pixels.shape[2] // 3 * 2 + 1
-    if upscaler.channels == 1 and colors == 3 and is_gray(pixels):
-        plan, strips = upscaled_plane(upscaler, pixels[..., :1])
-        strips = (np.repeat(strip, 3, axis=2) for strip in strips)
-    else:
-        plan, strips = upscaled_plane(upscaler, pixels[..., :colors])
-    if pixels.shape[2] == colors:
-        return plan, strips
-    alpha = pixels[..., colors:]
-    level = alpha.flat[0]
-    if (alpha == level).all():  # mostly it is opaque everywhere
-        return plan, (np.concatenate([strip, np.full((*strip.shape[:2], 1), level)], axis=2) for strip in strips)
-    _, alphas = upscaled_plane(upscaler, alpha)
-    return plan, (np.concatenate(pair, axis=2) for pair in zip(strips, alphas))
-
-
-def is_gray(pixels: np.ndarray) -> bool:
-    """Whether the first three channels of a picture (h, w, c) are equal everywhere."""
-    blocks = (pixels[top:top + CONVERTED_ROWS] for top in range(0, len(pixels), CONVERTED_ROWS))
-    return all((block[..., 1:3] == block[..., :1]).all() for block in blocks)
-
-
-def upscaled_plane(upscaler: Engine, pixels: np.ndarray) -> tuple[EnginePlan, Iterator[np.ndarray]]:
-    """Upscales gray or RGB pixels, of shape (h, w, 1 or 3); see `upscaled_strips`."""
-    rows = PictureRows(pixels, upscaler.channels)
-    plan = upscaler.plan(rows)
-    strips = upscaler.strips(rows, plan)
-    if upscaler.channels == 1 and pixels.shape[2] == 3:
-        strips = in_colours(strips, PictureRows(pixels, 3), upscaler.size_of(rows.height, rows.width))
-    elif upscaler.channels == 1:
-        strips = map(from_luma, strips)
-    return plan, to_arrays(strips, pixels.dtype, gray=pixels.shape[2] == 1)
+from .image_io import (
+    EXTENSIONS,
+    MAX_MEGAPIXELS,
+    MAX_SIDES,
+    Found,
+    ImageError,
+    check_writable,
+    list_images,
+    read_image,
+    write_image,
+)
+from .pictures import NotFinite, upscaled_strips
+from .upscaler import Plan, Upscaler
 
 
 class Summary(NamedTuple):
@@ -167,7 +68,8 @@ def find_images(path: Path, output: Path, suffix: str) -> Found:
         return found
     parents = {file.parent for file in found.images + found.others}
     results = {parent for parent in parents if folder in (parent.resolve(), *parent.resolve().parents)}
-    return Found(*([file for file in files if file.parent not in results] for files in found[:2]), found.closed)
+    images, others = ([file for file in files if file.parent not in results] for files in found[:2])
+    return Found(images, others, found.closed)
 
 
 def result_path(source: Path, root: Path, output: Path, suffix: str, extension: Optional[str]) -> Path:
@@ -185,14 +87,43 @@ def map_path(result: Path) -> Path:
     return result.with_name(f'{result.stem}_map.png')
 
 
-def upscale_files(upscaler: Engine,
-                  source: str,
-                  output: str,
+def check_naming(suffix: str, ext: Optional[str]) -> Optional[str]:
+    """Refuses what cannot be part of a file's name, and formats that cannot be written.
+
+    Returns:
+        The extension with its dot, if there is one.
+    """
+    extension = None if ext is None else f'.{ext.lower().lstrip(".")}'
+    if extension not in (None, *MAX_SIDES):
+        raise OptionError(f'ext={ext}', 'accepted: png, jpg, webp, tif')
+    if os.path.sep in suffix:
+        raise OptionError(f'suffix={suffix}', f'expected no {os.path.sep}')
+    return extension
+
+
+def parse_shard(text: Optional[str]) -> tuple[int, int]:
+    """I/N as two numbers. Default: the process's place among those that torchrun has started."""
+    rank, processes = os.environ.get('RANK'), os.environ.get('WORLD_SIZE')
+    if text is None and rank and processes:
+        if not (rank.isdecimal() and processes.isdecimal() and int(rank) < int(processes)):
+            raise OptionError(f'RANK {rank}, WORLD_SIZE {processes}', 'expected a rank below the size, as of torchrun')
+        return int(rank) + 1, int(processes)
+    if text is None:
+        return 1, 1
+    part, _, parts = text.partition('/')
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise OptionError(f'shard={text}', 'expected I/N with I from 1 to N, for example 2/8')
+    return int(part), int(parts)
+
+
+def upscale_files(upscaler: Upscaler,
+                  source: Union[str, Path],
+                  output: Union[str, Path],
                   suffix: str = '',
-                  extension: Optional[str] = None,
-                  save_map: bool = False,
+                  ext: Optional[str] = None,
+                  map: bool = False,
                   overwrite: bool = False,
-                  shard: tuple[int, int] = (1, 1),
+                  shard: Optional[str] = None,
                   max_megapixels: float = MAX_MEGAPIXELS,
                   strip_metadata: bool = False) -> Summary:
     """Upscales a picture, or all pictures of a folder. A picture that fails does not stop the others.
@@ -202,17 +133,22 @@ def upscale_files(upscaler: Engine,
         source: File or folder.
         output: Folder for the results; made if it is missing.
         suffix: Added to the names.
-        extension: Format of the results, such as '.png'. Default: '.tif' for TIFF, otherwise '.png'.
-        save_map: Whether to write the difficulty map beside each result, as NAME_map.png.
+        ext: Format of the results: 'png', 'tif', 'jpg' or 'webp'. Default: TIFF for TIFF, otherwise PNG.
+        map: Whether to write the difficulty map beside each result, as NAME_map.png.
         overwrite: Whether to replace existing results; they are left alone otherwise.
-        shard: (i, n): only every n-th picture, beginning with the i-th.
+        shard: 'I/N': only every N-th picture, beginning with the I-th. Default: all; of processes that torchrun has
+            started, a part for each.
         max_megapixels: Larger pictures are refused.
         strip_metadata: Whether results are without EXIF and XMP; the colour profile says what colours mean, and stays.
 
     Raises:
+        OptionError: An argument is out of range, or the network does not route and there is nothing to map.
         FileNotFoundError: There is no such file or folder, or no picture in it.
         OSError: The results cannot be written to that folder, or would replace the pictures themselves.
     """
+    extension, (part, parts) = check_naming(suffix, ext), parse_shard(shard)
+    if map and not upscaler.routed:
+        raise OptionError('map=True', 'needs a network that routes, CDNSR or PCSR')
     root, folder = Path(source), Path(output)
     if not root.exists():
         raise FileNotFoundError(f'{source}: no such file or folder')
@@ -232,18 +168,18 @@ def upscale_files(upscaler: Engine,
     owners: dict[Path, Path] = {}  # of two pictures whose results would have one name, the first
     for path in sources:
         result = result_path(path, root, folder, suffix, extension)
-        for name in (result, map_path(result)) if save_map else (result, ):
+        for name in (result, map_path(result)) if map else (result, ):
             owners.setdefault(name, path)
     done = present = 0
-    first = shard[0] == 1  # what concerns the whole folder is said once
+    first = part == 1  # what concerns the whole folder is said once
     failed = [(str(path), f'cannot be listed: {reason}') for path, reason in closed if first]
     notes: list[tuple[str, str]] = []
     begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * upscaler.num_classes
-    for path in tqdm(sources[shard[0] - 1::shard[1]], 'upscale', unit='picture', disable=None):
+    for path in tqdm(sources[part - 1::parts], 'upscale', unit='picture', disable=None):
         result = result_path(path, root, folder, suffix, extension)
         large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
         try:
-            for name in (result, map_path(result)) if save_map else (result, ):
+            for name in (result, map_path(result)) if map else (result, ):
                 if owners[name] != path:
                     raise ImageError(
                         f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of the two')
@@ -251,7 +187,7 @@ def upscale_files(upscaler: Engine,
             if overwrite or not result.exists():
                 result.parent.mkdir(parents=True, exist_ok=True)
                 large = large if owners.get(large, path) == path else result
-                plan = _upscale_file(upscaler, path, result, large, save_map, overwrite, max_megapixels, strip_metadata,
+                plan = _upscale_file(upscaler, path, result, large, map, overwrite, max_megapixels, strip_metadata,
                                      notes)
         # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
         except (ImageError, OSError, RuntimeError, MemoryError) as error:
@@ -271,8 +207,8 @@ def upscale_files(upscaler: Engine,
     return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts, notes, others if first else [])
 
 
-def _upscale_file(upscaler: Engine, path: Path, result: Path, large: Path, save_map: bool, overwrite: bool,
-                  max_megapixels: float, strip_metadata: bool, notes: list[tuple[str, str]]) -> Optional[EnginePlan]:
+def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, save_map: bool, overwrite: bool,
+                  max_megapixels: float, strip_metadata: bool, notes: list[tuple[str, str]]) -> Optional[Plan]:
     """Upscales one picture to `result`, or to `large` where the format of `result` cannot hold it.
 
     What is not done of it is added to `notes`.
@@ -291,8 +227,8 @@ def _upscale_file(upscaler: Engine, path: Path, result: Path, large: Path, save_
         if result.exists() and not overwrite:
             return None
 
-    def write(engine: Engine) -> EnginePlan:
-        plan, strips = upscaled_strips(engine, picture)
+    def write(engine: Upscaler) -> Plan:
+        plan, strips = upscaled_strips(engine, picture.pixels)
         bar = tqdm(total=shape[0], desc=path.name, unit='row', leave=False, disable=None, delay=2)
 
         def watched() -> Iterator[np.ndarray]:

@@ -1,69 +1,31 @@
-import cv2
 import torch
 from collections import OrderedDict
-from os import path as osp
 
-from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..inference.difficulty_map import draw_difficulty_map, in_bgr
-from ..inference.engine import RoutedUpscaler
-from ..inference.tiling import PATCH_SIZE
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
-from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, check_options
+from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, CDNSRFile, check_options
 from .collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from .distillation import Distillation
 from .fast_training import FastTraining
+from .routed_validation import RoutedValidation
 
 NEED_NO_IMAGES = ('class', 'average', 'flops', 'label')  # losses of what the classifier says alone
-TB_IMAGES = 4  # of each validation set
-TB_SIDE = 512  # largest side of an image in TensorBoard, in pixels
-
-
-def map_path(opt, lq_path, dataset_name, current_iter):
-    """Where the difficulty map of a validated image goes: beside the image that SRModel saves."""
-    name, folder = osp.splitext(osp.basename(lq_path))[0], opt['path']['visualization']
-    if opt['is_train']:
-        return osp.join(folder, name, f'{name}_{current_iter}_map.png')
-    return osp.join(folder, dataset_name, f"{name}_{opt['val'].get('suffix') or opt['name']}_map.png")
 
 
 @MODEL_REGISTRY.register()
-class CDNSRModel(FastTraining, SRModel):
+class CDNSRModel(RoutedValidation, FastTraining, SRModel):
     """CDNSR: trains a soft mixture of branches, validates with hard routing over tiles.
 
     Paper: Classification-Based Dynamic Network for Efficient Super-Resolution (ICASSP 2023).
 
-    Beyond SRModel's options it knows:
-        train.<name>_opt: Losses; those that are given are summed and logged as l_<name>. pixel (of the mixture),
-            branch (of every branch alone, weighted by the mixture weights), class, average, flops, label, error (for an
-            ErrorPredictor); kd, feature, csd, cs: distillation. If the branches are frozen and no loss needs their
-            images, they are not run.
-        train.freeze (list[str]): 'branches', 'classifier'. Default: [].
-        train.tau_min (float): Least temperature of the Gumbel mixture, which is max(1 - iter/total_iter, tau_min).
-            Default: 0.4.
-        train.balance (str): 'warn' | 'auto': what happens when routing collapses: a warning, or the weight of the
-            average loss is raised. Default: 'warn'.
-        train.collapse_share (float), train.collapse_iter (int): Share of one class, and number of iterations that it
-            is taken over, that count as collapsed. Default: 0.95 and 500.
-        train.precision (str): 'float32' | 'bfloat16' | 'float16' (autocast; float16 with loss scaling).
-            Default: 'float32'.
-        train.channels_last (bool): Memory layout in training. Default: True.
-        train.compile (bool): Whether the branches are compiled by torch.compile. Default: False.
-        train.feature_extractor.weights (str): 'imagenet' | path | 'random': weights of VGG19. Default: 'imagenet'.
-        network_t, path.pretrain_network_t: External teacher, where datasets.train.dataroot_teacher does not have what
-            it makes of the patches. Default: the dearest branch.
-        path.pretrain_network_branches (list[str]): One checkpoint per branch; ~ for one without weights.
-        tile.patch_size, tile.step (int): Tiles of validation, in LR pixels. Default: 96 and patch_size - 4.
-        val.save_map (bool): Whether to save the difficulty map beside each image. Default: False.
+    What its option files may say beyond SRModel's: CDNSRFile, and docs/Options.md.
     """
+    unit, parts, hardest = 'tile', 'branches', 'hardest branch'
 
-    def __init__(self, opt):
-        self.upscalers = {}
-        super(CDNSRModel, self).__init__(opt)
-
+    option_file = CDNSRFile
     check_options = staticmethod(check_options)
 
     def model_to_device(self, net):
@@ -72,7 +34,7 @@ class CDNSRModel(FastTraining, SRModel):
         net.train(self.is_train)
         if self.is_train:
             # freeze before DistributedDataParallel looks which parameters it has to synchronise
-            net.freeze(self.opt['train'].get('freeze') or [])
+            net.freeze(self.settings.train.freeze)
         return super(CDNSRModel, self).model_to_device(net)
 
     def init_training_settings(self):
@@ -94,7 +56,6 @@ class CDNSRModel(FastTraining, SRModel):
         if hasattr(self, 'net_g_ema') and branch_paths:
             self.model_ema(0)
 
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.opt['train'].get('precision') == 'float16')
         self.costs = self.upscaler(self.get_bare_model(self.net_g)).costs.to(self.device)
         for net in (self.get_bare_model(self.net_g), getattr(self, 'net_g_ema', None)):
             if hasattr(getattr(net, 'classifier', None), 'costs'):
@@ -106,29 +67,24 @@ class CDNSRModel(FastTraining, SRModel):
             get_root_logger().warning(f'network_g.branches are not listed from cheap to dear, their relative costs are '
                                       f'{costs}. Labels, distillation and the difficulty map take the first for the '
                                       'easiest.')
-        if self.opt['train'].get('compile', False):  # after the branches' operations have been counted
+        if self.settings.train.compile:  # after the branches' operations have been counted
             if self.opt['dist']:  # its splitting of graphs fails at autograd functions in some versions
                 torch._dynamo.config.optimize_ddp = False
             for branch in self.get_bare_model(self.net_g).branches:
                 branch.compile()
 
     def _build_losses(self):
-        train_opt = self.opt['train']
-        self.losses = OrderedDict()
-        for name in LOSSES:
-            if train_opt.get(f'{name}_opt'):
-                self.losses[name] = build_loss(train_opt[f'{name}_opt']).to(self.device)
+        losses = OrderedDict((name, self.build_loss(name)) for name in LOSSES)
+        self.losses = OrderedDict((name, loss) for name, loss in losses.items() if loss is not None)
 
         layers = {layer for loss in self.losses.values() for layer in getattr(loss, 'layers', [])}
         extractor, self.net_t = None, self.load_teacher()
         if layers:
-            weights = train_opt.get('feature_extractor', {}).get('weights', 'imagenet')
             try:
-                extractor = VGG19Features(sorted(layers), weights).to(self.device)
+                extractor = VGG19Features(sorted(layers), self.settings.train.feature_extractor.weights)
             except ValueError as error:
                 raise OptionError('train.feature_extractor', str(error)) from error
-        if extractor is not None:
-            extractor.to(memory_format=self.memory_format())
+            extractor.to(self.device, memory_format=self.memory_format())
         names = [name for name in DISTILLATION_LOSSES if name in self.losses]
         self.distillation = Distillation(names, self.opt['scale'], extractor)
 
@@ -138,7 +94,7 @@ class CDNSRModel(FastTraining, SRModel):
             raise OptionError(
                 'train.error_opt', 'needs a classifier that predicts errors, such as ErrorPredictor, but '
                 f'network_g.classifier.type is {kind}')
-        if predicts_errors and 'error' not in self.losses and 'classifier' not in (train_opt.get('freeze') or []):
+        if predicts_errors and 'error' not in self.losses and 'classifier' not in self.settings.train.freeze:
             raise OptionError('train.error_opt', f'is what trains {kind}; without it, freeze: [classifier]')
         for name in ('class', 'average', 'flops'):
             if name in self.losses and predicts_errors:
@@ -146,11 +102,11 @@ class CDNSRModel(FastTraining, SRModel):
                                   'costs; use error_opt')
         self.guard = None
         # an ErrorPredictor's shares follow from errors and costs: nothing pushes them
-        if 'classifier' not in (train_opt.get('freeze') or []) and not predicts_errors:
+        if 'classifier' not in self.settings.train.freeze and not predicts_errors:
             self.guard = CollapseGuard(
-                len(self.opt['network_g']['branches']), train_opt.get('collapse_share', 0.95),
-                train_opt.get('collapse_iter', 500),
-                self.losses['average'] if train_opt.get('balance') == 'auto' else None)
+                len(self.opt['network_g']['branches']), self.settings.train.collapse_share,
+                self.settings.train.collapse_iter,
+                self.losses['average'] if self.settings.train.balance == 'auto' else None)
 
         if self.opt['dist']:  # averages the gradient of what a loss trains itself
             for name, loss in self.losses.items():
@@ -165,12 +121,6 @@ class CDNSRModel(FastTraining, SRModel):
         super(CDNSRModel, self).feed_data(data)
         self.label = data.get('label')
         self.errors = data.get('errors')
-        if 'gt' not in data:
-            self.__dict__.pop('gt', None)  # that of the training batch
-        elif self.gt.shape[-2:] != tuple(self.opt['scale'] * length for length in self.lq.shape[-2:]):
-            raise OptionError(
-                str(data.get('gt_path')), f"GT of {tuple(self.gt.shape[-2:])} is not x{self.opt['scale']} of "
-                f'LQ of {tuple(self.lq.shape[-2:])}')
 
     def _checked_labels(self):
         labels, num_classes = self.label, len(self.costs)
@@ -190,15 +140,13 @@ class CDNSRModel(FastTraining, SRModel):
                 f'are {num_classes} branches; it was made for another network')
         return errors
 
-    def optimize_parameters(self, current_iter):
-        train_opt = self.opt['train']
-        tau = max(1 - current_iter / train_opt['total_iter'], train_opt.get('tau_min', 0.4))
-        self.get_bare_model(self.net_g).tau = tau
+    def compute_losses(self, current_iter):
+        train_opt, net = self.settings.train, self.get_bare_model(self.net_g)
+        net.tau = max(1 - current_iter / train_opt.total_iter, train_opt.tau_min)
 
-        self.optimizer_g.zero_grad()
         lq, gt = self.patches()
         known_errors = None
-        if 'error' in self.losses and train_opt.get('freeze') == ['branches']:
+        if 'error' in self.losses and train_opt.freeze == ['branches']:
             known_errors = self._checked_errors()
         need_none = NEED_NO_IMAGES if known_errors is None else (*NEED_NO_IMAGES, 'error')
         with self.autocast():
@@ -211,13 +159,13 @@ class CDNSRModel(FastTraining, SRModel):
         arguments.update({
             'pixel': (self.output, gt),
             'class': (routing.weights, ),
-            'average': (softened(routing.logits) if train_opt.get('balance') == 'auto' else routing.weights, ),
+            'average': (softened(routing.logits) if train_opt.balance == 'auto' else routing.weights, ),
             'flops': (routing.weights, self.costs),
         })
         if 'error' in self.losses:
             if known_errors is None:
                 known_errors = torch.stack([squared_error(output, gt) for output in routing.branch_outputs], dim=1)
-            arguments['error'] = (self.get_bare_model(self.net_g).classifier.errors(routing.logits), known_errors)
+            arguments['error'] = (net.classifier.errors(routing.logits), known_errors)
         if 'branch' in self.losses:
             outputs = torch.stack(routing.branch_outputs, dim=1)
             weights = routing.weights[..., None, None, None].expand_as(outputs)
@@ -225,21 +173,14 @@ class CDNSRModel(FastTraining, SRModel):
         if 'label' in self.losses:
             arguments['label'] = (routing.logits, self._checked_labels(), current_iter)
         log = OrderedDict((f'l_{name}', loss(*arguments[name])) for name, loss in self.losses.items())
-        self.scaler.scale(sum(log.values())).backward()
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
-
         with torch.no_grad():
             log['cost'] = (routing.weights @ self.costs).mean()
             log['entropy'] = routing_entropy(routing.logits)
             counts = class_counts(routing.logits)
             log.update((f'share_{i}', share) for i, share in enumerate(counts / counts.sum()))
-        self.keep_log(log)
         if self.guard is not None:
             self.guard(counts)
-
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
+        return log
 
     def get_current_log(self):
         super(CDNSRModel, self).get_current_log()
@@ -247,86 +188,14 @@ class CDNSRModel(FastTraining, SRModel):
         self.log_dict['lr'] = self.get_current_learning_rate()[0]
         return self.log_dict
 
-    def upscaler(self, net):
-        """The engine for a network; it is kept, since it counts the branches' operations when it is made."""
-        if id(net) not in self.upscalers:
-            tile = self.opt.get('tile') or {}
-            self.upscalers[id(net)] = RoutedUpscaler(net, tile.get('patch_size', PATCH_SIZE), tile.get('step'))
-        return self.upscalers[id(net)]
+    def class_names(self):
+        return {f'{i}': f'class {i}' for i in range(len(self.get_bare_model(self.net_g).branches))}
 
-    def test(self):
-        upscaled = self.upscaler(self.tested_net()).upscale(self.lq)
-        self.output = upscaled.image
-        if hasattr(self, 'routing_stats'):
-            self._record(upscaled)
-
-    def begin_validation(self, dataset_name, current_iter, tb_logger):
-        super(CDNSRModel, self).begin_validation(dataset_name, current_iter, tb_logger)
-        num_classes = len(self.get_bare_model(self.net_g).branches)
-        self.tb_images = 0
-        self.upscaler(self.tested_net()).refresh()  # fused optimizers leave the versions of weights alone
-        zeros = {key: torch.zeros(num_classes, dtype=torch.float64) for key in ('tiles', 'pixels', 'squared_error')}
-        self.routing_stats = dict(zeros, cost=0., lq_pixels=0)
-
-    def _record(self, upscaled):
-        """Adds one validated image to the statistics, saves its difficulty map if asked to, shows it in TensorBoard."""
-        stats, num_classes = self.routing_stats, len(self.routing_stats['tiles'])
-        lq_pixels = upscaled.tiling.height * upscaled.tiling.width
-        stats['tiles'] += torch.bincount(upscaled.classes, minlength=num_classes)
-        stats['cost'] += upscaled.cost * lq_pixels
-        stats['lq_pixels'] += lq_pixels
-        class_map = upscaled.tiling.class_map(upscaled.classes)
-        if hasattr(self, 'gt'):
-            scale = self.opt['scale']
-            owner = class_map.repeat_interleave(scale, 0).repeat_interleave(scale, 1).flatten()
-            error = (self.output[0].clamp(0, 1).mul(255).round() - self.gt[0].mul(255).round()).cpu().double()
-            stats['pixels'] += torch.bincount(owner, minlength=num_classes)
-            stats['squared_error'] += torch.bincount(owner, error.square().mean(dim=0).flatten(), num_classes)
-        tb_logger = self.validated[2]
-        if self.opt['val'].get('save_map') or tb_logger is not None and self.tb_images < TB_IMAGES:
-            image = in_bgr(tensor2img([self.output]))
-            difficulty_map = draw_difficulty_map(image, class_map.numpy(), num_classes)
-            if self.opt['val'].get('save_map'):
-                imwrite(difficulty_map, map_path(self.opt, self.lq_path[0], *self.validated[:2]))
-            if tb_logger is not None and self.tb_images < TB_IMAGES:
-                self.tb_images += 1
-                self._show(image, difficulty_map)
-
-    def _show(self, image, difficulty_map):
-        """Puts the middle of an image, and its difficulty map, into TensorBoard."""
-        dataset_name, current_iter, tb_logger = self.validated
-        name = osp.splitext(osp.basename(self.lq_path[0]))[0]
-        top, left = (max(0, (length - TB_SIDE) // 2) for length in image.shape[:2])
-        shrunk = min(1, TB_SIDE / max(difficulty_map.shape[:2]))
-        difficulty_map = cv2.resize(difficulty_map, None, fx=shrunk, fy=shrunk, interpolation=cv2.INTER_AREA)
-        pictures = {'sr': image[top:top + TB_SIDE, left:left + TB_SIDE], 'difficulty_map': difficulty_map}
-        for kind, picture in pictures.items():
-            tb_logger.add_image(f'{dataset_name}/{name}/{kind}', picture[..., ::-1], current_iter, dataformats='HWC')
-
-    def log_routing(self):
-        dataset_name, current_iter, tb_logger = self.validated
-        stats, costs = self.routing_stats, self.upscaler(self.tested_net()).costs
-        shares = stats['tiles'] / stats['tiles'].sum().clamp(min=1)
-        psnrs = 10 * torch.log10(255**2 * stats['pixels'] / stats['squared_error'])
-        cost = stats['cost'] / max(stats['lq_pixels'], 1)
-        message = (
-            f'Routing {dataset_name}\n\t # cost: {cost:.4f} of the hardest branch on whole images, classifier and '
-            f'tile overlap included ({(shares * costs).sum():.4f} for the branches per tile)\n')
-        scalars = {'cost': cost}
-        for i, (share, count) in enumerate(zip(shares.tolist(), stats['tiles'].tolist())):
-            psnr = f'{psnrs[i]:.4f}' if stats['pixels'][i] > 0 else '-'
-            message += f'\t # class {i}: {100 * share:.1f} % ({count:.0f} tiles)\tPSNR: {psnr}\tcost: {costs[i]:.4f}\n'
-            scalars.update({f'share_{i}': share, f'count_{i}': count})
-            if stats['pixels'][i] > 0:
-                scalars[f'psnr_{i}'] = psnrs[i].item()
-        get_root_logger().info(message)
-        if tb_logger:
-            for name, value in scalars.items():
-                tb_logger.add_scalar(f'routing/{dataset_name}/{name}', value, current_iter)
+    def class_costs(self):
+        return self.upscaler(self.tested_net()).costs
 
     def own_state(self):
-        heads = {name: self.get_bare_model(loss).state_dict() for name, loss in self.losses.items()}
-        return {'losses': heads, 'scaler': self.scaler.state_dict()}
+        return {'losses': {name: self.get_bare_model(loss).state_dict() for name, loss in self.losses.items()}}
 
     def own_process_state(self):
         return {'guard': self.guard and self.guard.state_dict()}
@@ -335,7 +204,5 @@ class CDNSRModel(FastTraining, SRModel):
         for name, head in state.get('losses', {}).items():
             if name in self.losses:
                 self.get_bare_model(self.losses[name]).load_state_dict(head)
-        if state.get('scaler'):
-            self.scaler.load_state_dict(state['scaler'])
         if self.guard is not None and process_state.get('guard'):
             self.guard.load_state_dict(process_state['guard'])

@@ -1,70 +1,126 @@
 """What an option file for CDNSRModel may hold."""
-from ..inference.engine import PRECISIONS
+from dataclasses import dataclass
+from typing import Mapping, Optional
+
 from ..inference.tiling import PATCH_SIZE
-from ..options import OptionError, check_choice, check_flag, check_keys, check_number, check_path, check_tested
+from ..options import OptionError, check_choice, check_number, check_path
+from ..options.schema import (
+    FLAG,
+    Kind,
+    RoutedValidation,
+    block,
+    choice,
+    fields_of,
+    filled,
+    integer,
+    key,
+    kind_of,
+    loss,
+    number,
+    optional,
+    word,
+)
+from .fast_options import PIXEL_LOSSES, FastFile, FastPaths, PrecisionTraining, check_file, check_tested, has_teacher
 
-DISTILLATION_LOSSES = ('kd', 'feature', 'csd', 'cs')
-# in the order in which they are summed and logged, and which part each one trains, if it is one part alone
+
+def check_frozen(value, where):
+    """Refuses what is neither of CDNSR's two parts."""
+    if (value or []) not in ([], ['branches'], ['classifier']):
+        raise OptionError(where, f'accepted: [branches], [classifier] or []; got {value!r}')
+
+
+def check_weights(value, where):
+    """Refuses what VGG19 cannot start from."""
+    if value not in ('imagenet', 'random'):
+        check_path(value, where)
+
+
+@dataclass
+class FeatureExtractor:
+    """VGG19, whose features distillation compares."""
+    weights: str = key('imagenet', Kind('`imagenet`, `random`, path', {'type': 'string'}, check_weights),
+                       'its weights; imagenet: 550 MB, which are downloaded once')
+
+
+@dataclass
+class CDNSRTraining(PrecisionTraining):
+    """How a model is trained. Losses that are given are summed and logged, each as l_NAME, in this order."""
+    compile: bool = key(False, FLAG, 'whether the branches are compiled by torch.compile')
+    freeze: list = key((), Kind('[branches], [classifier], []', {'type': ['array', 'null']}, check_frozen),
+                       'the part that stays as it is; where branches do and no loss asks for their images, none is run')
+    tau_min: float = key(0.4, number(0.01, 1),
+                         'least temperature of the Gumbel mixture, which is max(1 - iter / total_iter, tau_min)')
+    balance: str = key('warn', choice('warn', 'auto'),
+                       'what happens when routing collapses: a warning; the weight of average_opt is raised')
+    collapse_share: float = key(0.95, number(0.01, 1), 'share of one class that counts as collapsed')
+    collapse_iter: int = key(500, integer(1), 'iterations that the share is taken over')
+    pixel_opt: Optional[Mapping] = key(None, loss(), 'the mixture near the GT')
+    branch_opt: Optional[Mapping] = key(None, loss(*PIXEL_LOSSES), 'every branch alone near the GT, where it is used')
+    class_opt: Optional[Mapping] = key(None, loss('ClassLoss', trains='classifier'), 'sure decisions')
+    average_opt: Optional[Mapping] = key(None, loss('AverageLoss', trains='classifier'),
+                                         'equal shares of the batch, of all processes together')
+    flops_opt: Optional[Mapping] = key(None, loss('FLOPsLoss', trains='classifier'), 'expected cost at most `target`')
+    label_opt: Optional[Mapping] = key(None, loss('LabelLoss', trains='classifier'),
+                                       "the dataset's labels (cross entropy), fading out in `num_iter` iterations")
+    error_opt: Optional[Mapping] = key(
+        None, loss('ErrorLoss', trains='classifier'),
+        'the errors of the branches, as measured (label --by branches) or as they come out in training; of an '
+        'ErrorPredictor')
+    kd_opt: Optional[Mapping] = key(None, loss('KDL1Loss', trains='branches'),
+                                    'images of easy branches near those of every harder one')
+    feature_opt: Optional[Mapping] = key(None, loss('FeatureDistillLoss', trains='branches'),
+                                         'the same for VGG19 features')
+    csd_opt: Optional[Mapping] = key(
+        None, loss('CSDLoss', 'ContrastLoss', trains='branches'),
+        'VGG19 features of easy branches near those of the hardest, far from those of other, blurred patches')
+    cs_opt: Optional[Mapping] = key(None, loss('CSDLoss', 'ContrastLoss', trains='branches'),
+                                    'the same for embeddings, with a projection head that is trained along')
+    feature_extractor: FeatureExtractor = key(None, block(FeatureExtractor),
+                                              'VGG19, of feature_opt, csd_opt and cs_opt')
+
+
+@dataclass
+class CDNSRPaths(FastPaths):
+    """Where networks start from. Folders are made by BasicSR."""
+    pretrain_network_branches: Optional[list] = key(None, word('list of checkpoints', 'array'),
+                                                    'one for each branch, in training; ~ for one without weights')
+
+
+@dataclass
+class Tile:
+    """Tiles of validation and test, and of `basicsr upscale -opt`, in LR pixels."""
+    patch_size: int = key(PATCH_SIZE, integer(1), 'largest side of a tile')
+    step: Optional[int] = key(None, optional(integer(1)), 'patch_size less the overlap; ~: 4 less')
+
+
+@dataclass
+class CDNSRFile(FastFile):
+    """What stands at the top of an option file."""
+    tile: Tile = key(None, block(Tile), 'tiles of validation')
+    path: CDNSRPaths = key(..., block(CDNSRPaths), 'where it starts from')
+    train: CDNSRTraining = key(None, block(CDNSRTraining), 'how it is trained; needed in training')
+    val: RoutedValidation = key(None, block(RoutedValidation), 'how it is validated; needed in a test')
+
+
+# in the order in which they are summed and logged
 LOSSES = {
-    'pixel': None,
-    'branch': None,
-    'class': 'classifier',
-    'average': 'classifier',
-    'flops': 'classifier',
-    'label': 'classifier',
-    'error': 'classifier',
-    **dict.fromkeys(DISTILLATION_LOSSES, 'branches')
+    name[:-len('_opt')]: kind_of(field)
+    for name, field in fields_of(CDNSRTraining).items() if name.endswith('_opt')
 }
-# accepted types of the losses that are called with more than an image and its GT
-TYPES = {
-    'branch': ('L1Loss', 'MSELoss', 'CharbonnierLoss'),
-    'class': ('ClassLoss', ),
-    'average': ('AverageLoss', ),
-    'flops': ('FLOPsLoss', ),
-    'label': ('LabelLoss', ),
-    'error': ('ErrorLoss', ),
-    'kd': ('KDL1Loss', ),
-    'feature': ('FeatureDistillLoss', ),
-    'csd': ('CSDLoss', 'ContrastLoss'),
-    'cs': ('CSDLoss', 'ContrastLoss'),
-    'teacher': ('L1Loss', 'MSELoss', 'CharbonnierLoss')  # of a single network
-}
-# what CDNSRModel and BasicSR's pipelines read, block by block
-KEYS = {
-    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_t',
-                    'tile', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
-    'tile': ('patch_size', 'step'),
-    'path': ('pretrain_network_g', 'pretrain_network_branches', 'param_key_g', 'strict_load_g', 'pretrain_network_t',
-             'strict_load_t', 'resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root'),
-    'train': ('ema_decay', 'freeze', 'optim_g', 'scheduler', 'tau_min', 'total_iter', 'warmup_iter', 'precision',
-              'channels_last', 'compile', 'feature_extractor', 'balance', 'collapse_share', 'collapse_iter',
-              *(f'{name}_opt' for name in LOSSES)),
-    'feature_extractor': ('weights', ),
-    'val': ('metrics', 'pbar', 'save_img', 'save_map', 'suffix', 'val_freq'),
-}
+DISTILLATION_LOSSES = tuple(name for name, kind in LOSSES.items() if kind.trains == 'branches')
 
 
-def check_blocks(opt, arch, keys):
-    """Refuses another network than the model's, another scale than the network's, and unknown keys.
+def check_step(tile):
+    """Refuses tiles that do not touch.
 
     Args:
-        opt (dict): Content of the option file.
-        arch (str | None): Type of the network, whose model is called <arch>Model; None accepts any.
-        keys (dict[str, tuple[str]]): Accepted keys of each block, and of the 'option file' itself.
+        tile (Tile): The block `tile`.
 
     Raises:
-        OptionError: For the first mistake found.
+        OptionError: The step is larger than the tiles.
     """
-    net_opt = opt.get('network_g', {})
-    if arch is not None and net_opt.get('type') != arch:
-        raise OptionError('network_g.type', f"{arch}Model needs type {arch}, but got {net_opt.get('type')!r}")
-    upscale = net_opt.get('upscale', 4 if arch else opt.get('scale'))
-    if opt.get('scale') != upscale:
-        raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
-    check_keys(opt, keys['option file'], 'option file')
-    for name, accepted in keys.items():
-        if opt.get(name) is not None:
-            check_keys(opt[name], accepted, name)
+    if tile.step is not None:
+        check_number(tile.step, 'tile.step', 1, tile.patch_size, integer=True)
 
 
 def check_options(opt, is_train):
@@ -77,7 +133,7 @@ def check_options(opt, is_train):
     Raises:
         OptionError: For the first mistake found.
     """
-    check_blocks(opt, 'CDNSR', KEYS)
+    check_file(opt, 'CDNSR', CDNSRFile, is_train)
     net_opt = opt['network_g']
     branches, upscale = net_opt['branches'], net_opt.get('upscale', 4)
     if not isinstance(branches, list) or not 2 <= len(branches) <= 5:
@@ -88,10 +144,7 @@ def check_options(opt, is_train):
         if branch.get('upscale', upscale) != upscale:
             raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
     check_choice(net_opt.get('mixture', 'gumbel'), 'network_g.mixture', ['gumbel', 'softmax'])
-    tile = opt.get('tile') or {}
-    patch_size = tile.get('patch_size', PATCH_SIZE)
-    check_number(patch_size, 'tile.patch_size', 1, integer=True)
-    check_number(tile.get('step', patch_size), 'tile.step', 1, patch_size, integer=True)
+    check_step(filled(Tile, opt.get('tile')))
 
     paths = opt['path'].get('pretrain_network_branches')
     if paths is not None and (not isinstance(paths, list) or len(paths) != len(branches)):
@@ -106,46 +159,6 @@ def check_options(opt, is_train):
         check_tested(opt)
 
 
-def has_teacher(opt):
-    """Whether there is a network, or outputs of one, to learn from.
-
-    Args:
-        opt (dict): Content of the option file.
-
-    Raises:
-        OptionError: It is only half there, or there are two.
-    """
-    network = 'network_t' in opt
-    outputs = bool((opt.get('datasets', {}).get('train') or {}).get('dataroot_teacher'))
-    if network != bool(opt['path'].get('pretrain_network_t')):
-        raise OptionError('network_t', 'a teacher needs both network_t and path.pretrain_network_t')
-    if network and outputs:
-        raise OptionError('datasets.train.dataroot_teacher', 'one teacher is enough: this, or network_t')
-    return network or outputs
-
-
-def check_loss_block(block, name):
-    """Refuses a loss of another kind than its name says, and values that would fail in the first iteration.
-
-    Args:
-        block (dict): Loss block.
-        name (str): Its name in the option file, without _opt.
-
-    Raises:
-        OptionError: For the first mistake found.
-    """
-    where = f'train.{name}_opt'
-    if name in TYPES:
-        check_choice(block.get('type'), f'{where}.type', TYPES[name])
-    check_number(block.get('loss_weight', 1), f'{where}.loss_weight', 0)
-    check_number(block.get('num_negatives', 1), f'{where}.num_negatives', 1, integer=True)
-    if block.get('reduction') == 'none':
-        raise OptionError(f'{where}.reduction', 'none leaves no single value to minimise; accepted: mean, sum')
-    check_number(block.get('target', 0), f'{where}.target', 0, 1)
-    for layer, weight in (block.get('layer_weights') or {}).items():
-        check_number(weight, f'{where}.layer_weights.{layer}', 0)
-
-
 def check_training(opt):
     """Refuses what CDNSRModel cannot be trained with.
 
@@ -156,22 +169,7 @@ def check_training(opt):
         OptionError: For the first mistake found.
     """
     train_opt, data_opt = opt['train'], opt['datasets'].get('train') or {}
-    check_number(train_opt.get('tau_min', 0.4), 'train.tau_min', 0.01, 1)
-    check_number(train_opt.get('collapse_share', 0.95), 'train.collapse_share', 0.01, 1)
-    check_number(train_opt.get('collapse_iter', 500), 'train.collapse_iter', 1, integer=True)
-    check_choice(train_opt.get('precision', 'float32'), 'train.precision', list(PRECISIONS))
-    check_choice(train_opt.get('balance', 'warn'), 'train.balance', ['warn', 'auto'])
-    for key in ('channels_last', 'compile'):
-        check_flag(train_opt.get(key, False), f'train.{key}')
-    if 'feature_extractor' in train_opt:
-        check_keys(train_opt['feature_extractor'], KEYS['feature_extractor'], 'train.feature_extractor')
-        weights = train_opt['feature_extractor'].get('weights', 'imagenet')
-        if weights not in ('imagenet', 'random'):
-            check_path(weights, 'train.feature_extractor.weights')
-
     freeze = train_opt.get('freeze') or []
-    if freeze not in ([], ['branches'], ['classifier']):
-        raise OptionError('train.freeze', f'accepted: [branches], [classifier] or []; got {freeze!r}')
     starts = [opt['path'].get(key) for key in ('pretrain_network_g', 'resume_state')]
     branches = [opt['path'].get('pretrain_network_branches')] if freeze == ['branches'] else []
     if freeze and not any(starts + branches):
@@ -184,8 +182,7 @@ def check_training(opt):
             'train.pixel_opt', 'a loss is needed: pixel_opt or branch_opt; with freeze: [branches] also '
             'label_opt or error_opt')
     for name in losses:
-        check_loss_block(train_opt[f'{name}_opt'], name)
-        trained = LOSSES[name]
+        trained = LOSSES[name].trains
         if [trained] == freeze:
             raise OptionError(f'train.{name}_opt', f'trains the {trained} only, which train.freeze keeps as they are')
     if train_opt.get('balance') == 'auto' and 'average' not in losses:

@@ -5,6 +5,7 @@ from torch.nn.functional import one_hot
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
 from ..losses.routing_loss import batch_mean
+from .cdnsr_options import CDNSRTraining
 
 MAX_RAISES = 10
 
@@ -17,13 +18,18 @@ class CollapseGuard:
 
     Args:
         num_classes (int): Number of classes M.
-        max_share (float): Share of one class that counts as collapsed, from 1 / M to 1. Default: 0.95.
-        num_iter (int): Number of iterations. Default: 500.
+        max_share (float): Share of one class that counts as collapsed, from 1 / M to 1. Default: that of
+            train.collapse_share.
+        num_iter (int): Number of iterations. Default: that of train.collapse_iter.
         average_loss (AverageLoss | None): Its weight is doubled at every look that finds a collapse, at most 10
             times. None: a warning says what to change. Default: None.
     """
 
-    def __init__(self, num_classes, max_share=0.95, num_iter=500, average_loss=None):
+    def __init__(self,
+                 num_classes,
+                 max_share=CDNSRTraining.collapse_share,
+                 num_iter=CDNSRTraining.collapse_iter,
+                 average_loss=None):
         self.max_share, self.num_iter, self.average_loss = max_share, num_iter, average_loss
         self.counts = torch.zeros(num_classes, dtype=torch.int64)
         self.iterations = 0

@@ -1,6 +1,5 @@
-from basicsr.losses import build_loss
 from basicsr.utils.registry import MODEL_REGISTRY
-from .etds_options import check_options
+from .etds_options import ETDSFile, check_options
 from .fast_training import FastSRModel
 
 
@@ -10,20 +9,17 @@ class ETDSModel(FastSRModel):
 
     Paper: Equivalent Transformation and Dual Stream Network Construction for Mobile Image Super-Resolution (CVPR 2023).
 
-    Beyond FastSRModel's options it knows:
-        train.residual_opt: Pixel loss of the residual stream's output, alpha of Eq. 15 being its loss_weight.
-            Default: none.
-        train.residual_freeze_iter (int): For so many iterations the residual stream stays as it is. Default: 0.
+    What its option files may say beyond FastSRModel's: ETDSFile, and docs/Options.md.
     """
 
+    option_file = ETDSFile
     check_options = staticmethod(check_options)
 
     def init_training_settings(self):
-        residual_opt = self.opt['train'].get('residual_opt')
-        self.cri_residual = build_loss(residual_opt).to(self.device) if residual_opt else None
+        self.cri_residual = self.build_loss('residual')
         super(ETDSModel, self).init_training_settings()
 
-    def compute_losses(self):
+    def compute_losses(self, current_iter):
         lq, gt = self.patches()
         with self.autocast():
             self.output, residual = self.net_g(lq, return_residual=True)
@@ -33,7 +29,7 @@ class ETDSModel(FastSRModel):
         return losses
 
     def step_optimizer(self, current_iter):
-        if current_iter <= self.opt['train'].get('residual_freeze_iter', 0):
+        if current_iter <= self.settings.train.residual_freeze_iter:
             # DistributedDataParallel has to see all gradients; without one, the optimizer leaves a parameter, its decay
             # and its moments alone
             for param in self.get_bare_model(self.net_g).residual_parameters():

@@ -1,11 +1,23 @@
 """What an option file for ETDSModel may hold."""
-from ..options import check_number, check_tested
-from .cdnsr_options import check_blocks, check_loss_block
-from .fast_options import KEYS as FAST_KEYS
-from .fast_options import check_teacher, check_training
+from dataclasses import dataclass
+from typing import Mapping, Optional
 
-# what ETDSModel and BasicSR's pipelines read, block by block
-KEYS = dict(FAST_KEYS, train=(*FAST_KEYS['train'], 'residual_opt', 'residual_freeze_iter'))
+from ..options.schema import block, integer, key, loss
+from .fast_options import FastFile, SingleTraining, check_file, check_tested, check_training
+
+
+@dataclass
+class ETDSTraining(SingleTraining):
+    """How a model is trained."""
+    residual_opt: Optional[Mapping] = key(None, loss(),
+                                          'the residual stream near the GT; its loss_weight is alpha of Eq. 15')
+    residual_freeze_iter: int = key(0, integer(0), 'iterations in which the residual stream stays as it is')
+
+
+@dataclass
+class ETDSFile(FastFile):
+    """What stands at the top of an option file."""
+    train: ETDSTraining = key(None, block(ETDSTraining), 'how it is trained; needed in training')
 
 
 def check_options(opt, is_train):
@@ -18,13 +30,8 @@ def check_options(opt, is_train):
     Raises:
         OptionError: For the first mistake found.
     """
-    check_blocks(opt, 'ETDS', KEYS)
+    check_file(opt, 'ETDS', ETDSFile, is_train)
     if is_train:
-        train_opt = opt['train']
-        check_training(train_opt)
-        check_teacher(opt)
-        if train_opt.get('residual_opt'):
-            check_loss_block(train_opt['residual_opt'], 'residual')
-        check_number(train_opt.get('residual_freeze_iter', 0), 'train.residual_freeze_iter', 0, integer=True)
+        check_training(opt)
     else:
         check_tested(opt)

@@ -1,37 +1,114 @@
-"""What an option file for FastSRModel may hold."""
-from ..options import OptionError, check_choice, check_flag, check_tested
-from .cdnsr_options import check_blocks, check_loss_block, has_teacher
+"""What an option file for FastSRModel may hold, and what those of the other models have in common with it."""
+from dataclasses import dataclass
+from typing import Mapping, Optional
 
-# what FastSRModel and BasicSR's pipelines read, block by block
-KEYS = {
-    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_t',
-                    'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
-    'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'pretrain_network_t', 'strict_load_t',
-             'resume_state', 'ignore_resume_networks', 'experiments_root', 'results_root'),
-    'train': ('ema_decay', 'optim_g', 'scheduler', 'total_iter', 'warmup_iter', 'precision', 'channels_last',
-              'pixel_opt', 'teacher_opt'),
-    'val': ('metrics', 'pbar', 'save_img', 'suffix', 'val_freq'),
-}
+from ..inference.network import PRECISIONS
+from ..options import OptionError
+from ..options.schema import (
+    CHECKPOINT,
+    FLAG,
+    TOP,
+    NetworkPaths,
+    OptionFile,
+    Training,
+    block,
+    check_block,
+    choice,
+    key,
+    loss,
+    optional,
+    typed,
+)
+
+PIXEL_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
 
 
-def check_training(train_opt):
-    """Refuses what a single network cannot be trained with.
+@dataclass
+class PrecisionTraining(Training):
+    """How a model is trained."""
+    precision: str = key('float32', choice(*PRECISIONS), 'of the networks, by autocast; float16 with loss scaling')
+    channels_last: bool = key(True, FLAG, 'memory layout in training')
+
+
+@dataclass
+class SingleTraining(PrecisionTraining):
+    """How a model is trained."""
+    pixel_opt: Mapping = key(..., loss(), 'the image near the GT')
+    teacher_opt: Optional[Mapping] = key(None, loss(*PIXEL_LOSSES), "the image near the teacher's")
+
+
+@dataclass
+class FastPaths(NetworkPaths):
+    """Where networks start from. Folders are made by BasicSR."""
+    pretrain_network_t: Optional[str] = key(None, CHECKPOINT, 'weights of network_t')
+    strict_load_t: bool = key(True, FLAG, 'whether all weights must be there, and no others')
+
+
+@dataclass
+class FastFile(OptionFile):
+    """What stands at the top of an option file."""
+    network_t: Optional[Mapping] = key(
+        None, optional(typed('block: type, and arguments of the network')),
+        'a teacher, where datasets.train.dataroot_teacher does not have what it makes of the patches')
+    path: FastPaths = key(..., block(FastPaths), 'where it starts from')
+    train: SingleTraining = key(None, block(SingleTraining), 'how it is trained; needed in training')
+
+
+def check_file(opt, arch, struct, is_train):
+    """Refuses another network than the model's, another scale than the network's, unknown keys and wrong values.
 
     Args:
-        train_opt (dict): The option file's `train` block, its keys otherwise checked.
+        opt (dict): Content of the option file.
+        arch (str | None): Type of the network, whose model is called <arch>Model; None accepts any.
+        struct (type): Dataclass of the file.
+        is_train (bool): Whether it is about to be trained; if not, what says how is not looked at.
 
     Raises:
         OptionError: For the first mistake found.
     """
-    if not train_opt.get('pixel_opt'):
-        raise OptionError('train.pixel_opt', 'a pixel loss is needed')
-    check_loss_block(train_opt['pixel_opt'], 'pixel')
-    check_choice(train_opt.get('precision', 'float32'), 'train.precision', ['float32', 'bfloat16'])
-    check_flag(train_opt.get('channels_last', True), 'train.channels_last')
+    net_opt = opt.get('network_g', {})
+    if arch is not None and net_opt.get('type') != arch:
+        raise OptionError('network_g.type', f"{arch}Model needs type {arch}, but got {net_opt.get('type')!r}")
+    upscale = net_opt.get('upscale', 4 if arch else opt.get('scale'))
+    if opt.get('scale') != upscale:
+        raise OptionError('scale', f"is {opt.get('scale')!r}, but network_g.upscale is {upscale!r}")
+    check_block(struct, opt if is_train else {name: opt[name] for name in opt if name != 'train'}, TOP)
 
 
-def check_teacher(opt):
-    """Refuses a teacher without a loss that compares with it, and such a loss without a teacher.
+def check_tested(opt):
+    """Refuses to test a network without weights.
+
+    Args:
+        opt (dict): Content of the option file.
+
+    Raises:
+        OptionError: It names none.
+    """
+    if not opt['path'].get('pretrain_network_g'):
+        raise OptionError('path.pretrain_network_g', 'is needed for a test: a checkpoint, or the name of a model')
+
+
+def has_teacher(opt):
+    """Whether there is a network, or outputs of one, to learn from.
+
+    Args:
+        opt (dict): Content of the option file.
+
+    Raises:
+        OptionError: It is only half there, or there are two.
+    """
+    network = 'network_t' in opt
+    outputs = bool((opt.get('datasets', {}).get('train') or {}).get('dataroot_teacher'))
+    if network != bool(opt['path'].get('pretrain_network_t')):
+        raise OptionError('network_t', 'a teacher needs both network_t and path.pretrain_network_t')
+    if network and outputs:
+        raise OptionError('datasets.train.dataroot_teacher', 'one teacher is enough: this, or network_t')
+    return network or outputs
+
+
+def check_training(opt):
+    """Refuses a training of a single network without a pixel loss, and half a teacher: one without a loss that compares
+    with it, or such a loss alone.
 
     Args:
         opt (dict): Content of the option file of a training.
@@ -39,13 +116,13 @@ def check_teacher(opt):
     Raises:
         OptionError: For the first mistake found.
     """
+    if not opt['train'].get('pixel_opt'):
+        raise OptionError('train.pixel_opt', 'a pixel loss is needed')
     loss_opt = opt['train'].get('teacher_opt')
     if has_teacher(opt) != bool(loss_opt):
         raise OptionError(
             'train.teacher_opt', 'goes with a teacher, network_t and path.pretrain_network_t or '
             'datasets.train.dataroot_teacher, and the other way round')
-    if loss_opt:
-        check_loss_block(loss_opt, 'teacher')
 
 
 def check_options(opt, is_train):
@@ -58,9 +135,8 @@ def check_options(opt, is_train):
     Raises:
         OptionError: For the first mistake found.
     """
-    check_blocks(opt, None, KEYS)
+    check_file(opt, None, FastFile, is_train)
     if is_train:
-        check_training(opt['train'])
-        check_teacher(opt)
+        check_training(opt)
     else:
         check_tested(opt)

@@ -2,15 +2,17 @@ import math
 import sys
 import torch
 from collections import OrderedDict
+from functools import cached_property
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..inference.engine import PRECISIONS, geometry, run_padded
+from ..inference.network import PRECISIONS, geometry, run_padded
 from ..options import OptionError
-from .fast_options import check_options
+from ..options.schema import filled
+from .fast_options import FastFile, check_options
 from .self_describing import SelfDescribing
 from .shared_validation import SharedValidation
 from .training_state import CompleteState
@@ -20,15 +22,22 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
     """What all models of this package have before SRModel: they train in a chosen precision and memory layout, share
     validation among processes, and save complete states and checkpoints that say what network they are of.
 
-    It reads train.precision ('float32' | 'bfloat16' | 'float16', by autocast; default: 'float32') and
-    train.channels_last (default: True). Nothing here waits for a GPU, until the log is asked for.
+    A model computes its losses in `compute_losses`, and may do something to their gradients in `step_optimizer`.
+    `option_file` is the dataclass of what its option files may say. Nothing here waits for a GPU, until the log is
+    asked for.
     """
+    option_file = FastFile
 
     def __init__(self, opt):
         if opt.get('val'):  # progress is for eyes, not for log files
             opt['val'].setdefault('pbar', opt['rank'] == 0 and sys.stderr.isatty())
         self.loss_sums = self.taught = None
         super(FastTraining, self).__init__(opt)
+
+    @cached_property
+    def settings(self):
+        """What the option file says, and defaults of all else."""
+        return filled(self.option_file, self.opt)
 
     def to_device(self, tensor):
         """Part of a batch, where the network is."""
@@ -45,6 +54,12 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         super(FastTraining, self).init_training_settings()
         if hasattr(self, 'net_g_ema'):
             self.net_g_ema.to(memory_format=self.memory_format())
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.train.precision == 'float16')
+
+    def build_loss(self, name):
+        """The loss of train.NAME_opt; None without one."""
+        loss_opt = self.opt['train'].get(f'{name}_opt')
+        return build_loss(loss_opt).to(self.device) if loss_opt else None
 
     def check_patches(self, multiple, where):
         """Refuses training patches of a size that a network cannot do.
@@ -108,6 +123,42 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), groups, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
+    def compute_losses(self, current_iter):
+        """Runs the network on a batch.
+
+        Args:
+            current_iter (int): Current iteration, from 1.
+
+        Returns:
+            OrderedDict[str, Tensor]: Scalars by their names in the log. The sum of those that begin with l_ is
+                minimised.
+        """
+        raise NotImplementedError
+
+    def step_optimizer(self, current_iter):
+        """Takes the optimizer's step, unless the gradients have overflowed in float16.
+
+        Args:
+            current_iter (int): Current iteration, from 1.
+        """
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+
+    def optimize_parameters(self, current_iter):
+        """One training step; the same for all models.
+
+        Args:
+            current_iter (int): Current iteration, from 1.
+        """
+        self.optimizer_g.zero_grad()
+        log = self.compute_losses(current_iter)
+        self.scaler.scale(sum(value for name, value in log.items() if name.startswith('l_'))).backward()
+        self.step_optimizer(current_iter)
+
+        self.keep_log(log)
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
     def model_ema(self, decay=0.999):
         """As BaseModel's, in a few operations for all parameters instead of two for each."""
         nets = (self.net_g_ema, self.get_bare_model(self.net_g))
@@ -143,10 +194,10 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
     def memory_format(self):
-        return torch.channels_last if self.opt['train'].get('channels_last', True) else torch.contiguous_format
+        return torch.channels_last if self.settings.train.channels_last else torch.contiguous_format
 
     def autocast(self):
-        precision = PRECISIONS[self.opt['train'].get('precision', 'float32')]
+        precision = PRECISIONS[self.settings.train.precision]
         return torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
 
     def patches(self):
@@ -170,12 +221,7 @@ class FastSRModel(FastTraining, SRModel):
     """SRModel that trains faster, whose processes share validation, and whose checkpoints say what network they are of.
     For one branch, or any network.
 
-    Beyond SRModel's options it knows:
-        train.precision (str): 'float32' | 'bfloat16' (autocast). Default: 'float32'.
-        train.channels_last (bool): Memory layout in training. Default: True.
-        network_t, path.pretrain_network_t: A teacher, where datasets.train.dataroot_teacher does not have what it
-            makes of the patches. Default: none.
-        train.teacher_opt: Pixel loss between the output and the teacher's. Default: none.
+    What its option files may say beyond SRModel's: FastFile, and docs/Options.md.
     """
 
     check_options = staticmethod(check_options)
@@ -190,37 +236,21 @@ class FastSRModel(FastTraining, SRModel):
         return super(FastSRModel, self).model_to_device(net)
 
     def init_training_settings(self):
-        teacher_opt = self.opt['train'].get('teacher_opt')
-        self.cri_teacher = build_loss(teacher_opt).to(self.device) if teacher_opt else None
-        self.net_t = self.load_teacher()
+        self.cri_teacher, self.net_t = self.build_loss('teacher'), self.load_teacher()
         super(FastSRModel, self).init_training_settings()
 
-    def compute_losses(self):
-        """The losses of a batch by their name in the log."""
+    def compute_losses(self, current_iter):
         lq, gt = self.patches()
         with self.autocast():
             self.output = self.net_g(lq)
         return self.output_losses(lq, gt)
 
     def output_losses(self, lq, gt):
-        """Those of self.output."""
+        """The losses of self.output by their names in the log."""
         losses = OrderedDict(l_pix=self.cri_pix(self.output.float(), gt))
         if self.cri_teacher is not None:
             losses['l_teacher'] = self.cri_teacher(self.output.float(), self.teach(lq))
         return losses
-
-    def optimize_parameters(self, current_iter):
-        self.optimizer_g.zero_grad()
-        losses = self.compute_losses()
-        sum(losses.values()).backward()
-        self.step_optimizer(current_iter)
-
-        self.keep_log(losses)
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
-
-    def step_optimizer(self, current_iter):
-        self.optimizer_g.step()
 
     def test(self):
         # SRModel's goes through DistributedDataParallel, which would wait for processes that have other images

@@ -1,18 +1,63 @@
 """What an option file for PCSRModel may hold."""
-from ..options import OptionError, check_choice, check_number, check_routing, check_tested
-from .cdnsr_options import check_blocks
+from dataclasses import dataclass
+from typing import Mapping, Optional
 
-# what PCSRModel and BasicSR's pipelines read, block by block
-KEYS = {
-    'option file': ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'routing', 'tile',
-                    'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters'),
-    'tile': ('patch_size', 'step'),
-    'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks',
-             'experiments_root', 'results_root'),
-    'train':
-    ('phase', 'freeze', 'ema_decay', 'optim_g', 'scheduler', 'total_iter', 'warmup_iter', 'pixel_opt', 'average_opt'),
-    'val': ('metrics', 'pbar', 'save_img', 'save_map', 'suffix', 'val_freq'),
-}
+from ..inference.pixel_upscaler import PATCH_SIZE
+from ..options import OptionError, check_choice, check_number, check_routing
+from ..options.schema import (
+    Kind,
+    NetworkPaths,
+    OptionFile,
+    RoutedValidation,
+    Routing,
+    Training,
+    block,
+    choice,
+    filled,
+    integer,
+    key,
+    loss,
+    optional,
+)
+from .cdnsr_options import check_step
+from .fast_options import PrecisionTraining, check_file, check_tested
+
+
+def check_frozen(value, where):
+    """Refuses what is no part that stays as it is in phase 1."""
+    if value is not None and (not isinstance(value, list) or not set(value) <= {'backbone', 'heavy'}):
+        raise OptionError(where, f'accepted: [backbone, heavy], one of them or []; got {value!r}')
+
+
+@dataclass
+class PCSRTraining(Training):
+    """How a model is trained."""
+    # as in the other models, but no keys
+    precision, channels_last = PrecisionTraining.precision, PrecisionTraining.channels_last
+    phase: int = key(
+        1, choice(0, 1),
+        '0: backbone and heavy sampler alone; the others do not exist yet. 1: the mixture of both samplers')
+    freeze: list = key((), Kind('[backbone, heavy], one of them, []', {'type': ['array', 'null']}, check_frozen),
+                       'parts that stay as they are in phase 1')
+    pixel_opt: Mapping = key(..., loss(), 'the image near the GT')
+    average_opt: Optional[Mapping] = key(None, loss('AverageLoss'), 'equal shares of the samplers, in phase 1')
+
+
+@dataclass
+class PCSRTile:
+    """Tiles of validation and test, and of `basicsr upscale -opt`, in LR pixels."""
+    patch_size: int = key(PATCH_SIZE, integer(8), 'largest side of a tile')
+    step: Optional[int] = key(None, optional(integer(1)), 'patch_size less the overlap; ~: 12 less')
+
+
+@dataclass
+class PCSRFile(OptionFile):
+    """What stands at the top of an option file."""
+    routing: Routing = key(None, block(Routing), 'how pixels are routed in validation')
+    tile: PCSRTile = key(None, block(PCSRTile), 'tiles of validation')
+    path: NetworkPaths = key(..., block(NetworkPaths), 'where it starts from')
+    train: PCSRTraining = key(None, block(PCSRTraining), 'how it is trained; needed in training')
+    val: RoutedValidation = key(None, block(RoutedValidation), 'how it is validated; needed in a test')
 
 
 def check_options(opt, is_train):
@@ -25,7 +70,7 @@ def check_options(opt, is_train):
     Raises:
         OptionError: For the first mistake found.
     """
-    check_blocks(opt, 'PCSR', KEYS)
+    check_file(opt, 'PCSR', PCSRFile, is_train)
     net_opt = opt['network_g']
     check_number(net_opt.get('upscale', 4), 'network_g.upscale', 1)
     check_choice(net_opt.get('phase', 1), 'network_g.phase', [0, 1])
@@ -36,10 +81,7 @@ def check_options(opt, is_train):
         for width in widths:
             check_number(width, f'network_g.{name}', 1, integer=True)
 
-    tile = opt.get('tile') or {}
-    patch_size = tile.get('patch_size', 128)
-    check_number(patch_size, 'tile.patch_size', 8, integer=True)
-    check_number(tile.get('step', patch_size), 'tile.step', 1, patch_size, integer=True)
+    check_step(filled(PCSRTile, opt.get('tile')))
     check_routing(opt.get('routing') or {}, 'routing')
     if is_train:
         check_training(opt)
@@ -56,23 +98,13 @@ def check_training(opt):
     Raises:
         OptionError: For the first mistake found.
     """
-    train_opt, phase = opt['train'], opt['train'].get('phase', 1)
-    check_choice(phase, 'train.phase', [0, 1])
+    train_opt = filled(PCSRTraining, opt['train'])
+    phase, freeze = train_opt.phase, train_opt.freeze
     if opt['network_g'].get('phase', phase) != phase:
         raise OptionError('network_g.phase', f"is {opt['network_g']['phase']}, but train.phase is {phase}")
-    if not train_opt.get('pixel_opt'):
+    if not opt['train'].get('pixel_opt'):
         raise OptionError('train.pixel_opt', 'a pixel loss is needed')
-    for name in ('pixel_opt', 'average_opt'):
-        block = train_opt.get(name) or {}
-        check_number(block.get('loss_weight', 1), f'train.{name}.loss_weight', 0)
-        if block.get('reduction') == 'none':
-            raise OptionError(f'train.{name}.reduction', 'none leaves no single value to minimise; accepted: mean, sum')
-    average_opt, freeze = train_opt.get('average_opt'), train_opt.get('freeze') or []
-    if average_opt:
-        check_choice(average_opt.get('type'), 'train.average_opt.type', ['AverageLoss'])
-    if phase == 0 and (average_opt or freeze):
+    if phase == 0 and (train_opt.average_opt or freeze):
         raise OptionError('train.phase', '0 trains backbone and heavy sampler alone, without average_opt and freeze')
-    if not isinstance(freeze, list) or not set(freeze) <= {'backbone', 'heavy'}:
-        raise OptionError('train.freeze', f'accepted: [backbone, heavy], one of them or []; got {freeze!r}')
     if freeze and not any(opt['path'].get(key) for key in ('pretrain_network_g', 'resume_state')):
         raise OptionError('train.freeze', f'{freeze[0]} without weights would stay random; name them at path')

@@ -18,14 +18,10 @@ class SelfDescribing:
             param_key (str | list[str]): Key(s) to save the network(s) under. Default: 'params'.
         """
         nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
-        content = {key: self.get_bare_model(net_).state_dict() for key, net_ in zip(keys, nets)}
-        content = {
-            key: {
-                name: param.cpu().contiguous()
-                for name, param in state.items()
-            }
-            for key, state in content.items()
-        }
+        content = {}
+        for net_, key in zip(nets, keys):
+            state = self.get_bare_model(net_).state_dict()
+            content[key] = {name: param.cpu().contiguous() for name, param in state.items()}
         content.update(network_g=plain(self.opt['network_g']), scale=self.opt['scale'])
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
         save_checkpoint(content, osp.join(self.opt['path']['models'], name))

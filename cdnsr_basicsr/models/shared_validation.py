@@ -46,7 +46,7 @@ class SharedValidation:
         total = torch.cat(values).to(self.device)
         torch.distributed.all_reduce(total)
         sums, *totals = total.cpu().split([len(value) for value in values])
-        self.routing_stats = {key: value.squeeze(0) if len(value) == 1 else value for key, value in zip(stats, totals)}
+        self.routing_stats = {key: total.view_as(torch.as_tensor(stats[key])) for key, total in zip(stats, totals)}
         for metric, value in zip(metrics, sums.tolist()):
             self.metric_results[metric] = value / len(dataset)
             self._update_best_metric_result(dataset.opt['name'], metric, self.metric_results[metric], current_iter)

@@ -41,11 +41,12 @@ def set_random_state(state, devices=()):
 class CompleteState:
     """Part of a model whose training states hold all that going on as if nothing had happened needs.
 
-    Beyond BasicSR's: random states of every process, best metrics, and what `own_state` and `own_process_state` add.
+    Beyond BasicSR's: gradient scaler, random states of every process, best metrics, and what `own_state` and
+    `own_process_state` add.
     """
 
     def own_state(self):
-        """What the model needs besides networks, optimizers and schedulers; the same in all processes."""
+        """What the model needs besides networks, optimizers, schedulers and scaler; the same in all processes."""
         return {}
 
     def own_process_state(self):
@@ -79,6 +80,7 @@ class CompleteState:
             'iter': current_iter,
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'scaler': self.scaler.state_dict(),
             'best_metric_results': self._best_metric_results(),
             'processes': processes,
             **self.own_state()
@@ -123,6 +125,8 @@ class CompleteState:
             resume_state (dict): What save_training_state has saved.
         """
         super(CompleteState, self).resume_training(resume_state)
+        if resume_state.get('scaler'):  # empty but for float16
+            self.scaler.load_state_dict(resume_state['scaler'])
         metrics = set((self.opt.get('val') or {}).get('metrics') or {})
         best = resume_state.get('best_metric_results', {})
         self.best_metric_results = {dataset: record for dataset, record in best.items() if set(record) == metrics}

@@ -1,18 +1,38 @@
+"""CDNSR and its classifiers, PatchClassifier and ErrorPredictor."""
+import inspect
 import pytest
 import torch
 
 from basicsr.archs import build_network
-from cdnsr_basicsr.archs import ErrorPredictor, PatchClassifier
-from cdnsr_basicsr.archs.cdnsr_arch import gumbel_softmax
-from tests.conftest import carn, fsrcnn
+from basicsr.utils.registry import ARCH_REGISTRY
+
+ErrorPredictor, PatchClassifier = (ARCH_REGISTRY.get(name) for name in ('ErrorPredictor', 'PatchClassifier'))
+gumbel_softmax = inspect.getmodule(ARCH_REGISTRY.get('CDNSR')).gumbel_softmax
+
+
+def fsrcnn(num_feat=4, upscale=4):
+    return dict(type='FSRCNN', num_feat=num_feat, num_shrink=3, num_map=1, upscale=upscale)
+
 
 MIXED = [
     dict(type='Interpolation', upscale=2),
     fsrcnn(4, 2),
-    carn(4, 2),
+    dict(type='CARN_M', num_feat=4, upscale=2),
     dict(type='MSRResNet', num_feat=4, num_block=1, upscale=2),
     dict(type='RCAN', num_in_ch=3, num_out_ch=3, num_feat=16, num_group=1, num_block=1, upscale=2),
 ]
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+def cdnsr(upscale=4, branches=None, **kwargs):
+    """Option block of a small CDNSR with three branches of growing cost."""
+    branches = branches or [fsrcnn(2 * i + 2, upscale) for i in range(3)]
+    classifier = dict(type='PatchClassifier', num_feat=8)
+    return dict(dict(type='CDNSR', upscale=upscale, branches=branches, classifier=classifier), **kwargs)
 
 
 def spread(net):
@@ -26,8 +46,8 @@ def spread(net):
 
 
 @pytest.mark.parametrize('num_classes', [2, 3, 4, 5])
-def test_routing_equals_one_patch_at_a_time(tiny_net, num_classes):
-    net = spread(build_network(tiny_net(2, MIXED[:num_classes])).eval())
+def test_routing_equals_one_patch_at_a_time(num_classes):
+    net = spread(build_network(cdnsr(2, MIXED[:num_classes])).eval())
     x = torch.rand(24, 3, 12, 16) * torch.rand(24, 1, 1, 1)
     with torch.no_grad():
         output, routing = net(x, return_routing=True)
@@ -39,8 +59,8 @@ def test_routing_equals_one_patch_at_a_time(tiny_net, num_classes):
     assert routing.branch_outputs is None
 
 
-def test_evaluation_runs_only_the_branches_chosen(tiny_net):
-    net = build_network(tiny_net()).eval()
+def test_evaluation_runs_only_the_branches_chosen():
+    net = build_network(cdnsr()).eval()
     with torch.no_grad():
         net.classifier.fc.bias.copy_(torch.tensor([-100., 100., -100.]))
     ran = []
@@ -52,8 +72,8 @@ def test_evaluation_runs_only_the_branches_chosen(tiny_net):
 
 
 @pytest.mark.parametrize('mixture', ['gumbel', 'softmax'])
-def test_training_mixes_all_branches_in_one_pass_each(tiny_net, mixture):
-    net = build_network(tiny_net(mixture=mixture)).train()
+def test_training_mixes_all_branches_in_one_pass_each(mixture):
+    net = build_network(cdnsr(mixture=mixture)).train()
     passes = []
     for branch in net.branches:
         branch.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
@@ -68,8 +88,8 @@ def test_training_mixes_all_branches_in_one_pass_each(tiny_net, mixture):
     assert [output.shape for output in routing.branch_outputs] == [(5, 3, 32, 48)] * 3
 
 
-def test_forward_returns_one_tensor(tiny_net):
-    net = build_network(tiny_net(3))
+def test_forward_returns_one_tensor():
+    net = build_network(cdnsr(3))
     for mode in (True, False):
         assert net.train(mode)(torch.rand(2, 3, 8, 8)).shape == (2, 3, 24, 24)
 
@@ -89,8 +109,8 @@ def test_gumbel_softmax_at_the_ends():
 
 
 @pytest.mark.parametrize('part,other', [('branches', 'classifier'), ('classifier', 'branches')])
-def test_frozen_part_gets_no_gradient_and_stays_in_evaluation(tiny_net, part, other):
-    net = build_network(tiny_net())
+def test_frozen_part_gets_no_gradient_and_stays_in_evaluation(part, other):
+    net = build_network(cdnsr())
     net.freeze([part])
     net.train()
     assert not getattr(net, part).training and getattr(net, other).training
@@ -122,19 +142,19 @@ def test_classifier_takes_any_size(size):
         }
     }, 'the classifier has 2 classes for 3 branches'),
 ])
-def test_wrong_arguments_are_named(tiny_net, change, message):
+def test_wrong_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
-        build_network({**tiny_net(), **change})
+        build_network({**cdnsr(), **change})
 
 
-def test_unknown_part_cannot_be_frozen(tiny_net):
+def test_unknown_part_cannot_be_frozen():
     with pytest.raises(ValueError, match="'classifier' or 'branches', but got 'branch'"):
-        build_network(tiny_net()).freeze(['branch'])
+        build_network(cdnsr()).freeze(['branch'])
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_gradients_of_the_mixture(tiny_net, channels_last):
-    net = build_network(tiny_net(mixture='softmax')).double().train()
+def test_gradients_of_the_mixture(channels_last):
+    net = build_network(cdnsr(mixture='softmax')).double().train()
     x = torch.rand(3, 3, 8, 12, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     grad = torch.randn(3, 3, 32, 48, dtype=torch.float64)
@@ -187,8 +207,8 @@ def test_price_of_an_error_predictor_is_above_zero():
         ErrorPredictor(price=0)
 
 
-def test_cdnsr_with_an_error_predictor_routes_and_mixes(tiny_net):
-    net = build_network({**tiny_net(), 'classifier': {'type': 'ErrorPredictor', 'num_feat': 4}})
+def test_cdnsr_with_an_error_predictor_routes_and_mixes():
+    net = build_network({**cdnsr(), 'classifier': {'type': 'ErrorPredictor', 'num_feat': 4}})
     x = torch.rand(3, 3, 8, 8)
     with torch.no_grad():
         output, routing = net.eval()(x, return_routing=True)

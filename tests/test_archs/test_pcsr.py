@@ -1,4 +1,6 @@
+"""PCSR."""
 import copy
+import inspect
 import itertools
 import math
 import pytest
@@ -7,23 +9,31 @@ from fractions import Fraction
 from torch.nn import functional as F
 
 from basicsr.archs import build_network
-from cdnsr_basicsr.archs import pcsr_arch
-from cdnsr_basicsr.archs.pcsr_arch import bilinear, pixel_grid, refine, two_means_threshold
-from tests.conftest import carn, fsrcnn
+from basicsr.utils.registry import ARCH_REGISTRY
 
+pcsr_arch = inspect.getmodule(ARCH_REGISTRY.get('PCSR'))
+bilinear, pixel_grid = pcsr_arch.bilinear, pcsr_arch.pixel_grid
+refine, two_means_threshold = pcsr_arch.refine, pcsr_arch.two_means_threshold
+
+CARN = dict(type='CARN_M', num_feat=8, upscale=4)
+FSRCNN = dict(type='FSRCNN', num_feat=8, num_shrink=3, num_map=1, upscale=4)
 BACKBONES = [
-    carn(8),
-    fsrcnn(8),
+    CARN, FSRCNN,
     dict(type='MSRResNet', num_feat=8, num_block=2),
     dict(type='EDSR', num_in_ch=3, num_out_ch=3, num_feat=8, num_block=2),
     dict(type='RCAN', num_in_ch=3, num_out_ch=3, num_feat=8, num_group=1, num_block=1, squeeze_factor=4)
 ]
 
 
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
 def pcsr(backbone=None, **kwargs):
     """Option block of a small PCSR."""
     hidden = dict(light=[4, 4], heavy=[6, 6, 6], classifier=[5])
-    return dict(type='PCSR', backbone=backbone or carn(8), **dict(hidden, **kwargs))
+    return dict(type='PCSR', backbone=backbone or CARN, **dict(hidden, **kwargs))
 
 
 def routed(block, x=None, size=None, contrast=30):
@@ -96,7 +106,7 @@ def test_any_backbone_at_any_scale_without_dead_parameters(backbone, upscale):
 
 
 def test_a_gray_network():
-    net = build_network(pcsr(fsrcnn(8) | dict(num_in_ch=1, num_out_ch=1))).eval()
+    net = build_network(pcsr(dict(FSRCNN, num_in_ch=1, num_out_ch=1))).eval()
     assert net(torch.rand(1, 1, 5, 6)).shape == (1, 1, 20, 24)
 
 
@@ -104,7 +114,7 @@ def test_a_gray_network():
                                          (dict(phase=2), 'phase')])
 def test_wrong_arguments_are_named(wrong, words):
     with pytest.raises(ValueError, match=words):
-        build_network(pcsr() | wrong)
+        build_network(dict(pcsr(), **wrong))
 
 
 @torch.no_grad()
@@ -188,7 +198,7 @@ def test_two_means_find_two_clusters():
 @torch.no_grad()
 @pytest.mark.parametrize('size', [(1, 1), (6, 7)])
 def test_adaptive_decides_per_image_and_does_not_fail_on_a_flat_one(size):
-    net = routed(pcsr(fsrcnn(8), classifier=[]))
+    net = routed(pcsr(FSRCNN, classifier=[]))
     net.adaptive, net.k = True, 5
     flat, x = torch.full((1, 3, *size), 0.5), torch.rand(1, 3, 16, 16)
     margin = net(x, return_routing=True)[1].margin

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cdnsr_basicsr.data.label import label
 from cdnsr_basicsr.data.prepare import prepare
-from tests.test_data.test_prepare import photograph
+from tests.helpers import photograph
 
 
 @pytest.fixture(scope='session')

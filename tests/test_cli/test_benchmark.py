@@ -10,15 +10,17 @@ import torch
 from basicsr.archs import build_network
 from cdnsr_basicsr import benchmark, calibration, cli
 from cdnsr_basicsr.archs import Interpolation
-from cdnsr_basicsr.benchmark import (Bench, Measured, Row, Settings, cells, labels, one_tile_at_a_time, rows_of,
-                                     write_report)
+from cdnsr_basicsr.benchmark import Measured, Row, Settings, write_report
+from cdnsr_basicsr.benchmark.report import cells, labels
+from cdnsr_basicsr.benchmark.rows import Network, rows_of
+from cdnsr_basicsr.benchmark.runners import Bench, one_tile_at_a_time
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
+from cdnsr_basicsr.cli.arguments import settings_of
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
+from cdnsr_basicsr.loading import upscaler_for
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, fsrcnn, swinir
-from tests.test_archs.test_cdnsr import spread
-from tests.test_data.test_prepare import photograph
+from tests.helpers import carn, fsrcnn, photograph, spread, swinir
 
 
 @pytest.fixture
@@ -38,6 +40,7 @@ def model(tmp_path, tiny_net):
     return str(path)
 
 
+@pytest.mark.slow
 def test_benchmark_measures_every_row_and_writes_table_and_plot(model, photographs, tmp_path, capsys):
     arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '14']
     arguments += ['--budgets', '0.01', '9', '--precision', 'float32', 'bfloat16', '-o', str(tmp_path / 'out')]
@@ -74,6 +77,7 @@ def test_benchmark_measures_every_row_and_writes_table_and_plot(model, photograp
     assert whole['times BasicSR'] == '1.00' and whole['network'] == 'CARN_M' and all_hard['network'] == 'CDNSR'
 
 
+@pytest.mark.slow
 def test_branches_alone_and_the_oracle_bound_the_router(model, photographs, capsys):
     arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '16']
     assert cli.main(['benchmark', *arguments, '--budgets', '0.01', '0.4', '0.7', '9', '--oracle', '--branches']) == 0
@@ -101,6 +105,7 @@ def test_branches_alone_and_the_oracle_bound_the_router(model, photographs, caps
         assert float(oracle['kMACs/pixel']) <= float(budget) * whole + 0.01
 
 
+@pytest.mark.slow
 def test_budgets_of_a_benchmark_can_count_time(model, photographs, capsys):
     arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '16']
     assert cli.main(['benchmark', *arguments, '--no-ssim', '--budgets', '1e-9', '--cost', 'latency']) == 0
@@ -111,7 +116,8 @@ def test_budgets_of_a_benchmark_can_count_time(model, photographs, capsys):
 
 
 def test_networks_without_branches_are_whole_and_tiled():
-    rows = rows_of('a.pth', False, ['float32', 'bfloat16'], [0.5])
+    settings = Settings(['a.pth'], 'hr', budgets=[0.5], precisions=['float32', 'bfloat16'])
+    rows = rows_of(settings, 'a.pth', Network(scale=4, channels=3))
     assert [(row.kind, row.tuned, row.precision) for row in rows] == [('whole', False, 'float32'),
                                                                       ('whole', True, 'float32'),
                                                                       ('whole', True, 'bfloat16'),
@@ -120,7 +126,7 @@ def test_networks_without_branches_are_whole_and_tiled():
 
 
 def test_a_small_picture_costs_what_is_computed(model, photographs, tmp_path):
-    bench = Bench(Settings(64, 60, 'cpu', 'macs', False, None), model, 'torch')
+    bench = Bench(Settings([model], 'hr', patch_size=64, step=60), None, model)
     output, macs, counts = bench.runner(Row(model, 'loop', False, 'float32'))(torch.rand(1, 3, 20, 32))
     branch, classifier = bench.net.branches[counts.index(1)], bench.net.classifier
     assert sum(counts) == 1
@@ -141,16 +147,18 @@ def test_one_tile_at_a_time_is_the_mean_of_tiles(tiny_net, size):
     assert len(classes) == math.prod(1 + max(0, -(-(length - 16) // 14)) for length in size)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_windows_that_do_not_divide_tiles_run_in_every_row(tmp_path, tiny_net, photographs):
     block = tiny_net(4, [fsrcnn(4), swinir(7)])
     model = str(tmp_path / 'net.pth')
     save_checkpoint(dict(params=build_network(block).state_dict(), network_g=block, scale=4), model)
-    bench = Bench(Settings(None, None, 'cpu', 'macs', False, None), model, 'torch')
+    settings = Settings([model], 'hr', budgets=[9.])
+    bench = Bench(settings, None, model)
     hard, lq = bench.net.branches[1], torch.rand(1, 3, 28, 42)
     bench.net.classifier.fc.bias.data = torch.tensor([0., 99.])
     macs = count_macs(hard, 28, 42) / (16 * 28 * 42) / 1000
-    for row in rows_of(model, True, ['float32'], [9.]):
+    for row in rows_of(settings, model, Network(scale=4, channels=3, num_branches=2)):
         output, spent, counts = bench.runner(row)(lq)
         assert output.shape == (1, 3, 112, 168) and (counts[0], counts[1] > 0) == (0, True)
         if row.kind == 'whole':
@@ -187,6 +195,7 @@ def test_pairs_are_read_from_photographs_or_from_prepared_folders(photographs, p
         list(read_pairs(str(prepared / 'datasets/val'), 3))
 
 
+@pytest.mark.slow
 def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(calibration, 'MOST_LOSS', -1.)  # so that every branch loses too much in half precision
     arguments = ['-m', model, '-i', photographs, '--precision', 'bfloat16', '--budgets', '0.01', '0.7', '9']
@@ -210,23 +219,23 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     # a benchmark lets the same branches keep float32 where it routes
     (tmp_path / 'pairs').mkdir()
     pairs = PairStore(str(tmp_path / 'pairs'), photographs, 4)
-    bench, lq = Bench(Settings(16, 14, 'cpu', 'macs', False, pairs), model, 'torch'), to_tensor(pairs.lq(0))
+    bench, lq = Bench(Settings([model], 'hr', patch_size=16, step=14), pairs, model), to_tensor(pairs.lq(0))
     for kind in ('routed', 'tiled'):
         images = [bench.runner(Row(model, kind, True, precision))(lq)[0] for precision in ('float32', 'bfloat16')]
         assert torch.equal(*images) == (kind == 'routed')
 
     args = cli.build_parser().parse_args([*upscale, '-o', 'out', '--precision', 'bfloat16'])
-    assert cli.make_upscaler(args).measured.tile_ms == table['tile_ms']
+    assert upscaler_for(settings_of(args)).measured.tile_ms == table['tile_ms']
     (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, machine='another')))
-    assert cli.make_upscaler(args).measured is None
+    assert upscaler_for(settings_of(args)).measured is None
     (tmp_path / 'net.calibration.json').write_text(json.dumps(dict(table, network=['another'])))
-    assert cli.make_upscaler(args).dtypes == [torch.bfloat16] * 3
+    assert upscaler_for(settings_of(args)).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text(json.dumps(table))
-    assert cli.make_upscaler(args).dtypes == [torch.float32] * 3
+    assert upscaler_for(settings_of(args)).dtypes == [torch.float32] * 3
     content = torch.load(model)
     content['params']['branches.0.deconv.bias'] += 1  # a network that was trained anew
     torch.save(content, model)
-    assert cli.make_upscaler(args).dtypes == [torch.bfloat16] * 3
+    assert upscaler_for(settings_of(args)).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text('{"machine": 3')
     assert cli.main([*upscale, '-o', str(tmp_path / 'third')]) == 2
     assert 'net.calibration.json: is no calibration' in capsys.readouterr().err
@@ -261,6 +270,7 @@ def overflowing(first):
     return block, weights
 
 
+@pytest.mark.slow
 def test_rows_and_branches_that_are_not_finite_are_named(photographs, tmp_path, tiny_net, capsys):
     block, weights = overflowing(300)
     routed = tiny_net(4, [fsrcnn(4), block])

@@ -9,8 +9,7 @@ from pathlib import Path
 from basicsr.archs import build_network
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
-from tests.test_archs.test_cdnsr import spread
-from tests.test_data.test_prepare import photograph
+from tests.helpers import photograph, spread
 
 ETDS = {'type': 'ETDS', 'num_feat': 12, 'num_block': 2, 'num_residual_feat': 4, 'upscale': 2}
 
@@ -37,6 +36,7 @@ def routed_block():
     return dict(type='CDNSR', upscale=2, branches=branches, classifier=dict(type='PatchClassifier', num_feat=8))
 
 
+@pytest.mark.slow
 def test_published_weights_upscale_a_picture(shared, folder, capsys):
     cv2.imwrite('in.png', photograph(21, 30, 0))
     assert cli.main(['convert', str(shared('weights/carn_m.pth')), '-o', 'carn_x2.safetensors', '--scale', '2']) == 0
@@ -46,6 +46,7 @@ def test_published_weights_upscale_a_picture(shared, folder, capsys):
     assert cv2.imread('out/in.png').shape == (42, 60, 3)
 
 
+@pytest.mark.slow
 def test_plain_branches_upscale_identically(folder, capsys):
     net = checkpoint(routed_block(), 'trained.pth')
     spread(net)

@@ -15,13 +15,11 @@ from pathlib import Path
 
 from basicsr.archs import build_network
 from cdnsr_basicsr import cli, export
-from cdnsr_basicsr.benchmark import Row, rows_of
+from cdnsr_basicsr.benchmark.rows import Network, Row, Settings, rows_of
 from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.inference import runtime
-from tests.conftest import carn, fsrcnn
-from tests.test_archs.test_cdnsr import spread
-from tests.test_data.test_prepare import photograph
+from tests.helpers import carn, fsrcnn, photograph, spread
 
 onnx = pytest.importorskip('onnx')
 if not runtime.installed():
@@ -64,6 +62,7 @@ def one_line(capsys):
     return lines[0]
 
 
+@pytest.mark.slow
 def test_the_folder_says_what_it_holds(models):
     content = json.loads((models / 'routed/export.json').read_text())
     assert sorted(os.listdir(
@@ -83,6 +82,7 @@ def test_the_folder_says_what_it_holds(models):
         assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ['batch', 3, 'height', 'width']
 
 
+@pytest.mark.slow
 def test_modern_networks_keep_their_pictures(tmp_path, picture, capsys):
     branches = [dict(type='SPANV2', num_feat=8, num_block=2, upscale=2), dict(type='SPAN', num_feat=8, num_block=2)]
     branches.append(dict(type='SMFANet', num_feat=8, num_block=2))
@@ -125,6 +125,7 @@ def test_what_torch_itself_loses_is_allowed_to_others():
         export.compare(net, {'other': Wild(2.)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('model', ['routed', 'plain'])
 def test_pictures_are_the_same_within_one_grey_level(models, picture, backend, model):
@@ -138,6 +139,7 @@ def test_pictures_are_the_same_within_one_grey_level(models, picture, backend, m
     assert np.abs(upscale(models / model, picture, *small, *options) - expected).max() <= 1  # whatever is installed
 
 
+@pytest.mark.slow
 def test_an_exported_folder_is_not_replaced_unless_told(models, tmp_path, capsys):
     out = tmp_path / 'out'
     shutil.copytree(models / 'routed', out)
@@ -152,6 +154,7 @@ def test_an_exported_folder_is_not_replaced_unless_told(models, tmp_path, capsys
     assert 'is a file; expected a folder' in one_line(capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('difference', ['shifted', 'broken'])
 def test_what_differs_from_torch_is_not_exported(models, tmp_path, monkeypatch, capsys, difference):
     make = export.to_onnx
@@ -295,13 +298,14 @@ def test_what_is_no_network_is_one_line(models, picture, tmp_path, capsys, backe
     (['--backend', 'torch'], 'is an exported network; give the checkpoint instead'),
     (['--device', 'cuda'], 'runs on the CPU; --backend torch runs on others'),
     (['--precision', 'float16'], 'not in float16'),
-    (['--budget', '0.5'], 'need a network that routes'),
+    (['--budget', '0.5'], 'needs a network that routes'),
 ])
 def test_what_a_backend_cannot_do_is_one_line(models, picture, capsys, arguments, message):
     assert upscale(models / 'plain', picture, *arguments) == 2
     assert message in one_line(capsys)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_finished(models, tmp_path):
     out = tmp_path / 'out'
     command = [sys.executable, '-m', 'cdnsr_basicsr', 'export', str(models / 'routed.pth'), '-o', str(out)]
@@ -316,10 +320,12 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(models, tmp_path):
     assert os.listdir(tmp_path) == ['out']
 
 
+@pytest.mark.slow
 def test_benchmark_has_rows_for_each_backend(models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('cdnsr_basicsr.benchmark.precisions_of', lambda name: ('float32', 'bfloat16')[:1 +
-                                                                                                      (name == 'a')])
-    rows = rows_of('m', True, ['float32', 'bfloat16'], [0.5], ['b', 'a'])
+    precisions = ['float32', 'bfloat16']
+    monkeypatch.setattr('cdnsr_basicsr.benchmark.rows.precisions_of', lambda name: precisions[:1 + (name == 'a')])
+    settings = Settings(['m'], 'hr', budgets=[0.5], precisions=precisions, backends=['b', 'a'])
+    rows = rows_of(settings, 'm', Network(scale=4, channels=3, num_branches=2))
     assert [(row.precision, row.budget, row.backend) for row in rows
             if row.kind == 'routed'] == [('float32', None, 'b'), ('float32', None, 'a'), ('float32', 0.5, 'b'),
                                          ('float32', 0.5, 'a'), ('bfloat16', None, 'a'), ('bfloat16', 0.5, 'a')]

@@ -15,10 +15,7 @@ from cdnsr_basicsr.data.labels import read_labels
 from cdnsr_basicsr.data.prepare import make_lq
 from cdnsr_basicsr.inference import runtime
 from cdnsr_basicsr.losses import squared_error
-from tests.conftest import fsrcnn
-from tests.test_archs.test_cdnsr import spread
-from tests.test_cli.test_pipeline import run, tensorboard_tags
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, photograph, run, spread, tensorboard_tags
 
 ONE = dict(num_in_ch=1, num_out_ch=1)
 
@@ -64,6 +61,7 @@ def test_gray_patches_are_what_a_dataset_makes_of_colours(work):
             assert gray[i][key].shape[0] == 1 and (gray[i][key] - colours[i][key]).abs().max() < levels / 255
 
 
+@pytest.mark.slow
 def test_a_gray_network_is_labelled_for_trained_and_validated(work, model, train_opt, gray_net, write):
     prepare_gray(work)
     assert cli.main(['label', '-d', 'gray', '--by', 'branches', '-m', model]) == 0
@@ -92,6 +90,7 @@ def test_a_gray_network_is_labelled_for_trained_and_validated(work, model, train
     assert cv2.imread(str(visualization / '0/0_4.png'), cv2.IMREAD_UNCHANGED).shape == (96, 112)
 
 
+@pytest.mark.slow
 def test_the_quality_of_a_gray_network_is_that_of_luma(work, model, capsys):
     Path('hr').mkdir()
     cv2.imwrite('hr/a.png', photograph(96, 112))
@@ -117,6 +116,7 @@ def test_the_quality_of_a_gray_network_is_that_of_luma(work, model, capsys):
     assert 'networks for gray pictures (gray.pth) cannot be compared' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not runtime.installed(), reason='neither onnxruntime nor openvino is installed')
 def test_an_exported_gray_network_makes_the_same_pictures(work, model):
     pytest.importorskip('onnx')

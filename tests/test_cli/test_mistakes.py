@@ -2,10 +2,12 @@
 import copy
 import pytest
 import shutil
+import sys
 import yaml
+from pathlib import Path
 
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.options import OptionError, apply_force_yml, parse_force_yml, read_options
+from cdnsr_basicsr.options import OptionError, apply_force_yml, parse_force_yml, read_options, resolve_options
 
 
 def set_in(opt, key, value):
@@ -179,10 +181,10 @@ def test_option_mistakes(work, train_opt, write, no_pipeline, capsys, key, value
 def test_an_error_in_training_keeps_its_traceback(work, train_opt, write, monkeypatch):
     from cdnsr_basicsr.models import CDNSRModel
 
-    def fail(self, current_iter):
+    def build_model():  # whatever the name of what fails
         raise RuntimeError('a bug')
 
-    monkeypatch.setattr(CDNSRModel, 'optimize_parameters', fail)
+    monkeypatch.setattr(CDNSRModel, 'optimize_parameters', lambda self, current_iter: build_model())
     with pytest.raises(RuntimeError, match='a bug'):
         cli.main(['train', '-opt', write(train_opt)])
 
@@ -199,6 +201,7 @@ IN_STOCK_MODELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change,message', IN_STOCK_MODELS)
 def test_mistakes_in_option_files_of_basicsr(work, train_opt, write, no_pipeline, capsys, change, message):
     for key in ('class_opt', 'average_opt'):
@@ -347,6 +350,51 @@ def test_forced_options_are_checked_and_reach_basicsr(work, train_opt, write, mo
     assert seen[0]['train']['optim_g']['lr'] == 1e-3
     assert cli.main(arguments + ['train:freese=[branches]']) == 2
     assert 'train.freese: unknown key' in capsys.readouterr().err
+
+
+def test_an_error_in_setting_up_is_one_line(work, train_opt, write, monkeypatch, capsys):
+    from cdnsr_basicsr.models import CDNSRModel
+
+    def fail(self, opt):
+        raise RuntimeError('two\nlines')
+
+    monkeypatch.setattr(CDNSRModel, '__init__', fail)
+    assert cli.main(['train', '-opt', write(train_opt)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1] == ('basicsr: error: opt.yml: BasicSR cannot set this up: RuntimeError: two lines '
+                         '(--debug shows where)')
+    with pytest.raises(RuntimeError, match='two\nlines'):
+        cli.main(['train', '-opt', write(train_opt), '--debug'])
+
+
+@pytest.mark.parametrize('forced', [[], ['train:freeze=[]', 'train:optim_g:lr=1e-3']])
+def test_basicsr_reads_and_copies_the_resolved_file(work, train_opt, write, monkeypatch, forced):
+    import basicsr.train
+    copied, argv = [], list(sys.argv)
+
+    def pipeline(root):
+        opt, args = basicsr.train.parse_options(root)
+        assert sys.argv == argv and opt['train']['total_iter'] == train_opt['train']['total_iter']
+        Path('copy').mkdir()
+        basicsr.train.copy_opt_file(args.opt, 'copy')
+        copied.append(Path(args.opt))
+
+    monkeypatch.setattr(basicsr.train, 'train_pipeline', pipeline)
+    name = write('# a comment\n' + yaml.safe_dump(train_opt))
+    assert cli.main(['train', '-opt', name, *(['--force_yml', *forced] if forced else [])]) == 0
+    assert copied[0].name == name and not copied[0].parent.exists()
+    expected = read_options(name)
+    apply_force_yml(expected, forced)
+    assert read_options(f'copy/{name}') == expected
+    assert ('# a comment' in Path('copy', name).read_text()) == (not forced)
+
+
+def test_a_resolved_file_says_the_same(work, write):
+    name = write("a: '2e-4'\nb: 2e-4\nc: [1e5, ~, 'null', 'true', 0x10]\nd: {ü: 'x: y', 3: -.inf}\ne: '# no'\n")
+    opt, text = resolve_options(name, ['f=1e-7', 'd:g=[a, 1]'])
+    Path('again.yml').write_text(text)
+    assert read_options('again.yml') == opt and (opt['a'], opt['b'], opt['f']) == ('2e-4', 2e-4, 1e-7)
+    assert resolve_options(name, None) == (read_options(name), Path(name).read_text())
 
 
 def test_list_of_branch_checkpoints_gets_through_basicsr(work, train_opt, write, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import load_checkpoint, load_network
 from cdnsr_basicsr.models import CDNSRModel
-from tests.conftest import fsrcnn
+from tests.helpers import fsrcnn
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def same(weights, name):
     return list(weights) == list(expected) and all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_shipped_model(work, still_opt, write, shipped):
     still_opt['path']['pretrain_network_g'] = 'tiny_cdnsr'
     assert cli.main(['train', '-opt', write(still_opt)]) == 0

@@ -12,10 +12,7 @@ from basicsr.archs import build_network
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import load_checkpoint, load_network, save_checkpoint
 from cdnsr_basicsr.evaluation import quality, read_pairs, to_image, to_tensor
-from tests.conftest import fsrcnn
-from tests.test_archs.test_pcsr import pcsr, routed
-from tests.test_cli.test_pipeline import run
-from tests.test_data.test_prepare import photograph
+from tests.helpers import fsrcnn, pcsr, photograph, routed, run
 
 
 @pytest.fixture
@@ -32,6 +29,7 @@ def one_line(capsys):
     return text
 
 
+@pytest.mark.slow
 def test_a_run_of_both_phases(work, write, train_opt, capsys):
     train = {key: train_opt['train'][key] for key in ('ema_decay', 'total_iter', 'optim_g', 'scheduler', 'pixel_opt')}
     data = {key: value for key, value in train_opt['datasets']['train'].items()}
@@ -54,7 +52,7 @@ def test_a_run_of_both_phases(work, write, train_opt, capsys):
     assert cv2.imread('out/0.png').shape == (96, 112, 3)
     capsys.readouterr()
     assert cli.main(['upscale', '-m', start, '-i', 'datasets/val/lq/0.png', '-o', 'out', '--budget', '0.5']) == 2
-    assert 'need a network that routes' in one_line(capsys)
+    assert 'needs a network that routes' in one_line(capsys)
 
 
 @pytest.mark.parametrize('scale,shape', [(None, (160, 200)), ('2.5', (100, 125))])
@@ -93,6 +91,7 @@ def test_calibrate_and_fixed_scales_are_refused_in_one_line(model, tmp_path, cap
     assert 'FSRCNN has a fixed scale' in one_line(capsys)
 
 
+@pytest.mark.slow
 def test_benchmark_measures_pixels_beside_other_networks(model, tmp_path):
     (tmp_path / 'hr').mkdir()
     cv2.imwrite(str(tmp_path / 'hr/a.png'), photograph(160, 200, 0))
@@ -134,5 +133,5 @@ def test_an_option_file_says_how_pixels_are_routed(model, tmp_path, capsys, monk
     assert shares(dict(k=-1000)) == '0 / 100' and shares(dict(k=1000)) == '100 / 0'
     assert shares(dict(budget=9)) == '0 / 100' and shares(dict(budget=9), '--budget', '0.01') == '100 / 0'
     assert cli.main(['upscale', '-m', model, '-opt', 'opt.yml', '-i', 'a.png', '-o', 'x', '--step', '200']) == 2
-    assert '--patch-size 128 --step 200' in one_line(capsys)
+    assert '--step 200: expected at most the patch size, 128' in one_line(capsys)
     assert shares(None, '--step', '100')  # of PCSR's tiles of 128

@@ -10,39 +10,11 @@ import subprocess
 import sys
 import time
 import torch
-from pathlib import Path
 
 from cdnsr_basicsr.checkpoint import load_network
+from tests.helpers import ENV, iterations, run, start, tensorboard_tags
 
-ROOT = Path(__file__).resolve().parents[2]
-ENV = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-
-
-def start(*command, **kwargs):
-    return subprocess.Popen([sys.executable, *command],
-                            env=ENV,
-                            stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT,
-                            text=True,
-                            **kwargs)
-
-
-def run(*command):
-    process = start(*command)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
-    return output
-
-
-def iterations(output):
-    return [int(number) for number in re.findall(r'iter: *(\d+), lr', output)]
-
-
-def tensorboard_tags(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {kind: set(names) for kind, names in events.Tags().items() if kind in ('scalars', 'images')}
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
 
 
 def test_train_and_test(work, train_opt, write):

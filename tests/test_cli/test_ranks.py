@@ -11,7 +11,9 @@ import torch
 from pathlib import Path
 
 from cdnsr_basicsr.ranks import RankWatch
-from tests.test_cli.test_pipeline import ENV, ROOT, iterations
+from tests.helpers import ENV, ROOT, iterations
+
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
 
 
 @pytest.fixture

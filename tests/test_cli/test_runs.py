@@ -19,7 +19,10 @@ from basicsr.models import lr_scheduler
 from cdnsr_basicsr import cli, pipeline
 from cdnsr_basicsr.files import RunLock
 from cdnsr_basicsr.options import OptionError
-from tests.test_cli.test_pipeline import ENV, iterations, start
+from tests.helpers import ENV, iterations, start
+
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
+ARGS = cli.build_parser().parse_args(['train', '-opt', 'a.yml'])
 
 
 class Run:
@@ -115,7 +118,7 @@ def test_no_full_batch_in_each_of_several_processes(opts, work):
     for phase, data in opt['datasets'].items():
         data.update(phase=phase, scale=4)
     with contextlib.ExitStack() as stack:
-        run = pipeline._Run(pipeline.RankWatch(), stack)
+        run = pipeline._Run(ARGS, '', pipeline.RankWatch(), stack)
         run.opt = opt
         with pytest.raises(OptionError, match='fill no batch of 20 in each of 2 processes'):
             run.of_training(basicsr_train)['create_train_val_dataloader'](opt, logging.getLogger('quiet'))
@@ -129,7 +132,7 @@ def test_iterations_of_several_gpus_without_a_launcher(gpus, length, opts, work,
     for phase, data in opt['datasets'].items():
         data.update(phase=phase, scale=4)
     with contextlib.ExitStack() as stack:
-        run = pipeline._Run(pipeline.RankWatch(), stack)
+        run = pipeline._Run(ARGS, '', pipeline.RankWatch(), stack)
         run.opt, run.current_iter, run.start_epoch = opt, 3, 7
         create = run.of_training(basicsr_train)['create_train_val_dataloader']
         loader, _, _, last_epoch, total_iter = create(opt, logging.getLogger('quiet'))
@@ -391,7 +394,7 @@ def test_a_log_file_that_is_full_is_said_once(capsys, monkeypatch):
     logger, handler = logging.getLogger('basicsr'), logging.FileHandler('/dev/full')
     monkeypatch.setattr(logger, 'handlers', [handler])
     with contextlib.ExitStack() as stack:
-        pipeline._Run(pipeline.RankWatch(), stack)._tb_logger(lambda opt: None, {})
+        pipeline._Run(ARGS, '', pipeline.RankWatch(), stack)._tb_logger(lambda opt: None, {})
         for _ in range(3):
             logger.error('a line')
     handler.stream = None  # which cannot be flushed
@@ -439,9 +442,9 @@ def test_sigterm_while_importing_ends_at_once(tmp_path):
     module = tmp_path / 'slow_module.py'
     module.write_text('import time\nprint("importing", flush=True)\ntry:\n    time.sleep(60)\nexcept BaseException:\n'
                       '    raise ImportError("half imported")\n')
-    code = ('import sys\nfrom cdnsr_basicsr import cli\nsys.path.insert(0, ".")\n'
+    code = ('import sys\nfrom cdnsr_basicsr import cli\nfrom cdnsr_basicsr.cli import models\nsys.path.insert(0, ".")\n'
             'def run(args):\n    import slow_module\n'
-            'cli.run_models = run\nsys.exit(cli.main(["models"]))')
+            'models.run = run\nsys.exit(cli.main(["models"]))')
     process = start('-c', code, cwd=tmp_path)
     assert process.stdout.readline() == 'importing\n'
     time.sleep(0.1)

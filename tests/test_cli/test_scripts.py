@@ -12,11 +12,9 @@ from pathlib import Path
 from basicsr.archs import build_network
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.options import read_options
-from tests.conftest import BACKBONES, carn, fsrcnn
-from tests.test_cli.test_pipeline import ENV, iterations, run
-from tests.test_data.test_prepare import photograph
+from tests.helpers import BACKBONES, ENV, ROOT, carn, fsrcnn, iterations, photograph, run
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
 
 
 def bash(script, *args, cwd, **env):
@@ -103,7 +101,7 @@ def stages_without_vgg(folder, backbone):
             opt['train']['csd_opt']['layer_weights'] = dict(relu1_1=1)
             opt['train']['cs_opt'].update(layer='relu1_1')
         (options / path.name).write_text(yaml.safe_dump(opt, sort_keys=False))
-    for name in ('train_all.sh', 'dist_train.sh'):
+    for name in ('train_all.sh', 'dist_train.sh', 'backbones.yml'):
         (scripts / name).write_text((ROOT / 'scripts' / name).read_text())
     return scripts
 
@@ -188,7 +186,7 @@ def test_reproduce_measures_named_models_and_draws_their_frontier(tmp_path, tiny
 
 def python(script, *args, cwd):
     command = [sys.executable, str(ROOT / 'scripts' / script), *args]
-    return subprocess.run(command, cwd=cwd, env=dict(ENV, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True)
 
 
 def test_assembled_branches_are_those_of_their_files(tmp_path):
@@ -287,8 +285,7 @@ seeds = fuzz.pictures()
 cases = [[fuzz.picture(seeds, n, seed) for n in range(20)] for seed in (0, 0, 1)]
 print(cases[0] == cases[1], cases[0] == cases[2])
 ''')
-    env = dict(ENV, PYTHONPATH=str(ROOT))
-    done = subprocess.run([sys.executable, 'judge.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, 'judge.py'], cwd=tmp_path, env=ENV, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
         'right, one line, one line, unclear line, traceback, traceback, traceback, crash, hang', 'True False'
     ], done.stderr

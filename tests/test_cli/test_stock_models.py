@@ -6,10 +6,10 @@ import torch
 from pathlib import Path
 
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.checks import check_model_of_cdnsr
-from tests.conftest import fsrcnn
-from tests.test_cli.test_pipeline import run
-from tests.test_data.test_prepare import photograph
+from cdnsr_basicsr.options.checks import check_model_of_cdnsr
+from tests.helpers import fsrcnn, photograph, run
+
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
 
 ITERATIONS = 2
 

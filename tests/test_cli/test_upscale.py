@@ -23,12 +23,9 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import save_checkpoint
-from cdnsr_basicsr.inference import RoutedUpscaler, engine, image_io, upscale
+from cdnsr_basicsr.inference import TileUpscaler, image_io, tile_upscaler, upscale
 from cdnsr_basicsr.inference.speed import Speed
-from tests.conftest import carn, fsrcnn
-from tests.test_archs.test_cdnsr import spread
-from tests.test_decoding.test_tiff import turned
-from tests.test_inference.test_image_io import decode_by_pypng
+from tests.helpers import carn, decode_by_pypng, fsrcnn, spread, turned
 
 
 @ARCH_REGISTRY.register()
@@ -200,6 +197,7 @@ def one_line(capsys):
 # right pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', ['cdnsr_x2', 'plain'])
 @pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
 def test_gray_rgb_and_alpha_equal_the_network_and_keep_their_depth(run, models, capsys, model, dtype):
@@ -335,6 +333,7 @@ def test_exif_orientation_is_honoured_once(run, models):
             assert Image.open(f'out/{name}').getexif().get(274, 1) == 1
 
 
+@pytest.mark.slow
 def test_all_of_pngsuite(run, models, shared, capfd):
     folder = shared('data/pngsuite')
     assert run(source=folder) == 1
@@ -426,6 +425,7 @@ def test_precision(run, models, precision, tolerance):
 # formats
 
 
+@pytest.mark.slow
 def test_formats(run, models):
     pixels = {}
     for name in ('a.png', 'b.jpg', 'c.jpeg', 'd.webp', 'e.bmp', 'f.tif', 'g.tiff', 'H.PNG'):
@@ -640,6 +640,7 @@ def test_shards_part_a_folder_exactly(run, count):
     assert sorted(parts) == names
 
 
+@pytest.mark.slow
 def test_shards_beside_each_other_see_the_same_folder(run):
     for name in 'abcde':
         save(f'in/{name}.jpg', photo(3, 3))
@@ -651,6 +652,7 @@ def test_shards_beside_each_other_see_the_same_folder(run):
             name.unlink()
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_take_a_part_each(run, monkeypatch, capsys):
     for name in 'abcde':
         save(f'in/{name}.png', photo(3, 3))
@@ -696,6 +698,7 @@ def test_a_result_is_replaced_only_if_asked_for(run, models, capsys):
     assert written() == ['.77.b.png', 'a.png', 'b.png']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('overwrite', [(), ('--overwrite', )])
 def test_pictures_are_not_replaced_by_their_results(run, capsys, overwrite):
     save('in/a.png', photo(9, 9))
@@ -727,9 +730,9 @@ def signalled_in_the_middle(models, number):
     program = '''
 import os, sys
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.inference import engine, image_io, upscale
+from cdnsr_basicsr.inference import image_io, tile_upscaler, upscale
 from tests.test_cli import test_upscale  # SinglePixels
-engine.CANVAS_BYTES['cpu'] = image_io.TILE = 32
+tile_upscaler.CANVAS_BYTES['cpu'] = image_io.TILE = 32
 to_arrays, signal = upscale.to_arrays, int(sys.argv.pop())
 
 def signalled(*args, **kwargs):
@@ -749,6 +752,7 @@ cli.main(sys.argv[1:])
     return subprocess.run(command, env={**os.environ, 'PYTHONPATH': path}).returncode
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_result_and_the_next_one_works(run, models):
     pixels = save('in/a.png', photo(120, 50))
     assert signalled_in_the_middle(models, signal.SIGKILL) == -signal.SIGKILL
@@ -761,6 +765,7 @@ def test_a_killed_run_leaves_no_result_and_the_next_one_works(run, models):
     assert written('next') == ['a.tif']
 
 
+@pytest.mark.slow
 def test_a_terminated_run_leaves_nothing(run, models):
     save('in/a.png', photo(120, 50))
     assert signalled_in_the_middle(models, signal.SIGTERM) == 128 + signal.SIGTERM
@@ -793,14 +798,14 @@ def test_a_full_disk(run, capfd, extension):
 def test_a_picture_on_which_the_network_fails_does_not_stop_the_others(run, capsys, monkeypatch, error):
     for name, width in (('a', 20), ('b', 40), ('c', 20)):
         save(f'in/{name}.png', photo(20, width))
-    original = RoutedUpscaler._run
+    original = TileUpscaler._run
 
     def fail(self, branch, tiles):
         if tiles.shape[3] == 40:
             raise error
         return original(self, branch, tiles)
 
-    monkeypatch.setattr(RoutedUpscaler, '_run', fail)
+    monkeypatch.setattr(TileUpscaler, '_run', fail)
     assert run('--map') == 1
     assert capsys.readouterr().err.splitlines()[-1] == f'Failed: in/b.png: {" ".join(str(error).split())}'
     assert written() == ['a.png', 'a_map.png', 'c.png', 'c_map.png']
@@ -812,7 +817,7 @@ def test_a_picture_on_which_the_network_fails_does_not_stop_the_others(run, caps
 @pytest.mark.parametrize('arguments,kind', [(('--budget', 0.01), 0), (('--budget', 9), 2), (('--target-ms', 1e-6), 0),
                                             (('--target-ms', 1e9), 2), (('--budget', 9, '--cost', 'latency'), 2)])
 def test_both_ends_of_a_budget(run, models, capsys, monkeypatch, arguments, kind):
-    monkeypatch.setattr(engine, 'measured_speed', lambda *args: Speed([1] * 4, [1., 2., 3., 0.1]))
+    monkeypatch.setattr(tile_upscaler, 'measured_speed', lambda *args: Speed([1] * 4, [1., 2., 3., 0.1]))
     pictures = {f'{i}.png': save(f'in/{i}.png', photo(30, 40, seed=i)) for i in range(3)}
     assert run(*arguments) == 0
     shares = ' / '.join('100' if i == kind else '0' for i in range(3))
@@ -821,6 +826,7 @@ def test_both_ends_of_a_budget(run, models, capsys, monkeypatch, arguments, kind
         assert_same(load(Path('out', name)), slow(models[1]['cdnsr_x2'], pixels, kind))
 
 
+@pytest.mark.slow
 def test_a_budget_between_is_kept_by_every_picture(run, capsys):
     save('in/a.png', photo(120, 150))
     costs = []
@@ -889,11 +895,11 @@ MISTAKES = [
     (('--precision', 'int8'), "argument --precision: invalid choice: 'int8' (choose from"),
     (('--device', 'nonsense'), '--device nonsense: cannot be used: '),
     (('--device', 'cuda:99'), '--device cuda:99: cannot be used: '),
-    (('--patch-size', 1), '--patch-size 1: expected a patch size of at least 8, and a step up to it'),
+    (('--patch-size', 1), '--patch-size 1: expected at least 8'),
     (('--patch-size', 0), "argument --patch-size: expected an integer of at least 1, but got '0'"),
     (('--patch-size', 'x'), "argument --patch-size: expected an integer of at least 1, but got 'x'"),
-    (('--patch-size', 16, '--step', 17), '--patch-size 16 --step 17: expected a patch size'),
-    (('--step', 97), '--patch-size 96 --step 97: expected a patch size'),
+    (('--patch-size', 16, '--step', 17), '--step 17: expected at most the patch size, 16'),
+    (('--step', 97), '--step 97: expected at most the patch size, 96'),
     (('--step', 0), "argument --step: expected an integer of at least 1, but got '0'"),
     (('--nonsense', ), 'unrecognized arguments: --nonsense'),
     (('-i', 'nowhere'), 'nowhere: no such file or folder'),
@@ -937,7 +943,8 @@ def test_a_model_is_needed(run, capsys):
 def test_only_branches_can_be_chosen_from(run, capsys, flag):
     save('in/a.png', photo(9, 9))
     assert run(*flag, model='plain') == 2
-    assert one_line(capsys).endswith('--map: need a network that routes, CDNSR or PCSR')
+    value = ''.join(f' {text}' for text in flag[1:])
+    assert one_line(capsys) == f'basicsr: error: {flag[0]}{value}: needs a network that routes, CDNSR or PCSR'
 
 
 @pytest.mark.parametrize('key,value,message', [
@@ -984,13 +991,13 @@ def test_option_files(run, models, capsys, monkeypatch):
     pixels = save('in/a.png', photo(30, 30))
     torch.save({'params': models[1]['plain'].state_dict()}, 'weights.pth')
     seen = []
-    original = RoutedUpscaler.__init__
+    original = TileUpscaler.__init__
 
     def watch(self, net, patch_size, step, *args, **kwargs):
         seen.append((patch_size, step))
         original(self, net, patch_size, step, *args, **kwargs)
 
-    monkeypatch.setattr(RoutedUpscaler, '__init__', watch)
+    monkeypatch.setattr(TileUpscaler, '__init__', watch)
     opt = dict(network_g=pixels_block(), path=dict(pretrain_network_g='weights.pth'), tile=dict(patch_size=16, step=12))
     Path('a.yml').write_text(yaml.safe_dump(opt))
     assert run('-m', 'weights.pth', output='none') == 2
@@ -1005,7 +1012,8 @@ def test_option_files(run, models, capsys, monkeypatch):
                              'a.yml: tile.overlap: unknown key; accepted: patch_size, step'),
                             (dict(tile=dict(step='x')),
                              "a.yml: tile.step: expected an integer at least 1, but got 'x'"),
-                            (dict(tile=dict(patch_size=16, step=20)), '--patch-size 16 --step 20: expected'),
+                            (dict(tile=dict(patch_size=16, step=20)),
+                             'a.yml: tile.step: expected at most the patch size, 16, but got 20'),
                             (dict(path={}), 'a.yml: names no checkpoint at path.pretrain_network_g; give one by -m'),
                             (dict(path=dict(pretrain_network_g='no.pth')), 'no.pth: no such checkpoint file'),
                             (dict(network_g=None),
@@ -1046,6 +1054,6 @@ def test_an_interrupted_run_leaves_what_is_complete(run, capsys, monkeypatch):
 
 def test_strips_make_no_difference(run, models, monkeypatch):
     pixels = save('in/a.tif', photo(150, 40, 4, 'uint16'))
-    monkeypatch.setitem(engine.CANVAS_BYTES, 'cpu', 1)
+    monkeypatch.setitem(tile_upscaler.CANVAS_BYTES, 'cpu', 1)
     assert run('--patch-size', 16, model='plain') == 0
     assert_same(load(Path('out/a.tif')), slow(models[1]['plain'], pixels))

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs import CARN_M
 from cdnsr_basicsr.checkpoint import load_checkpoint, load_network
-from cdnsr_basicsr.conversion import classsr, rename
+from cdnsr_basicsr.conversion import classsr_family
 from cdnsr_basicsr.conversion.convert import convert, save
+from cdnsr_basicsr.conversion.weights import rename
 from cdnsr_basicsr.options import OptionError
 
 WEIGHTS = [
@@ -52,7 +53,7 @@ def carn_of_classsr(num_feat=8, mean=(0.4488, 0.4371, 0.4040), seed=0):
     identity = torch.eye(3).view(3, 3, 1, 1)
     shifts = {'sub_mean.weight': identity, 'sub_mean.bias': -torch.tensor(mean)}
     shifts.update({'add_mean.weight': identity, 'add_mean.bias': torch.tensor(mean)})
-    return net, {**published_names(net, classsr.CARN_M), **shifts}
+    return net, {**published_names(net, classsr_family.CARN_M), **shifts}
 
 
 @torch.no_grad()

@@ -4,9 +4,9 @@ import torch
 from basicsr.archs import build_network
 from basicsr.archs.ecbsr_arch import ECBSR
 from cdnsr_basicsr.archs import CARN_M, FSRCNN
-from cdnsr_basicsr.conversion.etds import recognise
+from cdnsr_basicsr.conversion.etds_family import recognise
 from cdnsr_basicsr.conversion.plain import options_of
-from tests.test_archs.test_etds import close
+from tests.helpers import close
 
 
 def block(num_feat, num_block, residual=False, clip=True, act_type='relu', upscale=4):

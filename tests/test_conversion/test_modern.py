@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from cdnsr_basicsr.archs import SPAN
-from cdnsr_basicsr.conversion import modern, rename
+from cdnsr_basicsr.conversion import modern_family
 from cdnsr_basicsr.conversion.convert import convert
+from cdnsr_basicsr.conversion.weights import rename
 from cdnsr_basicsr.options import OptionError
 
 PUBLISHED = {
@@ -104,7 +105,8 @@ def test_an_incomplete_or_larger_network_is_refused(shared, write, family, name,
 
 
 def test_tables_rename_every_published_weight(shared):
-    for name, table in (('SPAN_ch28_x4', modern.SPAN), ('SPANV2_x4', modern.SPANV2), ('SMFANet_x4', modern.SMFANET)):
+    for name, table in (('SPAN_ch28_x4', modern_family.SPAN), ('SPANV2_x4', modern_family.SPANV2),
+                        ('SMFANet_x4', modern_family.SMFANET)):
         content = torch.load(shared(f'weights/{name}.pth'), weights_only=True, map_location='cpu')
         state = content.get('params', content)
         assert len(rename(state, table)) == len(state)

@@ -3,14 +3,20 @@ import torch
 
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs.pcsr_arch import pixel_grid
-from cdnsr_basicsr.conversion import pcsr
+from cdnsr_basicsr.conversion.registry import Source, families
 from cdnsr_basicsr.evaluation import quality, read_pairs, to_image, to_tensor
 
 MEAN = torch.tensor((0.4488, 0.4371, 0.4040)).view(3, 1, 1)
 
 
+def found(content):
+    source, family = Source(content['model']['sd'], content), families()['pcsr']
+    assert family.detect(source)
+    return family.load(source, 4)
+
+
 def load(path):
-    block, state, _ = pcsr.recognise(torch.load(path, map_location='cpu', weights_only=True))
+    block, state, _ = found(torch.load(path, map_location='cpu', weights_only=True))
     net = build_network(block).eval()
     net.load_state_dict(state)
     return net
@@ -72,7 +78,7 @@ def test_phase_0_has_a_heavy_sampler_alone(shared):
             for key, value in model['args'].items() if key in ('encoder_spec', 'heavy_sampler_spec')
         })
     model['sd'] = {key: value for key, value in model['sd'].items() if key.startswith(('encoder.', 'heavy_sampler.'))}
-    block, state, _ = pcsr.recognise(content)
+    block, state, _ = found(content)
     net = build_network(block).eval()
     net.load_state_dict(state)
     x = torch.rand(1, 3, 6, 5)
@@ -92,4 +98,4 @@ def test_phase_0_has_a_heavy_sampler_alone(shared):
     'params': {}
 }])
 def test_other_checkpoints_are_not_recognised(content):
-    assert pcsr.recognise(content) is None
+    assert not families()['pcsr'].detect(Source({}, content))

@@ -6,10 +6,9 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.archs.ecbsr_arch import ECBSR
 from cdnsr_basicsr.archs import ETDS, FSRCNN, PlainConvSR
-from cdnsr_basicsr.conversion.etds import recognise
+from cdnsr_basicsr.conversion.etds_family import recognise
 from cdnsr_basicsr.conversion.plain import options_of, plain_branches, prove_equal, to_plain
-from tests.conftest import fsrcnn
-from tests.test_archs.test_etds import close, shaken
+from tests.helpers import close, fsrcnn, shaken
 
 PUBLISHED = ['ECBSR_{}M4C16_x4', 'ECBSR_{}M6C40_x4', 'ABPN_{}M4C28_x4', 'ABPN_{}M6C40_x4']
 

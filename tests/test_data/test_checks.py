@@ -15,7 +15,7 @@ from cdnsr_basicsr.data.checks import Named, Unreadable, check_data
 from cdnsr_basicsr.data.pictures import NotAPicture, check_decodes, keys_of_lmdb, picture_size
 from cdnsr_basicsr.data.prepare import prepare
 from cdnsr_basicsr.options import OptionError
-from tests.test_data.test_prepare import photograph
+from tests.helpers import photograph
 
 FSRCNN = dict(type='FSRCNN', num_feat=4, num_shrink=3, num_map=1, upscale=4)
 
@@ -155,6 +155,7 @@ def lmdb_opt(databases, opt):
     return opt
 
 
+@pytest.mark.slow
 def test_lmdbs_that_are_cut_off_or_damaged(lmdb_opt):
     check_data(lmdb_opt)
     whole = Path('patches/lq.lmdb/data.mdb').read_bytes()
@@ -301,6 +302,7 @@ class Broken(Dataset):
         return index if index == 0 else None + index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers,context', [(0, None), (1, 'fork'), (1, 'spawn')])
 def test_what_fails_while_training_is_named_in_one_line(workers, context):
     loader = DataLoader(Named(Broken()), num_workers=workers, multiprocessing_context=context)

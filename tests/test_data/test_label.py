@@ -1,4 +1,3 @@
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,21 +8,8 @@ from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.cli import main
 from cdnsr_basicsr.data.label import by_thresholds, cheapest_within, equal_parts, label, patch_psnr
 from cdnsr_basicsr.data.labels import Label, read_labels, write_labels
-from cdnsr_basicsr.data.prepare import prepare
 from cdnsr_basicsr.options import OptionError
-from tests.test_data.test_prepare import decode, photograph, read_lmdb
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    folder = tmp_path / 'hr'
-    folder.mkdir()
-    for i in range(3):
-        image = photograph(96, 128, i)
-        image[:, :64] = image[:, :64] // (i + 2) + 60  # less contrast: easier
-        cv2.imwrite(str(folder / f'{i}.png'), image)
-    prepare(str(folder), str(tmp_path / 'out'), 4, (1, ), 32, 32)
-    return tmp_path / 'out'
+from tests.helpers import decode, read_lmdb
 
 
 @pytest.fixture
@@ -59,6 +45,7 @@ def test_patch_psnr_equals_basicsr():
     assert patch_psnr(gt, gt, 4).tolist() == [float('inf')] * 3
 
 
+@pytest.mark.slow
 def test_bicubic_needs_no_network_and_orders_by_difficulty(dataset):
     path, counts = label(str(dataset), 'bicubic', num_classes=2)
     labels = read_labels(path)
@@ -171,6 +158,7 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
           str(checkpoint[0]), '--classes', '3'], '--classes 3: goes with equal parts'),
         (['-d', str(dataset), '--by', 'bicubic', '--thresholds', '30', '--classes',
           '2'], '--classes 2: goes with equal'),
+        (['-d', str(dataset), '--by', 'bicubic', '--teacher'], '--teacher: goes with --by psnr only'),
         (['-d', str(dataset), '--by', 'bicubic', '--thresholds',
           'nan'], '--thresholds: expected 1 to 4 finite numbers'),
     ]
@@ -181,6 +169,18 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
     assert main(['label', '-d', str(dataset), '--by', 'bicubic']) == 0
     assert main(['label', '-d', str(dataset), '--by', 'bicubic']) == 2
     assert '--overwrite replaces it' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name,value,message', [
+    ('num_classes', 9, 'num_classes=9: expected 2 to 5'),
+    ('margin', -1, 'margin=-1: expected a finite number'),
+    ('thresholds', [float('nan')], 'thresholds: expected 1 to 4 finite numbers'),
+    ('model', None, 'names no checkpoint'),
+])
+def test_wrong_arguments_of_the_function_are_named(dataset, checkpoint, name, value, message):
+    with pytest.raises(OptionError, match=message):
+        label(str(dataset), 'branches', **{'model': str(checkpoint[0]), name: value})
+    assert not (dataset / 'labels_branches.txt').exists()
 
 
 def test_values_that_are_not_finite_are_no_labels(dataset, tmp_path):

@@ -10,11 +10,11 @@ from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.data.label import label
 from cdnsr_basicsr.data.labels import Label, read_labels, write_labels
 from cdnsr_basicsr.options import OptionError
-from tests.test_data.test_label import dataset as dataset  # noqa: F401
+from tests.helpers import read_lmdb
 
 
 @pytest.fixture
-def block(dataset):  # noqa: F811
+def block(dataset):
     path, _ = label(str(dataset), 'bicubic')
     return {
         'name': 'patches',
@@ -62,7 +62,6 @@ def test_balance_makes_classes_equally_frequent_and_loses_none(block):
 
 
 def test_folders_work_too(block, tmp_path):
-    from tests.test_data.test_label import read_lmdb
     for name in ('gt', 'lq'):
         (tmp_path / name).mkdir()
         for key, png in read_lmdb(block[f'dataroot_{name}']).items():
@@ -119,7 +118,7 @@ def test_labels_of_other_data_are_refused(block):
         build_dataset(block)
 
 
-def test_errors_come_with_whole_patches_only(block, dataset, tmp_path, tiny_net):  # noqa: F811
+def test_errors_come_with_whole_patches_only(block, dataset, tmp_path, tiny_net):
     net = build_network(tiny_net())
     save_checkpoint({'params': net.state_dict(), 'network_g': tiny_net(), 'scale': 4}, str(tmp_path / 'net.pth'))
     path, _ = label(str(dataset), 'branches', str(tmp_path / 'net.pth'))
@@ -132,7 +131,7 @@ def test_errors_come_with_whole_patches_only(block, dataset, tmp_path, tiny_net)
 
 
 @pytest.fixture
-def taught(block, dataset, tmp_path):  # noqa: F811
+def taught(block, dataset, tmp_path):
     """A dataset with what bicubic upsampling makes of its patches."""
     net_opt = dict(type='Interpolation', upscale=4)
     net = build_network(net_opt)
@@ -148,7 +147,7 @@ def taught(block, dataset, tmp_path):  # noqa: F811
     dict(classes=[1]),
     dict(phase='val'),
 ])
-def test_what_the_teacher_made_is_cropped_and_turned_as_the_patch_is(taught, dataset, change):  # noqa: F811
+def test_what_the_teacher_made_is_cropped_and_turned_as_the_patch_is(taught, dataset, change):
     """A teacher that makes the GT."""
     shutil.copytree(dataset / 'gt.lmdb', dataset / 'teacher.lmdb', dirs_exist_ok=True)
     block = {**taught[0], 'gt_size': 16, **change}
@@ -172,7 +171,7 @@ def test_what_the_teacher_made_are_its_outputs_in_8_bits(taught):
         assert (item['teacher'] - expected).abs().max() <= 0.5001 / 255
 
 
-def test_outputs_of_other_patches_or_sizes_are_refused(taught, dataset, tmp_path):  # noqa: F811
+def test_outputs_of_other_patches_or_sizes_are_refused(taught, dataset, tmp_path):
     block, _ = taught
     for change, message in [(dict(dataroot_teacher=block['dataroot_lq']), 'holds images of other sizes than'),
                             (dict(dataroot_teacher=str(tmp_path / 'nowhere.lmdb')), 'is no LMDB of pictures'),
@@ -185,15 +184,15 @@ def test_outputs_of_other_patches_or_sizes_are_refused(taught, dataset, tmp_path
         build_dataset(block)
 
 
-def test_a_teacher_is_replaced_only_when_asked_for_and_goes_with_psnr_alone(taught, dataset, tmp_path):  # noqa: F811
+def test_a_teacher_is_replaced_only_when_asked_for_and_goes_with_psnr_alone(taught, dataset, tmp_path):
     block, _ = taught
     (dataset / 'labels_psnr.txt').unlink()
     model, before = str(tmp_path / 'teacher.pth'), (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino
-    with pytest.raises(OptionError, match='teacher.lmdb: exists already; --overwrite replaces it'):
+    with pytest.raises(OptionError, match='teacher.lmdb: exists already; overwrite=True replaces it'):
         label(str(dataset), 'psnr', model, teacher=True)
     assert (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino == before
     label(str(dataset), 'psnr', model, teacher=True, overwrite=True)
     assert (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino != before
-    with pytest.raises(OptionError, match='--teacher: goes with --by psnr only'):
+    with pytest.raises(OptionError, match='teacher=True: goes with by=psnr only'):
         label(str(dataset), 'bicubic', teacher=True, overwrite=True)
     assert not [path.name for path in dataset.iterdir() if path.name.startswith('.')]

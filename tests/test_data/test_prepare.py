@@ -1,5 +1,4 @@
 import cv2
-import lmdb
 import numpy as np
 import os
 import pytest
@@ -17,11 +16,7 @@ from cdnsr_basicsr.data.prepare import make_lq, patch_keys, patch_starts, prepar
 from cdnsr_basicsr.evaluation import read_pairs
 from cdnsr_basicsr.inference.image_io import list_images
 from cdnsr_basicsr.options import OptionError
-
-
-def photograph(height=100, width=140, seed=0):
-    noise = np.random.default_rng(seed).integers(0, 255, (height // 4 + 1, width // 4 + 1, 3)).astype(np.uint8)
-    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+from tests.helpers import decode, photograph, read_lmdb
 
 
 @pytest.fixture
@@ -31,15 +26,6 @@ def photographs(tmp_path):
     for i, name in enumerate(('a.png', 'b.c.png', 'ü é.png')):
         cv2.imwrite(str(folder / name), photograph(seed=i))
     return folder
-
-
-def read_lmdb(path):
-    with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as txn:
-        return {key.decode(): bytes(value) for key, value in txn.cursor()}
-
-
-def decode(data):
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
@@ -289,6 +275,7 @@ def test_an_error_leaves_nothing(photographs, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['hr']
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
     folder = tmp_path / 'hr'
     folder.mkdir()
@@ -331,30 +318,30 @@ def test_out_must_not_lie_in_the_input(photographs):
             prepare(str(photographs), str(out))
 
 
-@pytest.mark.parametrize('change,message', [
-    ({
-        'hr_folder': 'nowhere'
-    }, '-i nowhere: no such folder'),
-    ({
-        'scale': 0
-    }, '--scale 0: expected an integer of at least 1'),
-    ({
-        'scales': [1.5]
-    }, r'--scales \[1.5\]: expected fractions'),
-    ({
-        'crop': 50
-    }, '--crop 50: expected a multiple of the scale 4'),
-    ({
-        'step': 200
-    }, '--step 200: expected a multiple of the scale 4, at most the crop 128'),
-    ({
-        'crop': 512,
-        'step': 512
-    }, 'no image could be used: 0 cannot be read, 3 are smaller than a patch'),
+@pytest.mark.parametrize('name,value,message', [
+    ('hr_folder', 'nowhere', 'no such folder'),
+    ('scale', 0, 'expected an integer of at least 1'),
+    ('scales', [1.5], 'expected fractions'),
+    ('crop', 50, 'expected a multiple of the scale 4'),
+    ('step', 200, 'expected a multiple of the scale 4, at most the crop 128'),
 ])
-def test_wrong_arguments_are_named(photographs, tmp_path, change, message):
-    with pytest.raises(OptionError, match=message):
-        prepare(**{'hr_folder': str(photographs), 'out': str(tmp_path / 'out'), **change})
+def test_wrong_arguments_are_named(photographs, tmp_path, capsys, name, value, message):
+    from cdnsr_basicsr.cli import main
+    arguments = {'hr_folder': str(photographs), 'out': str(tmp_path / 'out'), name: value}
+    with pytest.raises(OptionError) as error:
+        prepare(**arguments)
+    assert str(error.value).startswith(f'{name}={value}: {message}')
+
+    flags = {key: {'hr_folder': '-i', 'out': '-o'}.get(key, f'--{key}') for key in arguments}
+    values = [word for key in arguments for word in (flags[key], str(arguments[key]).strip('[]'))]
+    assert main(['prepare', *values]) == 2
+    assert capsys.readouterr().err.startswith(f'basicsr: error: {flags[name]} {value}: {message}')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_nothing_that_is_large_enough(photographs, tmp_path):
+    with pytest.raises(OptionError, match='no image could be used: 0 cannot be read, 3 are smaller than a patch'):
+        prepare(str(photographs), str(tmp_path / 'out'), crop=512, step=512)
     assert not (tmp_path / 'out').exists()
 
 

@@ -141,6 +141,7 @@ def peak_of_decoder():
         return int(re.search(r'VmHWM:\s+(\d+)', file.read()).group(1)) / 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BOMBS)
 def test_bombs_take_no_memory(name, tmp_path):
     data = BOMBS[name]()
@@ -175,6 +176,7 @@ def test_the_limit_of_megapixels(tmp_path):
         read_image(tmp_path / 'a.png', 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind,options', [('PNG', {}), ('PNG', {
     'bits': 1
 }), ('JPEG', {}), ('JPEG', {

@@ -53,6 +53,7 @@ def good(tmp_path):
     return tmp_path / 'good.png', pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('length,reason', [(1, r'crashes its decoder \(SIGSEGV\)'),
                                            (2, r'crashes its decoder \(SIGABRT\)'), (3, 'takes more than .* to decode'),
                                            (4, 'takes too much memory'), (5, r'crashes its decoder \(exit code 3\)')])

@@ -6,6 +6,7 @@ import tifffile
 from PIL import Image
 
 from cdnsr_basicsr.inference.image_io import ImageError, read_image
+from tests.helpers import turned
 
 COMPRESSIONS = [None, 'lzw', 'zlib', 'packbits', 'zstd']
 HEIGHT, WIDTH = 23, 37
@@ -17,20 +18,6 @@ def values(channels, dtype):
     noise = np.random.default_rng(0).integers(0, 30, y.shape)
     small = (90 + 60 * np.sin((x + 3 * y) / 9 + c) + noise).astype(dtype)
     return small if dtype == 'uint8' else small * 256 + x.astype(dtype)
-
-
-def turned(pixels, orientation):
-    """By the tag's definition: what the first row and the first column of the file are in the picture."""
-    return {
-        1: pixels,
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.swapaxes(0, 1),
-        6: pixels.swapaxes(0, 1)[:, ::-1],
-        7: pixels.swapaxes(0, 1)[::-1, ::-1],
-        8: pixels.swapaxes(0, 1)[::-1]
-    }[orientation]
 
 
 def write(path, pixels, planar, orientation=1, **options):
@@ -51,6 +38,7 @@ def as_tifffile_reads(path):
         return pixels.reshape(*pixels.shape[:2], -1), page.tags[274].value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('compression', COMPRESSIONS)
 @pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
 @pytest.mark.parametrize('planar', ['contig', 'separate'])

@@ -12,8 +12,15 @@ import zlib
 from PIL import Image, ImageOps
 
 from cdnsr_basicsr.inference import image_io
-from cdnsr_basicsr.inference.image_io import (EXTENSIONS, ImageError, check_writable, list_images, read_image,
-                                              write_image)
+from cdnsr_basicsr.inference.image_io import (
+    EXTENSIONS,
+    ImageError,
+    check_writable,
+    list_images,
+    read_image,
+    write_image,
+)
+from tests.helpers import decode_by_pypng
 
 SIZES = [(1, 1), (7, 300), (301, 5), (270, 523)]
 
@@ -40,16 +47,6 @@ def cut(pixels, rows):
 def save(path, pixels, rows=37, profile=None):
     write_image(path, pixels.shape, pixels.dtype, cut(pixels, rows), profile)
     return path
-
-
-def decode_by_pypng(path):
-    reader = png.Reader(filename=str(path))
-    reader.preamble()
-    # pypng would shift the values to the significant bits
-    reader.sbit = None
-    width, height, rows, info = reader.asDirect()
-    values = np.array([list(row) for row in rows]).reshape(height, width, info['planes'])
-    return values if info['bitdepth'] == 16 else (values * 255 // (2**info['bitdepth'] - 1)), info['bitdepth']
 
 
 def assert_refused(path, *words):

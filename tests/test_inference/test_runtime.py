@@ -6,11 +6,10 @@ from torch import nn
 
 from basicsr.archs import build_network
 from cdnsr_basicsr.export import in_backend
-from cdnsr_basicsr.inference import RoutedUpscaler, runtime
+from cdnsr_basicsr.inference import TileUpscaler, runtime
 from cdnsr_basicsr.inference.runtime import ExportedNetwork, ExportedPart, precisions
 from cdnsr_basicsr.inference.speed import Speed
-from tests.conftest import carn, fsrcnn, swinir
-from tests.test_archs.test_cdnsr import spread
+from tests.helpers import carn, fsrcnn, spread, swinir
 
 pytest.importorskip('onnx')
 BACKENDS = [
@@ -56,6 +55,7 @@ def test_branches_equal_torch(backend, arch):
     assert not part(x).requires_grad and copy.deepcopy(part) is part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('size', [(75, 41), (16, 50), (7, 1)])
 def test_the_engine_routes_and_upscales_as_with_torch(backend, size, tiny_net):
@@ -63,15 +63,16 @@ def test_the_engine_routes_and_upscales_as_with_torch(backend, size, tiny_net):
     exported = in_backend(net, backend, 'net.pth')
     lq = torch.rand(1, 3, *size)
     for budget in (None, 0.02, 0.5, 9):
-        expected, actual = (RoutedUpscaler(n, 16, 14, budget=budget).upscale(lq) for n in (net, exported))
-        assert torch.equal(actual.classes, expected.classes)
+        expected, actual = (TileUpscaler(n, 16, 14, budget=budget).upscale(lq) for n in (net, exported))
+        assert torch.equal(actual.plan.classes, expected.plan.classes)
         assert actual.cost == pytest.approx(expected.cost, abs=3e-3)  # the MACs of a tile of 64 are scaled by area
         assert levels(actual.image, expected.image) < 0.1
-    upscaler, plain = RoutedUpscaler(exported, 64), RoutedUpscaler(net, 64)
+    upscaler, plain = TileUpscaler(exported, 64), TileUpscaler(net, 64)
     assert upscaler.branch_macs == plain.branch_macs and upscaler.classifier_macs == plain.classifier_macs
     assert min(upscaler.speed.tile_ms) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_predicted_errors_are_routed_by_time_as_with_torch(backend, tiny_net):
     block = dict(tiny_net(), classifier=dict(type='ErrorPredictor', num_feat=4))
@@ -84,9 +85,9 @@ def test_predicted_errors_are_routed_by_time_as_with_torch(backend, tiny_net):
     for target in (40, 60, 90):
         classes = []
         for network in (net, in_backend(net, backend, 'net.pth')):
-            upscaler = RoutedUpscaler(network, 16, 14, target_ms=target)
+            upscaler = TileUpscaler(network, 16, 14, target_ms=target)
             upscaler.measured = speed
-            classes.append(upscaler.upscale(lq).classes)
+            classes.append(upscaler.upscale(lq).plan.classes)
         assert torch.equal(*classes) and len(classes[0].unique()) > 1
 
 
@@ -107,10 +108,11 @@ def test_sides_of_a_multiple_and_gray(backend):
     exported = in_backend(net, backend, 'net.pth')
     assert exported.exported_geometry == (2, 1, 2)
     lq = torch.rand(1, 1, 37, 51)
-    expected, actual = (RoutedUpscaler(n, 18).upscale(lq).image for n in (net, exported))
+    expected, actual = (TileUpscaler(n, 18).upscale(lq).image for n in (net, exported))
     assert actual.shape == (1, 1, 74, 102) and levels(actual, expected) < 0.1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_windows_of_any_size_are_exported(backend):
@@ -145,7 +147,7 @@ def test_half_precision_is_openvino_s_own():
         pytest.skip('this CPU has no bfloat16')
     net = randomized(build_network(carn(8, 2)))
     exported, lq = in_backend(net, 'openvino', 'net.pth'), torch.rand(1, 3, 40, 33)
-    exact, half = (RoutedUpscaler(exported, 32, precision=kind).upscale(lq).image for kind in ('float32', 'bfloat16'))
+    exact, half = (TileUpscaler(exported, 32, precision=kind).upscale(lq).image for kind in ('float32', 'bfloat16'))
     assert exact.dtype == half.dtype == torch.float32
     assert 0.01 < levels(half, exact) < 20
 
@@ -154,9 +156,10 @@ def test_onnxruntime_refuses_half_precision():
     pytest.importorskip('onnxruntime')
     exported = in_backend(build_network(fsrcnn(4, 2)).eval(), 'onnxruntime', 'net.pth')
     with pytest.raises(RuntimeError, match='computes in float32'):
-        RoutedUpscaler(exported, 32, precision='bfloat16').upscale(torch.rand(1, 3, 20, 20))
+        TileUpscaler(exported, 32, precision='bfloat16').upscale(torch.rand(1, 3, 20, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_results_are_not_overwritten_by_the_next_ones(backend, tiny_net):
     net = build_network(tiny_net(2)).eval()

@@ -3,53 +3,21 @@ import cv2
 import logging
 import numpy as np
 import pytest
+import struct
 import torch
 import zipfile
 from collections import OrderedDict
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.train import load_resume_state
 from cdnsr_basicsr.checkpoint import load_network
-from cdnsr_basicsr.inference import RoutedUpscaler
+from cdnsr_basicsr.inference import TileUpscaler
 from cdnsr_basicsr.models import CDNSRModel
-from cdnsr_basicsr.models.cdnsr_options import TYPES
+from cdnsr_basicsr.models.cdnsr_options import LOSSES
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, swinir
-from tests.test_archs.test_cdnsr import spread
-
-
-class Images(Dataset):
-    """Whole images of different odd sizes."""
-    opt = {'name': 'images'}
-
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        height, width = (5, 9, 23)[index], (7, 40, 18)[index]
-        lq, gt = (torch.rand(3, height * s, width * s, generator=generator) for s in (1, 4))
-        lq *= torch.linspace(0, 1, width)  # tiles of different contrast
-        return {'lq': lq, 'gt': gt, 'lq_path': f'{index}.png', 'gt_path': f'{index}.png'}
-
-
-def make(opt):
-    return build_model(copy.deepcopy(opt))
-
-
-def batch(size=6):
-    generator = torch.Generator().manual_seed(7)
-    lq = torch.rand(size, 3, 8, 8, generator=generator)
-    gt = 1 - lq.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return {'lq': lq, 'gt': gt, 'lq_path': ['a'] * size, 'gt_path': ['a'] * size}
-
-
-def step(model, current_iter=1):
-    model.update_learning_rate(current_iter)
-    model.feed_data(batch())
-    model.optimize_parameters(current_iter)
+from tests.helpers import Images, carn, make, spread, step, swinir
 
 
 def test_a_step_moves_every_part_and_logs_every_loss(opt):
@@ -228,8 +196,10 @@ def test_a_state_with_a_flipped_bit_is_an_error(opt, tmp_path):
     path = tmp_path / 'training_states' / '8.state'
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda record: record.file_size)
-    data[largest.header_offset + 1000] ^= 1
+        tensors = [record for record in archive.infolist() if '/data/' in record.filename]  # not the pickle of the rest
+    largest = max(tensors, key=lambda record: record.file_size)
+    lengths = struct.unpack('<HH', data[largest.header_offset + 26:largest.header_offset + 30])  # of name and padding
+    data[largest.header_offset + 30 + sum(lengths) + largest.file_size // 2] ^= 1
     path.write_bytes(data)
     torch.load(path, weights_only=True)
     with pytest.raises(OptionError, match='8.state cannot be loaded: .*is damaged: .* is not what was written'):
@@ -266,14 +236,14 @@ def test_validation_measures_routing(opt, tmp_path, caplog, monkeypatch):
         model.validation(DataLoader(Images()), 5, Logger(), save_img=True)
     assert model.net_g.training
 
-    upscaler = RoutedUpscaler(model.net_g.eval(), 16, 12)
+    upscaler = TileUpscaler(model.net_g.eval(), 16, 12)
     counts, errors, spent, pixels = np.zeros(3), [[], [], []], 0., 0
     for item in Images():
         result = upscaler.upscale(item['lq'][None])
         image = result.image[0].clamp(0, 1).mul(255).round() - item['gt'].mul(255).round()
-        class_map = result.tiling.class_map(result.classes)
+        class_map = torch.from_numpy(result.classes)
         for k in range(3):
-            counts[k] += (result.classes == k).sum()
+            counts[k] += (result.plan.classes == k).sum()
             mask = np.kron(class_map == k, np.ones((4, 4))).astype(bool)
             errors[k] += image.numpy()[:, mask].flatten().tolist()
         spent += result.cost * class_map.numel()
@@ -300,6 +270,24 @@ def test_validation_measures_routing(opt, tmp_path, caplog, monkeypatch):
         assert images[f'images/{i}/difficulty_map'].shape == picture.shape
 
 
+def test_a_failed_difficulty_map_keeps_the_file_before_it(opt, tmp_path, monkeypatch):
+    opt['val']['save_map'] = True
+    model = make(opt)
+    model.validation(DataLoader(Images()), 5, None)
+    file = tmp_path / 'visualization' / '0' / '0_5_map.png'
+    before = file.read_bytes()
+
+    def half(image, path):
+        with open(path, 'wb') as file:
+            file.write(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr('cdnsr_basicsr.models.routed_validation.imwrite', half)
+    with pytest.raises(OSError, match='disk full'):
+        model.validation(DataLoader(Images()), 5, None)
+    assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
+
+
 def test_without_gt_and_metrics(opt):
     opt['val']['metrics'] = None
     model = make(opt)
@@ -323,7 +311,7 @@ def test_tested_network_is_the_ema(opt):
     lq = torch.rand(1, 3, 20, 20)
     model.feed_data({'lq': lq, 'lq_path': ['a']})
     model.test()
-    assert torch.equal(model.output, RoutedUpscaler(model.net_g_ema.eval(), 16, 12).upscale(lq).image)
+    assert torch.equal(model.output, TileUpscaler(model.net_g_ema.eval(), 16, 12).upscale(lq).image)
 
 
 def test_mixed_branches_with_basicsr_archs_train(opt):
@@ -429,7 +417,7 @@ def test_mistakes_in_train_are_named(file_opt, change, message):
 def test_a_loss_that_reaches_frozen_parts_only_is_refused(file_opt, name):
     trained = 'classifier' if name in ('class', 'average', 'flops', 'label') else 'branches'
     file_opt['train'].update({f'{other}_opt': None for other in ('class', 'average', 'flops')})
-    file_opt['train'].update({f'{name}_opt': {'type': TYPES[name][0]}, 'freeze': [trained]})
+    file_opt['train'].update({f'{name}_opt': {'type': LOSSES[name].types[0]}, 'freeze': [trained]})
     file_opt['path'].update(pretrain_network_g='a.pth')
     with pytest.raises(OptionError, match=f'train.{name}_opt: trains the {trained} only, which train.freeze keeps'):
         CDNSRModel.check_options(file_opt, True)
@@ -437,7 +425,7 @@ def test_a_loss_that_reaches_frozen_parts_only_is_refused(file_opt, name):
 
 @pytest.mark.parametrize('name', ['csd', 'cs'])
 def test_contrast_needs_a_batch(file_opt, name):
-    file_opt['train'].update({f'{name}_opt': {'type': TYPES[name][0]}})
+    file_opt['train'].update({f'{name}_opt': {'type': LOSSES[name].types[0]}})
     file_opt['datasets']['train']['batch_size_per_gpu'] = 1
     with pytest.raises(OptionError, match='takes negatives from the other samples of a batch'):
         CDNSRModel.check_options(file_opt, True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdnsr_basicsr.models import CDNSRModel
 from cdnsr_basicsr.options import read_options
-from tests.test_models.test_cdnsr_model import batch
+from tests.helpers import batch
 
 OPTIONS = Path(__file__).resolve().parent.parent.parent / 'options'
 

@@ -7,7 +7,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.options import OptionError
-from tests.test_models.test_cdnsr_model import step
+from tests.helpers import step
 
 DISTILLATION = {
     'kd': dict(type='KDL1Loss'),
@@ -64,6 +64,7 @@ def test_each_loss_trains_exactly_the_students(distil_opt, tmp_path, name, exter
         assert learns(model.losses['cs'].head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['kd', 'feature', 'csd'])
 @pytest.mark.parametrize('external', [False, True])
 def test_students_come_nearer_to_the_teacher(distil_opt, tmp_path, name, external):

@@ -1,51 +1,13 @@
 """Two processes train one network, and validate as one process does."""
 import copy
-import json
-import os
 import pytest
-import subprocess
-import sys
 import torch
-import yaml
-from pathlib import Path
 from torch.utils.data import DataLoader
 
 from basicsr.models import build_model
-from tests.conftest import carn, fsrcnn
-from tests.test_archs.test_cdnsr import spread
-from tests.test_archs.test_pcsr import pcsr
-from tests.test_models.test_cdnsr_model import Images, batch
+from tests.helpers import Images, batch, carn, fsrcnn, pcsr, spread, sums, two_processes
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = '''
-import importlib, json, os, sys, torch, yaml
-import cdnsr_basicsr
-cdnsr_basicsr.register()
-from basicsr.models import build_model
-torch.distributed.init_process_group('gloo')
-opt = yaml.safe_load(open('opt.yml'))
-rank = int(os.environ['RANK'])
-opt.update(dist=True, rank=rank, world_size=2)
-torch.manual_seed(rank)
-function = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])
-found = function(build_model(opt), *sys.argv[3:])
-with open(f'results_{rank}.json', 'w') as file:
-    json.dump(found, file)
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-'''
-
-
-def two_processes(opt, folder, function, *args):
-    """What a function of a test module returns for the model, in each of two processes."""
-    (folder / 'opt.yml').write_text(yaml.safe_dump(opt))
-    (folder / 'script.py').write_text(SCRIPT)
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'script.py']
-    command += [function.__module__, function.__name__, *args]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads((folder / f'results_{rank}.json').read_text()) for rank in (0, 1)]
+pytestmark = pytest.mark.slow  # whole runs, in processes of their own
 
 
 def first_images(count):
@@ -141,19 +103,6 @@ def test_two_processes_train_mixed_branches(opt, tmp_path):
     opt['network_g']['branches'] = [etds, dict(etds, num_feat=8), carn()]
     first, second = two_processes(opt, tmp_path, sums)
     assert first['sums'] == second['sums'] and first['drawn'] != second['drawn']
-
-
-def sums(model):
-    """Sums of the weights after some steps on other data in each process."""
-    for i in range(1, 4):
-        data = batch(2)
-        lq = torch.rand_like(data['lq'])
-        model.feed_data(dict(data, lq=lq))
-        model.optimize_parameters(i)
-    return {
-        'sums': [param.double().sum().item() for param in model.get_bare_model(model.net_g).parameters()],
-        'drawn': lq.sum().item()
-    }
 
 
 def test_two_processes_keep_one_network_one_head_and_one_guard(opt, tmp_path):

@@ -9,8 +9,7 @@ from basicsr.train import load_resume_state
 from cdnsr_basicsr.checkpoint import load_network
 from cdnsr_basicsr.models import ETDSModel
 from cdnsr_basicsr.options import OptionError
-from tests.test_models.test_cdnsr_model import Images, batch, make, step
-from tests.test_models.test_distributed import two_processes
+from tests.helpers import Images, batch, make, step, two_processes
 
 FREEZE = 3
 
@@ -153,6 +152,7 @@ def train(model):
     return {'residual': residual, 'sums': sums, 'drawn': lq.sum().item()}
 
 
+@pytest.mark.slow
 def test_two_processes_keep_one_network_and_freeze_alike(opt, tmp_path):
     first, second = two_processes(opt, tmp_path, train)
     assert first['residual'] == second['residual'] == [4, 5]

@@ -1,5 +1,7 @@
 """FastSRModel: SRModel in another precision and memory layout."""
 import copy
+import math
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -7,11 +9,11 @@ from torch.utils.data import DataLoader
 from basicsr.archs import build_network
 from basicsr.models import build_model
 from cdnsr_basicsr.checkpoint import load_network
-from cdnsr_basicsr.models import FastSRModel
-from cdnsr_basicsr.models.fast_options import check_teacher
+from cdnsr_basicsr.models import CDNSRModel, ETDSModel, FastSRModel, PCSRModel
+from cdnsr_basicsr.models.fast_options import check_training
+from cdnsr_basicsr.models.fast_training import FastTraining
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import carn, swinir
-from tests.test_models.test_cdnsr_model import Images, batch
+from tests.helpers import Images, batch, carn, swinir
 
 
 @pytest.fixture
@@ -74,13 +76,59 @@ def test_validating_more_often_does_not_change_the_training(fast_opt):
     assert torch.equal(torch.rand(2), drawn)
 
 
-def test_bfloat16_is_used_and_changes_little(fast_opt):
+@pytest.mark.parametrize('precision', ['bfloat16', 'float16'])
+def test_half_precision_is_used_and_changes_little(fast_opt, precision):
     stock = trained(fast_opt, 1)
-    fast_opt['train']['precision'] = 'bfloat16'
+    fast_opt['train']['precision'] = precision
     model = trained(fast_opt, 1)
     assert not torch.equal(model.output, stock.output), 'the precision was not used'
     assert all(param.dtype == torch.float32 for param in model.net_g.parameters())
     assert model.get_current_log()['l_pix'] == pytest.approx(stock.get_current_log()['l_pix'], rel=0.02)
+
+
+@pytest.mark.parametrize('kind', ['FastSRModel', 'ETDSModel'])
+def test_float16_passes_over_overflows_and_resumes_with_its_scale(fast_opt, tmp_path, kind):
+    fast_opt['train'].update(precision='float16', pixel_opt=dict(type='L1Loss'))  # its weight of 100 overflows, too
+    if kind == 'ETDSModel':
+        fast_opt.update(model_type=kind, network_g=dict(type='ETDS', num_feat=10, num_block=2, num_residual_feat=4))
+        fast_opt['train'].update(residual_opt=dict(type='L1Loss'), residual_freeze_iter=1)
+    model = trained(fast_opt, 0)
+    before, scale = copy.deepcopy(model.net_g.state_dict()), model.scaler.get_scale()
+    for i, wrong in ((1, True), (2, True), (3, False)):
+        data = batch()
+        if wrong:
+            data['lq'][0, 0, 0, 0] = math.inf
+        model.feed_data(data)
+        model.optimize_parameters(i)
+        assert any(not torch.equal(value, before[key]) for key, value in model.net_g.state_dict().items()) != wrong
+    assert model.scaler.get_scale() == scale / 4
+    assert all(torch.isfinite(value).all() for value in model.net_g.state_dict().values())
+    model.save(0, 3)
+    fast_opt['path']['pretrain_network_g'] = str(tmp_path / 'models' / 'net_g_3.pth')
+    resumed = trained(fast_opt, 0)
+    resumed.resume_training(torch.load(tmp_path / 'training_states' / '3.state', weights_only=True))
+    assert resumed.scaler.state_dict() == model.scaler.state_dict()
+    for trained_on in (model, resumed):
+        trained_on.feed_data(batch())
+        trained_on.optimize_parameters(4)
+    assert all(torch.equal(*pair) for pair in zip(model.net_g.parameters(), resumed.net_g.parameters()))
+
+
+@pytest.mark.parametrize('precisions', [('float32', 'float16'), ('float16', 'float32')])
+def test_the_precision_can_be_changed_by_a_resume(fast_opt, tmp_path, precisions):
+    for precision in precisions:
+        fast_opt['train']['precision'] = precision
+        model = trained(fast_opt)
+        if precision == precisions[0]:
+            model.save(0, 3)
+    model.resume_training(torch.load(tmp_path / 'training_states' / '3.state', weights_only=True))
+    model.optimize_parameters(4)
+    assert np.isfinite(model.get_current_log()['l_pix'])
+
+
+@pytest.mark.parametrize('model', [CDNSRModel, ETDSModel, FastSRModel, PCSRModel])
+def test_there_is_one_training_step(model):
+    assert model.optimize_parameters is FastTraining.optimize_parameters
 
 
 def test_its_checkpoint_describes_itself(fast_opt):
@@ -93,7 +141,7 @@ def test_its_checkpoint_describes_itself(fast_opt):
 
 
 @pytest.mark.parametrize('change,message', [
-    (dict(precision='float16'), 'train.precision: .*float32, bfloat16'),
+    (dict(precision='half'), 'train.precision: .*float32, bfloat16, float16'),
     (dict(channels_last='yes'), 'train.channels_last'),
     (dict(pixel_opt=None), 'train.pixel_opt: a pixel loss is needed'),
     (dict(class_opt=dict(type='ClassLoss')), 'train.class_opt: unknown key'),
@@ -141,6 +189,7 @@ def taught_opt(fast_opt, tmp_path):
     return fast_opt
 
 
+@pytest.mark.slow
 def test_a_teacher_is_compared_with_the_output_and_stays_as_it_is(taught_opt, tmp_path):
     model = trained(taught_opt, steps=1)
     teacher = build_network(taught_opt['network_t'])
@@ -181,18 +230,18 @@ def test_half_a_teacher_is_refused(taught_opt, block, key, message):
     taught_opt['datasets'] = dict(train={})
     (taught_opt if block is None else taught_opt[block]).pop(key)
     with pytest.raises(OptionError, match=message):
-        check_teacher(taught_opt)
+        check_training(taught_opt)
 
 
 def test_a_loss_needs_a_teacher_and_one_only(taught_opt):
     taught_opt['datasets'] = dict(train=dict(dataroot_teacher='teacher.lmdb'))
     with pytest.raises(OptionError, match='datasets.train.dataroot_teacher: one teacher is enough: this, or network_t'):
-        check_teacher(taught_opt)
+        check_training(taught_opt)
     del taught_opt['network_t'], taught_opt['path']['pretrain_network_t']
-    check_teacher(taught_opt)
+    check_training(taught_opt)
     del taught_opt['datasets']['train']['dataroot_teacher']
     with pytest.raises(OptionError, match='train.teacher_opt: goes with a teacher, .* or datasets.train.dataroot_te'):
-        check_teacher(taught_opt)
+        check_training(taught_opt)
 
 
 @pytest.mark.parametrize('change, message', [

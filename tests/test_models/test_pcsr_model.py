@@ -10,10 +10,7 @@ from cdnsr_basicsr.inference import PixelUpscaler
 from cdnsr_basicsr.losses.routing_loss import average_loss
 from cdnsr_basicsr.models import PCSRModel
 from cdnsr_basicsr.options import OptionError
-from tests.conftest import fsrcnn
-from tests.test_archs.test_pcsr import pcsr
-from tests.test_models.test_cdnsr_model import Images, make, step
-from tests.test_models.test_distributed import sums, two_processes
+from tests.helpers import Images, fsrcnn, make, pcsr, step, sums, two_processes
 
 
 @pytest.fixture
@@ -124,28 +121,55 @@ def test_resumed_training_is_uninterrupted_training(opt, tmp_path):
 def test_validation_goes_through_the_engine_and_says_what_it_cost(opt, tmp_path, caplog, routing, phase):
     opt['train'].update(phase=phase, average_opt=None)
     opt['routing'], opt['val']['save_map'] = routing, True
-    model, scalars = make(opt), {}
+    model, scalars, images = make(opt), {}, {}
 
     class Logger:
 
         def add_scalar(self, name, value, current_iter):
             scalars[name] = value
 
+        def add_image(self, name, image, current_iter, dataformats):
+            images[name] = image
+
     with caplog.at_level(logging.INFO, logger='basicsr'):
         logging.getLogger('basicsr').propagate = True
         model.validation(DataLoader(Images()), 4, Logger(), save_img=True)
     net = model.net_g_ema
-    counts = torch.zeros(len(net.samplers))
+    counts, errors = torch.zeros(len(net.samplers)), [[] for _ in net.samplers]
     for data in DataLoader(Images()):
         upscaled = PixelUpscaler(net, 24, 12, budget=routing.get('budget')).upscale(data['lq'])
         counts += torch.tensor(upscaled.counts)
+        error = upscaled.image[0].clamp(0, 1).mul(255).round() - data['gt'][0].mul(255).round()
+        owner = np.kron(upscaled.plan.class_map(), np.ones((4, 4)))
+        for i, values in enumerate(errors):
+            values += error.numpy()[:, owner == i].flatten().tolist()
     shares = (counts / counts.sum()).tolist()
     names = ['light', 'heavy'][-len(shares):]
     assert [scalars[f'routing/images/share_{name}'] for name in names] == pytest.approx(shares)
+    assert [scalars[f'routing/images/count_{name}'] for name in names] == counts.tolist()
+    for name, values in zip(names, errors):
+        psnr = pytest.approx(10 * np.log10(255**2 / np.mean(np.square(values)))) if values else None
+        assert scalars.get(f'routing/images/psnr_{name}') == psnr
     assert 0 < scalars['routing/images/cost'] and np.isfinite(scalars['metrics/images/psnr'])
     assert f'# heavy: {100 * shares[-1]:.1f} %' in caplog.text
     maps = sorted(path.name for path in (tmp_path / 'visualization').rglob('*.png'))
     assert maps == [f'{i}_4{suffix}.png' for i in range(3) for suffix in ('', '_map')]
+    assert set(images) == {f'images/{i}/{kind}' for i in range(3) for kind in ('sr', 'difficulty_map')}
+
+
+def test_gt_of_another_size_is_refused_and_none_is_needed(opt):
+    opt['val']['metrics'] = None
+    model = make(opt)
+    step(model)  # leaves the GT of a training batch behind
+    with pytest.raises(OptionError, match=r'b.png: GT of \(18, 18\) is not x4 of LQ of \(9, 9\)'):
+        model.feed_data(dict(lq=torch.rand(1, 3, 9, 9), gt=torch.rand(1, 3, 18, 18), lq_path=['a'], gt_path='b.png'))
+
+    class NoGT(Images):
+
+        def __getitem__(self, index):
+            return {key: value for key, value in super().__getitem__(index).items() if 'gt' not in key}
+
+    model.validation(DataLoader(NoGT()), 1, None)
 
 
 @pytest.mark.parametrize('change,words', [
@@ -182,6 +206,7 @@ def test_mistakes_are_refused_in_one_line(opt, change, words):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backbone', ['FSRCNN', 'CARN_M'])
 def test_two_processes_train_one_network(opt, tmp_path, backbone):
     # CARN_M has a buffer, the mean, and DistributedDataParallel broadcasts buffers

@@ -15,7 +15,7 @@ from cdnsr_basicsr.losses import AverageLoss, squared_error
 from cdnsr_basicsr.losses.routing_loss import average_loss
 from cdnsr_basicsr.models.collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from cdnsr_basicsr.options import OptionError
-from tests.test_models.test_cdnsr_model import Images, batch, step
+from tests.helpers import Images, batch, step
 
 
 def make(opt):
@@ -66,6 +66,7 @@ def test_float16_passes_over_a_step_that_overflows(opt):
     assert all(torch.isfinite(value).all() for value in model.net_g.state_dict().values())
 
 
+@pytest.mark.slow
 def test_compiled_branches_train_and_save_the_same_weights(opt, monkeypatch, tmp_path):
     compiled, original = [], torch.nn.Module.compile
 
@@ -132,6 +133,7 @@ def test_known_errors_train_without_running_branches(error_opt, monkeypatch):
         assert value == pytest.approx(logs[1][key], rel=1e-4), key
 
 
+@pytest.mark.slow
 def test_an_error_predictor_learns_which_branch_errs_less(error_opt):
     error_opt['train']['optim_g']['lr'] = 0.01
     model = make(error_opt)
@@ -221,6 +223,7 @@ def labelled(labels):
     return {**batch(len(labels)), 'label': torch.tensor(labels)}
 
 
+@pytest.mark.slow
 def test_labels_teach_the_classifier(opt):
     opt['train'].update(label_opt=dict(type='LabelLoss', num_iter=100), pixel_opt=dict(type='L1Loss', loss_weight=0))
     opt['train'].update({f'{name}_opt': None for name in ('class', 'average', 'flops')})
@@ -303,12 +306,14 @@ def collapse(opt, balance, iterations=180):
     return np.mean(shares[-80:], axis=0).max(), model
 
 
+@pytest.mark.slow
 def test_routing_collapses_and_the_guard_says_so(opt, warnings):
     share, model = collapse(opt, 'warn')
     assert share == 1 and model.losses['average'].loss_weight == 0.02
     assert warnings() and 'class 0 took' in warnings()[-1]
 
 
+@pytest.mark.slow
 def test_auto_balance_recovers_from_the_same_collapse(opt, warnings):
     share, model = collapse(opt, 'auto')
     assert share < 0.8
@@ -325,6 +330,7 @@ def test_softened_weights_have_a_gradient_where_the_softmax_has_none():
     torch.testing.assert_close(softened(balanced), balanced.softmax(1))
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_uninterrupted_with_noise_guard_and_scaler(opt, tmp_path):
     opt['train'].update(ema_decay=0.9, precision='float16', balance='auto', collapse_iter=3, collapse_share=0.34)
     opt['train'].update(csd_opt=dict(type='CSDLoss', layer_weights=dict(relu1_1=1), num_negatives=2))

@@ -3,7 +3,7 @@ import torch
 
 from basicsr.archs import build_network
 from basicsr.models import build_model
-from tests.conftest import fsrcnn
+from tests.helpers import fsrcnn
 
 
 def test_a_recurrent_video_model_validates_on_a_cpu(opt):

@@ -1,0 +1,305 @@
+"""How each kind of row upscales: functions of a Bench and a row that return a Runner."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from typing import Callable, NamedTuple, Optional
+
+from ..archs import Interpolation
+from ..calibration import read_calibration
+from ..checkpoint import load_network
+from ..complexity import count_macs
+from ..evaluation import PairStore, to_tensor
+from ..export import in_backend
+from ..inference import TileUpscaler, default_patch_size, make_upscaler
+from ..inference.network import (
+    PRECISIONS,
+    branches_of,
+    common_geometry,
+    deployed,
+    pixel_routed,
+    route,
+    routed,
+    run_padded,
+)
+from ..inference.tiling import TensorRows
+from ..options import OptionError, read_options, read_routing
+from .rows import LOOPS, Network, Row, Settings
+
+
+class Result(NamedTuple):
+    """What a runner makes of an image.
+
+    Attributes:
+        image: of shape (1, c, H, W).
+        kmacs: Thousand MACs per pixel of it.
+        counts: Tiles, or pixels, of each class.
+    """
+    image: torch.Tensor
+    kmacs: float
+    counts: list[int]
+
+
+Runner = Callable[[torch.Tensor], Result]  # of an LQ image of shape (1, c, h, w), in [0, 1]
+
+
+def is_option_file(model: str) -> bool:
+    return model.endswith(('.yml', '.yaml'))
+
+
+def checkpoint_of(model: str) -> str:
+    """The checkpoint that an option file names; any other model is one."""
+    return read_options(model)['path']['pretrain_network_g'] if is_option_file(model) else model
+
+
+def load(model: str) -> nn.Module:
+    if not is_option_file(model):
+        return load_network(model)
+    net = load_network(None, model)
+    routing = read_routing(model) if pixel_routed(net) is not None else {}
+    if routing:
+        route(net, routing)
+    return net
+
+
+def network_of(model: str, settings: Settings) -> Network:
+    """What a benchmark has to know of a model beforehand.
+
+    Raises:
+        OptionError: It cannot be loaded, or is no network for super-resolution.
+    """
+    net = load(model)
+    try:
+        upscaler = make_upscaler(net, settings.patch_size, settings.step)
+    except ValueError as error:
+        raise OptionError(model, str(error)) from error
+    num_branches = 0 if routed(net) is None else upscaler.num_classes
+    return Network(upscaler.scale, upscaler.channels, num_branches, pixel_routed(net) is not None)
+
+
+class Bench:
+    """A network on its device, and what its rows have in common.
+
+    Args:
+        settings: Those of the benchmark.
+        pairs: The photographs, for rows that look at their ground truth.
+        model: Checkpoint, or option file that names one.
+        backend: What runs the network.
+
+    Attributes:
+        plain: Its engine, without a budget.
+        branches: Its branches; a network without is one.
+        number: Which photograph is being upscaled.
+    """
+
+    def __init__(self, settings: Settings, pairs: Optional[PairStore], model: str, backend: str = 'torch') -> None:
+        self.settings, self.pairs, self.model = settings, pairs, model
+        self.device = torch.device(settings.device)
+        self.net = load(model).to(self.device)
+        if backend != 'torch':
+            self.net = in_backend(self.net, backend, model)
+        self.plain = make_upscaler(self.net, settings.patch_size, settings.step)
+        self.branches = branches_of(self.net)
+        self.runners: dict[Row, Runner] = {}
+        self.number = 0
+        self.errors: dict[int, torch.Tensor] = {}
+
+    def runner(self, row: Row) -> Runner:
+        if row not in self.runners:
+            kinds = RUNNERS if pixel_routed(self.net) is None else PIXEL_RUNNERS
+            self.runners[row] = kinds[row.kind](self, row)
+        return self.runners[row]
+
+    def branch_of(self, row: Row) -> int:
+        """Which branch a row is of."""
+        return int(np.argmax(self.plain.branch_macs)) if row.branch is None else row.branch
+
+    def kmacs_of(self, branch: int) -> float:
+        """Thousand MACs of a branch on a whole image, per pixel of the result."""
+        return self.plain.branch_macs[branch] / self.plain.patch_size**2 / self.plain.scale**2 / 1000
+
+    def alone(self, branch: int) -> list[int]:
+        """Counts of a result that one branch has made."""
+        return [int(i == branch) for i in range(len(self.branches))]
+
+    def true_errors(self, lq: torch.Tensor) -> torch.Tensor:
+        """Squared error of each branch on each tile, of shape (n, M), as the engine cuts tiles."""
+        if self.number not in self.errors:
+            tiling = self.plain.tiling_of(*lq.shape[2:])
+            owner = tiling.class_map(torch.arange(len(tiling))).flatten()
+            gt = to_tensor(self.pairs.gt(self.number), self.plain.channels).to(self.device)
+            columns = []
+            for branch in self.branches:
+                alone = TileUpscaler(branch, self.plain.patch_size, self.plain.step)
+                error = (alone.upscale(lq).image.clamp(0, 1) - gt).square().mean(dim=1)
+                error = nn.functional.avg_pool2d(error, self.plain.scale).flatten().cpu()
+                columns.append(torch.bincount(owner, error, len(tiling)))
+            self.errors[self.number] = torch.stack(columns, dim=1)
+        return self.errors[self.number]
+
+    def describe(self) -> dict:
+        """Types of the network and its branches, and MFLOPs of these in the papers' convention."""
+        name = type(self.net).__name__
+        if pixel_routed(self.net) is not None:
+            mflops = [2 * 32 * 32 * self.net.upscale**2 * cost / 1e6 for cost in self.net.costs]
+            return dict(network=name, branches=[name] * len(mflops), mflops=mflops)
+        _, channels, multiple = common_geometry(self.branches)
+        side = -(-32 // multiple) * multiple
+        mflops = [
+            2 * count_macs(branch, side, side, channels, papers=True) * (32 / side)**2 / 1e6 for branch in self.branches
+        ]
+        return dict(network=name, branches=[type(branch).__name__ for branch in self.branches], mflops=mflops)
+
+
+def in_precision(lq: torch.Tensor, dtype: torch.dtype) -> torch.autocast:
+    """A context in which a network computes in `dtype`."""
+    return torch.autocast(lq.device.type, dtype, enabled=dtype != torch.float32)
+
+
+def whole(bench: Bench, row: Row) -> Runner:
+    """One branch, or a network without branches, on the whole image."""
+    dtype, index = PRECISIONS[row.precision], bench.branch_of(row)
+    branch = deployed(bench.branches[index], dtype) if row.tuned else bench.branches[index]
+
+    def run(lq: torch.Tensor) -> Result:
+        with in_precision(lq, dtype):
+            lq = lq.contiguous(memory_format=torch.channels_last) if row.tuned else lq
+            image = run_padded(branch, lq, bench.plain.scale, bench.plain.multiple).float()
+        return Result(image, bench.kmacs_of(index), bench.alone(index))
+
+    return run
+
+
+def bicubic(bench: Bench, row: Row) -> Runner:
+    """Bicubic upsampling."""
+    net = Interpolation(upscale=bench.plain.scale)
+    return lambda lq: Result(net(lq), 0., [0] * len(bench.branches))
+
+
+def one_tile_at_a_time(net: nn.Module,
+                       lq: torch.Tensor,
+                       patch_size: int,
+                       step: int,
+                       multiple: int = 1) -> tuple[torch.Tensor, list[int]]:
+    """The published way: for each tile the classifier, one branch, and a mean where tiles overlap.
+
+    Args:
+        net: A CDNSR network.
+        lq: of shape (1, c, h, w), in [0, 1].
+        patch_size: Side of a tile, a multiple of `multiple`; a smaller image is padded to such a side.
+        step: Distance of tiles.
+        multiple: What the branches want the sides of tiles to be multiples of.
+
+    Returns:
+        The result, and the class of each tile.
+    """
+    height, width = lq.shape[2:]
+    output, count = (lq.new_zeros(*lq.shape[:2], height * net.upscale, width * net.upscale) for _ in range(2))
+    classes = []
+    for top in range(0, max(height - patch_size, 0) + step, step):
+        for left in range(0, max(width - patch_size, 0) + step, step):
+            top, left = max(0, min(top, height - patch_size)), max(0, min(left, width - patch_size))
+            tile = lq[:, :, top:top + patch_size, left:left + patch_size]
+            classes.append(int(net.classifier(tile).argmax()))
+            upscaled = run_padded(net.branches[classes[-1]], tile, net.upscale, multiple)
+            there = (..., slice(top * net.upscale, top * net.upscale + upscaled.shape[2]),
+                     slice(left * net.upscale, left * net.upscale + upscaled.shape[3]))
+            output[there] += upscaled
+            count[there] += 1
+    return output / count, classes
+
+
+def loop(bench: Bench, row: Row) -> Runner:
+    """One tile at a time, the published way."""
+    patch_size, step = LOOPS[row.kind] or (bench.plain.patch_size, bench.plain.step)
+    tile = TileUpscaler(bench.net, patch_size, step)
+    patch_size = tile.patch_size  # a multiple
+
+    def run(lq: torch.Tensor) -> Result:
+        image, classes = one_tile_at_a_time(bench.net, lq, patch_size, step, bench.plain.multiple)
+        spent = sum(tile.branch_macs[kind] + tile.classifier_macs for kind in classes)
+        spent *= min(1, lq.shape[2] / patch_size) * min(1, lq.shape[3] / patch_size)  # of a small picture
+        counts = np.bincount(classes, minlength=len(bench.branches)).tolist()
+        return Result(image, spent / (image.shape[2] * image.shape[3]) / 1000, counts)
+
+    return run
+
+
+def tiled(bench: Bench, row: Row) -> Runner:
+    """As `whole`, in tiles."""
+    index = bench.branch_of(row)
+    upscaler = TileUpscaler(bench.branches[index], bench.plain.patch_size, bench.plain.step, precision=row.precision)
+    upscaler.measure_speed()  # now, not within what is measured
+
+    def run(lq: torch.Tensor) -> Result:
+        upscaled = upscaler.upscale(lq)
+        return Result(upscaled.image, bench.kmacs_of(index) * upscaled.cost, bench.alone(index))
+
+    return run
+
+
+def by_classes(bench: Bench, row: Row) -> Runner:
+    """Each tile by its branch: that of the classifier, or of the oracle, which knows the branches' true errors."""
+    settings, calibration = bench.settings, None
+    if row.backend == 'torch':
+        patch_size = settings.patch_size or default_patch_size(bench.net)
+        calibration = read_calibration(checkpoint_of(bench.model), bench.net, row.precision, patch_size)
+    upscaler = make_upscaler(
+        bench.net,
+        settings.patch_size,
+        settings.step,
+        budget=row.budget,
+        cost=settings.cost,
+        precision=row.precision,
+        float32_branches=calibration.float32_branches if calibration else ())
+    upscaler.measure_speed()  # now, not within what is measured
+
+    def run(lq: torch.Tensor) -> Result:
+        # as logits: what argmax(log p - lambda c) then maximises is -(error + lambda c)
+        plan = upscaler.plan(TensorRows(lq), -bench.true_errors(lq)) if row.kind == 'oracle' else None
+        upscaled = upscaler.upscale(lq, plan)
+        return Result(upscaled.image, upscaler.whole_macs / 1000 * upscaled.cost, upscaled.counts)
+
+    return run
+
+
+def pixels_whole(bench: Bench, row: Row) -> Runner:
+    """A network that routes pixels, on the whole image."""
+    dtype = PRECISIONS[row.precision]
+    net = deployed(bench.net, dtype) if row.tuned else bench.net
+
+    def run(lq: torch.Tensor) -> Result:
+        with in_precision(lq, dtype):
+            image, routing = net(lq, return_routing=True)
+        pixels, lq_pixels = image.shape[2] * image.shape[3], lq.shape[2] * lq.shape[3]
+        heavy = pixels if routing is None else int(routing.heavy.sum())
+        counts = [pixels - heavy, heavy][-bench.plain.num_classes:]
+        return Result(image, bench.plain.spent(lq_pixels, lq_pixels, counts) / pixels / 1000, counts)
+
+    return run
+
+
+def pixels_routed(bench: Bench, row: Row) -> Runner:
+    """Each pixel by its sampler."""
+    settings = bench.settings
+    upscaler = make_upscaler(
+        bench.net, settings.patch_size, settings.step, budget=row.budget, cost=settings.cost, precision=row.precision)
+
+    def run(lq: torch.Tensor) -> Result:
+        upscaled = upscaler.upscale(lq)
+        return Result(upscaled.image, upscaler.whole_macs / 1000 * upscaled.cost, upscaled.counts)
+
+    return run
+
+
+RUNNERS = {
+    'whole': whole,
+    'bicubic': bicubic,
+    'loop': loop,
+    'published loop': loop,
+    'tiled': tiled,
+    'routed': by_classes,
+    'oracle': by_classes
+}
+PIXEL_RUNNERS = {'whole': pixels_whole, 'routed': pixels_routed}

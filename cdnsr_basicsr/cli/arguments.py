@@ -1,0 +1,121 @@
+"""What commands share: arguments, checks of them, and what they say in the end."""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from dataclasses import fields
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+
+from ..options import OptionError
+from ..settings import PRECISIONS, Settings
+
+CHECKPOINT = 'checkpoint of the network, or name of a model (basicsr models)'
+DESCRIPTION = 'option file that describes MODEL, if it does not do so itself'
+# flags of the settings, for messages
+FLAGS = {field.name: '--' + field.name.replace('_', '-') for field in fields(Settings)}
+FLAGS.update(model='-m', opt='-opt')
+Commands = Any  # what argparse's add_subparsers returns, a class without a public name
+Run = Callable[[argparse.Namespace], int]
+
+
+def new_command(commands: Commands, name: str, text: str, run: Run) -> argparse.ArgumentParser:
+    """A command without arguments yet.
+
+    Args:
+        commands: All commands.
+        name: Of the new one.
+        text: What it does, as its help says.
+        run: Does it, and returns the exit code.
+    """
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+
+def count(text: str) -> int:
+    """Argument type: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'expected an integer of at least 1, but got {text!r}')
+    return int(text)
+
+
+def add_max_megapixels(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--max-megapixels', type=count, default=1000, metavar='N', help='refuse larger pictures (default: 1000)')
+
+
+def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = None, routed_only: bool = False) -> None:
+    command.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        nargs=precisions,
+        default=[Settings.precision] if precisions else Settings.precision,
+        help=f'of the branches (default: {Settings.precision})')
+    command.add_argument(
+        '--patch-size',
+        type=count,
+        default=None,
+        metavar='N',
+        help='largest side of a tile (default: 96' + ('' if routed_only else '; 128 for PCSR') + ')')
+    command.add_argument(
+        '--step',
+        type=count,
+        default=None,
+        metavar='N',
+        help='patch size less the overlap of tiles (default: 4 less' +
+        ('' if routed_only else ', 8 for a network without branches, 12 for PCSR') + ')')
+    command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+
+
+@contextlib.contextmanager
+def said_by_flags(flags: Mapping[str, str]) -> Iterator[None]:
+    """Lets errors of a function name flags where they name its arguments: '--scale 0' for 'scale=0'.
+
+    Args:
+        flags: Flag of each argument.
+    """
+
+    def flag_of(match: re.Match) -> str:
+        return flags[match[1]] + ('' if match[2] else ' ')
+
+    try:
+        yield
+    except OptionError as error:
+        named = rf'(?<!\S)({"|".join(flags)})=(True)?'
+        key, message = (re.sub(named, flag_of, text) for text in (error.key, error.message))
+        raise OptionError(flags.get(key, key), message) from error
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings among the arguments."""
+    if not args.model and not args.opt:
+        raise OptionError('-m', 'a checkpoint is needed: -m MODEL, or -opt FILE that names one')
+    return Settings(**{name: value for name, value in vars(args).items() if name in FLAGS})
+
+
+def check_budgets(budgets: Sequence[float]) -> Sequence[float]:
+    for budget in budgets:
+        if not 0 < budget < float('inf'):
+            raise OptionError(f'--budgets {budget}', 'expected numbers above 0')
+    return budgets
+
+
+def say_what_is_missing(folder: str, notes: Sequence[tuple[str, str]], left_out: Sequence[Any]) -> None:
+    """Names pictures that were not done as a whole, and files that are no pictures, those of each ending in a line."""
+    for path, note in notes:
+        print(f'Not the whole of {path}: {note}.')
+    endings: dict[str, list[str]] = {}
+    for path in left_out:
+        endings.setdefault(path.suffix or 'no ending', []).append(os.path.relpath(path, folder))
+    for ending, names in sorted(endings.items()):
+        print(f'Left alone, no picture by its ending: {ending}: {", ".join(names)}')
+
+
+def say_left_out(photographs: Sequence[tuple[str, str]]) -> int:
+    """Names photographs that were not measured with; the exit code says whether there are any."""
+    for path, reason in photographs:
+        print(f'Left out: {path}: {reason}', file=sys.stderr)
+    return 1 if photographs else 0

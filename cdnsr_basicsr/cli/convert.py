@@ -1,0 +1,54 @@
+"""`basicsr convert`: checkpoints that describe themselves."""
+from __future__ import annotations
+
+import argparse
+import os
+
+from .. import load_plugins
+from ..conversion.registry import names_of_families
+from ..options import OptionError
+from .arguments import Commands, count, new_command
+
+
+def add_parser(commands: Commands) -> None:
+    command = new_command(commands, 'convert',
+                          'make a checkpoint that describes itself of a published one, or of your own', run)
+    command.add_argument('input', metavar='IN', help='checkpoint (.pth or .safetensors), or name of a model')
+    command.add_argument('-o', dest='output', required=True, metavar='OUT', help='file to write: .pth or .safetensors')
+    command.add_argument(
+        '--from',
+        dest='family',
+        metavar='FAMILY',
+        default='auto',
+        help=f'whose file it is: {names_of_families()} (default: auto, told by its weights)')
+    command.add_argument(
+        '-opt', metavar='FILE', help='option file that describes IN, one of BasicSR\'s own checkpoints')
+    command.add_argument(
+        '--num-feat', type=count, metavar='N', help='branch of this width of an ARM-Net (default: the widest)')
+    command.add_argument('--scale', type=count, metavar='N', help='scale, of files that do not tell it (default: 4)')
+    command.add_argument(
+        '--plain',
+        action='store_true',
+        help='turn ETDS, ECBSR and ABPN, branches too, into equivalent plain convs, for inference')
+    command.add_argument(
+        '--clip', action='store_true', help='with --plain: a last conv that clips to [0, 1], as published for phones')
+    command.add_argument('--overwrite', action='store_true', help='replace an existing OUT')
+
+
+def run(args: argparse.Namespace) -> int:
+    if os.path.splitext(args.output)[1] not in ('.pth', '.safetensors'):
+        raise OptionError(f'-o {args.output}', 'expected a name that ends in .pth or .safetensors')
+    if not os.path.isdir(os.path.dirname(args.output) or '.'):
+        raise OptionError(os.path.dirname(args.output), 'no such folder')
+    if os.path.exists(args.output) and not args.overwrite:
+        raise OptionError(args.output, 'is there already; --overwrite replaces it')
+    if args.clip and not args.plain:
+        raise OptionError('--clip', 'goes with --plain')
+    load_plugins()
+    from ..conversion.convert import convert, describe, made_plain, save
+    converted = convert(args.input, args.family, args.opt, args.num_feat, args.scale)
+    if args.plain:
+        converted = made_plain(converted, args.input, args.clip)
+    save(converted, args.output)
+    print(f'{describe(converted)}\nWrote {args.output}.')
+    return 0

@@ -1,0 +1,79 @@
+"""`basicsr label`: difficulty labels of patches."""
+from __future__ import annotations
+
+import argparse
+
+from .. import load_plugins
+from ..memory import keep_freed_memory
+from ..options import OptionError
+from .arguments import CHECKPOINT, Commands, count, new_command, said_by_flags
+
+# of arguments of `label`
+FLAGS = dict(folder='-d', by='--by', model='-m', overwrite='--overwrite', teacher='--teacher')
+FLAGS.update(num_classes='--classes', thresholds='--thresholds', margin='--margin')
+
+
+def add_parser(commands: Commands) -> None:
+    command = new_command(commands, 'label', 'label the patches of a prepared dataset by difficulty', run)
+    command.add_argument('-d', dest='data', required=True, metavar='OUT', help='folder that prepare wrote')
+    command.add_argument(
+        '--by',
+        required=True,
+        choices=['psnr', 'branches', 'bicubic'],
+        help='PSNR of a network; cheapest good branch of a CDNSR; PSNR of bicubic upsampling')
+    command.add_argument('-m', dest='model', metavar='MODEL', help=CHECKPOINT)
+    command.add_argument(
+        '-opt',
+        metavar='FILE',
+        help='option file that describes MODEL, if it does not do so itself; or, for branches without -m, the one that '
+        'is going to train the classifier')
+    command.add_argument('--classes', type=int, metavar='M', help='number of equal parts (default: 3)')
+    command.add_argument(
+        '--thresholds',
+        type=float,
+        nargs='+',
+        metavar='DB',
+        help='PSNRs that separate the classes, instead of equal parts')
+    command.add_argument(
+        '--margin', type=float, help='L1 error allowed above the best branch, relative (default: 0.05)')
+    command.add_argument('--workers', type=count, default=None, metavar='N', help='reading threads (default: all CPUs)')
+    command.add_argument(
+        '--teacher',
+        action='store_true',
+        help='with psnr, keep what MODEL makes of the patches in OUT/teacher.lmdb, for dataroot_teacher')
+    command.add_argument('--overwrite', action='store_true', help='replace what exists already')
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses flags that do not go together."""
+    if args.by == 'bicubic' and (args.model or args.opt):
+        raise OptionError('--by bicubic', 'needs no network')
+    if args.by != 'bicubic' and args.model is None and (args.by == 'psnr' or args.opt is None):
+        raise OptionError(f'--by {args.by}', 'needs a network: -m MODEL')
+    if args.by == 'branches' and args.thresholds:
+        raise OptionError('--thresholds', 'goes with --by psnr or bicubic only')
+    if args.classes is not None and (args.by == 'branches' or args.thresholds):
+        raise OptionError(f'--classes {args.classes}', 'goes with equal parts: not with --by branches or --thresholds')
+    if args.margin is not None and args.by != 'branches':
+        raise OptionError(f'--margin {args.margin}', 'expected a finite number of at least 0, and --by branches')
+
+
+def run(args: argparse.Namespace) -> int:
+    check(args)
+    load_plugins()
+    keep_freed_memory()
+    from ..data.label import label
+    given = {key: value for key, value in (('num_classes', args.classes), ('margin', args.margin)) if value is not None}
+    with said_by_flags(FLAGS):
+        path, counts = label(
+            args.data,
+            args.by,
+            args.model,
+            args.opt,
+            thresholds=args.thresholds,
+            workers=args.workers,
+            overwrite=args.overwrite,
+            teacher=args.teacher,
+            **given)
+    print(f'Wrote {path}: ' + ', '.join(f'class {k}: {count}' for k, count in enumerate(counts)) + '.')
+    return 0

@@ -1,0 +1,16 @@
+"""`basicsr models`: what this package ships."""
+from __future__ import annotations
+
+import argparse
+
+from ..zoo import describe, shipped_models
+from .arguments import Commands, new_command
+
+
+def add_parser(commands: Commands) -> None:
+    new_command(commands, 'models', 'list the models that this package ships, with what they bring and cost', run)
+
+
+def run(args: argparse.Namespace) -> int:
+    print(describe(shipped_models().values()), end='')
+    return 0

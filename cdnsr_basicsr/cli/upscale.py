@@ -1,0 +1,94 @@
+"""`basicsr upscale`: pictures, files and folders of them."""
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..options import OptionError
+from ..settings import BACKENDS, COSTS, Settings
+from .arguments import (
+    CHECKPOINT,
+    FLAGS,
+    Commands,
+    add_engine,
+    add_max_megapixels,
+    new_command,
+    said_by_flags,
+    say_what_is_missing,
+    settings_of,
+)
+
+
+def add_parser(commands: Commands) -> None:
+    command = new_command(commands, 'upscale', 'upscale pictures with a trained network', run)
+    command.add_argument('-m', dest='model', metavar='MODEL', help=f'{CHECKPOINT}, or a folder that export has written')
+    command.add_argument(
+        '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
+    command.add_argument(
+        '--backend',
+        choices=BACKENDS,
+        help='what runs the network (default: torch; for an exported network openvino or onnxruntime, on the CPU)')
+    command.add_argument('-i', dest='input', required=True, metavar='FILE_OR_FOLDER', help='picture or folder')
+    command.add_argument('-o', dest='output', required=True, metavar='FOLDER', help='folder for the results')
+    limits = command.add_mutually_exclusive_group()
+    limits.add_argument(
+        '--budget',
+        type=float,
+        metavar='FRACTION',
+        help='cost per picture, of that of the hardest branch on the whole picture; classifier and tile overlap count '
+        '(default: no limit, each tile gets its most probable branch)')
+    limits.add_argument('--target-ms', type=float, metavar='MS', help='time per picture instead, by measured speed')
+    command.add_argument(
+        '--cost',
+        choices=COSTS,
+        default=Settings.cost,
+        help='what --budget counts: multiply-accumulates or measured time (default: macs)')
+    command.add_argument('--map', action='store_true', help='write difficulty maps too, as NAME_map.png')
+    command.add_argument(
+        '--scale', type=float, metavar='S', help='upsampling factor of a PCSR network, such as 2.5 (default: its own)')
+    add_engine(command)
+    command.add_argument('--suffix', default='', help='added to the names of the results')
+    command.add_argument(
+        '--ext',
+        metavar='EXT',
+        help='format of the results: png, tif, jpg or webp (default: TIFF stays TIFF, all else becomes png)')
+    command.add_argument(
+        '--shard', metavar='I/N', help='do the I-th of N parts of a folder (torchrun: one part per process)')
+    add_max_megapixels(command)
+    command.add_argument(
+        '--strip-metadata', action='store_true', help='results without EXIF and XMP; the colour profile is kept')
+    command.add_argument('--overwrite', action='store_true', help='replace existing results')
+
+
+def run(args: argparse.Namespace) -> int:
+    for flag, value in (('-i', args.input), ('-o', args.output)):
+        if not value:
+            raise OptionError(flag, 'expected a path, but got nothing')
+    from ..inference.upscale import check_naming, parse_shard
+    from ..loading import upscaler_for
+    with said_by_flags({**FLAGS, 'suffix': '--suffix', 'ext': '--ext', 'shard': '--shard', 'map': '--map'}):
+        check_naming(args.suffix, args.ext)
+        parse_shard(args.shard)
+        upscaler = upscaler_for(settings_of(args))
+        done = upscaler.upscale_folder(
+            args.input,
+            args.output,
+            suffix=args.suffix,
+            ext=args.ext,
+            map=args.map,
+            overwrite=args.overwrite,
+            shard=args.shard,
+            max_megapixels=args.max_megapixels,
+            strip_metadata=args.strip_metadata)
+    print(f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
+          f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
+    if upscaler.routed and done.done:
+        shares = ' / '.join(f'{100 * number / sum(done.counts):.0f}' for number in done.counts)
+        print(f'{upscaler.unit} of class 0 to {len(done.counts) - 1}: {shares} %; cost {done.cost:.3f} of the hardest '
+              'branch on whole pictures, classifier and tile overlap included.')
+    if done.present:
+        print(f'Left alone, there already: {done.present} (--overwrite replaces them{", with maps" * args.map}).')
+    say_what_is_missing(args.input, done.notes, done.left_out)
+    for path, reason in done.failed:
+        print(f'Failed: {path}: {reason}', file=sys.stderr)
+    return 1 if done.failed else 0

@@ -1,0 +1,197 @@
+"""Images as their owners have them, files, PIL images and arrays, and as networks take them."""
+from __future__ import annotations
+
+import math
+import numpy as np
+import torch
+from pathlib import Path
+from PIL import Image, ImageOps
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
+
+from ..options import OptionError, shown
+from .image_io import ImageError, read_image
+from .luma import from_luma, in_colours, to_gray, to_luma
+
+if TYPE_CHECKING:
+    from .upscaler import Plan, Upscaler
+
+CONVERTED_ROWS = 256  # of a strip, that are turned into pixels at a time: small enough for the cache
+
+
+class NotFinite(ImageError):
+    """An image came out with values that are no finite numbers."""
+
+    def __init__(self) -> None:
+        super().__init__('the network makes values of this image that are no finite numbers, also in float32')
+
+
+class Opened(NamedTuple):
+    """An image as pixels.
+
+    Attributes:
+        pixels: of shape (h, w, c), uint8, uint16 or float in [0, 1]; c is 1 for gray, 2 for gray and alpha, 3 for RGB,
+            4 for RGBA.
+        like: Makes of such pixels an image of the kind that was opened.
+    """
+    pixels: np.ndarray
+    like: Callable[[np.ndarray], Any]
+
+
+def opened(image: Any) -> Opened:
+    """Opens a path, a PIL image, an array (h, w) or (h, w, c), or a tensor (1, c, h, w).
+
+    Raises:
+        OptionError: It is none of these.
+        ImageError: The file cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        return Opened(read_image(image).pixels, lambda pixels: pixels)
+    if isinstance(image, Image.Image):
+        return _opened_pil(ImageOps.exif_transpose(image))
+    if isinstance(image, torch.Tensor) and image.dim() == 4 and len(image) == 1:
+        pixels = image[0].permute(1, 2, 0).float().cpu().numpy()
+        return Opened(pixels, lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0))
+    if not isinstance(image, np.ndarray):
+        raise OptionError(
+            'image', 'expected a path, a PIL image, an array (h, w) or (h, w, c), or a tensor '
+            f'(1, c, h, w), but got {type(image).__name__}')
+    if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != 'f':
+        raise OptionError('image', f'expected an array of uint8, uint16 or float in [0, 1], but got {image.dtype}')
+    flat = image.ndim == 2
+    pixels = image[..., None] if flat else image
+    if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or not pixels.size:
+        raise OptionError('image', f'expected an array of shape (h, w) or (h, w, 1 to 4), but got {image.shape}')
+    return Opened(pixels, lambda result: result[..., 0] if flat else result)
+
+
+def _opened_pil(image: Image.Image) -> Opened:
+    """A PIL image; what is neither gray nor RGB becomes RGB, transparent colours become alpha."""
+    profile = image.info.get('icc_profile')
+    if image.mode.startswith('I;16'):
+        pixels = np.asarray(image).astype(np.uint16)
+    else:
+        if image.mode not in ('L', 'LA', 'RGB', 'RGBA'):
+            if image.mode in ('I', 'F'):
+                raise OptionError('image', f'expected a PIL image of 8 or 16 bits, but got mode {shown(image.mode)}')
+            profile = profile if image.mode in ('1', 'P', 'PA') else None  # of CMYK, Lab and the like it is not RGB's
+            mode = 'L' if image.mode == '1' else 'RGBA' if image.mode == 'PA' or 'transparency' in image.info else 'RGB'
+            image = image.convert(mode)
+        pixels = np.asarray(image)
+
+    def like(result: np.ndarray) -> Image.Image:
+        made = Image.fromarray(result[..., 0] if result.shape[2] == 1 else result)
+        if profile:
+            made.info['icc_profile'] = profile
+        return made
+
+    return Opened(pixels[..., None] if pixels.ndim == 2 else pixels, like)
+
+
+def white_of(dtype: np.dtype) -> int:
+    """The value of white."""
+    return 1 if dtype.kind == 'f' else int(np.iinfo(dtype).max)
+
+
+class PictureRows:
+    """Some channels of a picture as Rows, as a network takes them: RGB in [0, 1], or luma.
+
+    Args:
+        pixels: of shape (h, w, c), uint8, uint16 or float in [0, 1]; c is 1 or 3.
+        channels: Channels of the network: 3, or 1 for gray pictures.
+    """
+
+    def __init__(self, pixels: np.ndarray, channels: int) -> None:
+        self.pixels, self.channels = pixels, channels
+        self.height, self.width = pixels.shape[:2]
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        part = self.pixels[top:bottom].astype(np.float32)
+        part /= white_of(self.pixels.dtype)
+        image = torch.from_numpy(part).permute(2, 0, 1)
+        return to_luma(image, 0) if self.channels == 1 else image.expand(3, -1, -1)
+
+
+def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> Iterator[np.ndarray]:
+    """Turns strips of an image into pixels on the host. On a GPU the copy runs while the next strip is computed.
+
+    Args:
+        strips: of shape (rows, w, c), in about [0, 1].
+        dtype: uint8, uint16 or a float.
+        gray: Whether to make one channel of three.
+
+    Raises:
+        NotFinite: Some values are no finite numbers, which pixels would not tell.
+    """
+    white, waiting = white_of(dtype), None
+
+    def finished(values: torch.Tensor, total: torch.Tensor) -> np.ndarray:
+        if not math.isfinite(total):
+            raise NotFinite
+        return values.numpy().astype(dtype, copy=False)
+
+    for strip in strips:
+        for part in strip.split(CONVERTED_ROWS):
+            part = to_gray(part, 2) if gray and part.shape[2] == 3 else part
+            total = part.sum()  # finite where all values are
+            if dtype.kind == 'f':
+                values = part.clamp(0, 1)
+            else:
+                values = part.mul(white).round_().clamp_(0, white).to(torch.uint8 if white == 255 else torch.int32)
+            if not values.is_cuda:
+                yield finished(values, total)
+                continue
+            host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in (values, total)]
+            for there, here in zip(host, (values, total)):
+                there.copy_(here, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(values.device))
+            if waiting:
+                waiting[1].synchronize()
+                yield finished(*waiting[0])
+            waiting = (host, copied)
+    if waiting:
+        waiting[1].synchronize()
+        yield finished(*waiting[0])
+
+
+def upscaled_strips(upscaler: Upscaler, pixels: np.ndarray) -> tuple[Plan, Iterator[np.ndarray]]:
+    """Upscales pixels of shape (h, w, c), c being 1 for gray, 2 for gray and alpha, 3 for RGB, 4 for RGBA.
+
+    Gray is computed as three equal channels, if the network takes three. If it takes one, a picture in colours gets its
+    luma from the network, and its Cb and Cr by bicubic interpolation. Alpha is upscaled like a gray picture.
+
+    Returns:
+        What is run for the colours, and strips of such pixels (rows, w * scale, c).
+    """
+    colors = pixels.shape[2] // 3 * 2 + 1
+    if upscaler.channels == 1 and colors == 3 and is_gray(pixels):
+        plan, strips = upscaled_plane(upscaler, pixels[..., :1])
+        strips = (np.repeat(strip, 3, axis=2) for strip in strips)
+    else:
+        plan, strips = upscaled_plane(upscaler, pixels[..., :colors])
+    if pixels.shape[2] == colors:
+        return plan, strips
+    alpha = pixels[..., colors:]
+    level = alpha.flat[0]
+    if (alpha == level).all():  # mostly it is opaque everywhere
+        return plan, (np.concatenate([strip, np.full((*strip.shape[:2], 1), level)], axis=2) for strip in strips)
+    _, alphas = upscaled_plane(upscaler, alpha)
+    return plan, (np.concatenate(pair, axis=2) for pair in zip(strips, alphas))
+
+
+def is_gray(pixels: np.ndarray) -> bool:
+    """Whether the first three channels of a picture (h, w, c) are equal everywhere."""
+    blocks = (pixels[top:top + CONVERTED_ROWS] for top in range(0, len(pixels), CONVERTED_ROWS))
+    return all((block[..., 1:3] == block[..., :1]).all() for block in blocks)
+
+
+def upscaled_plane(upscaler: Upscaler, pixels: np.ndarray) -> tuple[Plan, Iterator[np.ndarray]]:
+    """Upscales gray or RGB pixels, of shape (h, w, 1 or 3); see `upscaled_strips`."""
+    rows = PictureRows(pixels, upscaler.channels)
+    plan = upscaler.plan(rows)
+    strips = upscaler.strips(rows, plan)
+    if upscaler.channels == 1 and pixels.shape[2] == 3:
+        strips = in_colours(strips, PictureRows(pixels, 3), upscaler.size_of(rows.height, rows.width))
+    elif upscaler.channels == 1:
+        strips = map(from_luma, strips)
+    return plan, to_arrays(strips, pixels.dtype, gray=pixels.shape[2] == 1)

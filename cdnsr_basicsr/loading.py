@@ -1,0 +1,164 @@
+"""From settings to an upscaler: finds the network, puts it on its device, takes its calibration, routes."""
+from __future__ import annotations
+
+import os
+import torch
+from torch import nn
+from typing import Optional
+
+from .calibration import read_calibration, speed_of
+from .checkpoint import load_network
+from .export import check_backend, in_backend, is_exported, load_exported, needs
+from .inference import TileUpscaler, Upscaler, default_patch_size, make_upscaler
+from .inference.network import pixel_routed, route
+from .inference.runtime import installed
+from .memory import keep_freed_memory
+from .options import OptionError, check_keys, check_number, one_line, read_options, read_routing
+from .settings import Settings
+
+
+def choose_device(name: Optional[str]) -> torch.device:
+    """The device of a name. Default: the process's GPU if there is one, otherwise the CPU.
+
+    Raises:
+        OptionError: There is none such.
+    """
+    if name in (None, 'cuda'):
+        name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if name or torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+        if device.type == 'cuda':
+            torch.cuda.set_device(device)  # events, synchronisation and statistics go by it
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise OptionError(f'device={name}', f'cannot be used: {str(error).splitlines()[0]}') from error
+    return device
+
+
+def choose_backend(settings: Settings) -> str:
+    """What is to run the network; refused if it cannot."""
+    backend, exported = settings.backend or 'torch', is_exported(settings.model)
+    if exported:
+        if settings.backend == 'torch':
+            raise OptionError('backend=torch', f'{settings.model} is an exported network; give the checkpoint instead')
+        if not settings.backend and not installed():
+            raise needs(None)
+        backend = settings.backend or installed()[0]
+    check_backend(backend, settings.precision)
+    if backend != 'torch' and settings.device not in (None, 'cpu'):
+        raise OptionError(f'device={settings.device}', f'{backend} runs on the CPU; backend=torch runs on others')
+    return backend
+
+
+def load_on_device(settings: Settings) -> nn.Module:
+    """The network that the settings name, on the device that they name."""
+    from . import load_plugins
+    load_plugins()
+    device = choose_device(settings.device)
+    net = load_network(settings.model, settings.opt).to(device)
+    if device.type == 'cpu':
+        keep_freed_memory()
+    return net
+
+
+def tile_of(settings: Settings, default: int) -> tuple[int, Optional[int]]:
+    """Patch size and step: the settings', else the option file's, else the default and None.
+
+    Args:
+        settings: The settings.
+        default: Patch size where nothing says otherwise.
+
+    Raises:
+        OptionError: They cannot be.
+    """
+    tile = (read_options(settings.opt).get('tile') or {}) if settings.opt else {}
+    check_keys(tile, ('patch_size', 'step'), f'{settings.opt}: tile')
+    for key, value in tile.items():
+        if value is not None:
+            check_number(value, f'{settings.opt}: tile.{key}', 1, integer=True)
+    patch_size = settings.patch_size or tile.get('patch_size') or default
+    step = settings.step or (tile.get('step') if settings.patch_size is None else None)
+    check_tile(patch_size, step, None if settings.step else f'{settings.opt}: tile.step')
+    return patch_size, step
+
+
+def check_tile(patch_size: int, step: Optional[int], where: Optional[str] = None) -> None:
+    """Refuses tiles that are too small, or that leave gaps; `where` is the step's place, if it is no setting."""
+    if patch_size < 8:
+        raise OptionError(f'patch_size={patch_size}', 'expected at least 8')
+    if not 1 <= (step or 1) <= patch_size:
+        raise OptionError(where or f'step={step}',
+                          f'expected at most the patch size, {patch_size}' + f', but got {step}' * bool(where))
+
+
+def upscaler_for(settings: Settings) -> Upscaler:
+    """The upscaler that settings describe; see `load`."""
+    backend, exported = choose_backend(settings), is_exported(settings.model)
+    if exported:
+        keep_freed_memory()
+        model, net = str(settings.model), load_exported(str(settings.model), backend)
+    else:
+        if backend != 'torch':
+            settings = settings.on_cpu()
+        net = load_on_device(settings)
+        model = settings.model or str(read_options(str(settings.opt))['path']['pretrain_network_g'])
+    patch_size, step = tile_of(settings, default_patch_size(net))
+    calibration = None if exported else read_calibration(model, net, settings.precision, patch_size)
+    budget = settings.budget
+    routing = read_routing(settings.opt) if settings.opt and pixel_routed(net) is not None else {}
+    if routing:
+        route(net, routing)
+        if budget is None and settings.target_ms is None:
+            budget = routing.get('budget')
+    if backend != 'torch' and not exported:
+        net = in_backend(net, backend, model)
+    try:
+        upscaler = make_upscaler(
+            net,
+            patch_size,
+            step,
+            budget=budget,
+            target_ms=settings.target_ms,
+            cost=settings.cost,
+            scale=settings.scale,
+            precision=settings.precision,
+            float32_branches=calibration.float32_branches if calibration else ())
+    except (ValueError, RuntimeError) as error:
+        raise OptionError(model, one_line(error)) from error
+    for name in ('budget', 'target_ms'):
+        if getattr(settings, name) is not None and not upscaler.routed:
+            raise OptionError(f'{name}={getattr(settings, name):g}', 'needs a network that routes, CDNSR or PCSR')
+    if calibration and backend == 'torch' and isinstance(upscaler, TileUpscaler):
+        upscaler.measured = speed_of(calibration, upscaler)
+    return upscaler
+
+
+def load(model: Optional[str | os.PathLike[str]] = None,
+         *,
+         opt: Optional[str] = Settings.opt,
+         backend: Optional[str] = Settings.backend,
+         budget: Optional[float] = Settings.budget,
+         target_ms: Optional[float] = Settings.target_ms,
+         cost: str = Settings.cost,
+         scale: Optional[float] = Settings.scale,
+         precision: str = Settings.precision,
+         patch_size: Optional[int] = Settings.patch_size,
+         step: Optional[int] = Settings.step,
+         device: Optional[str] = Settings.device) -> Upscaler:
+    """Loads a network and all that upscaling needs: the settings of `basicsr upscale`, by the same names.
+
+    On a CPU the process keeps freed memory from then on, which makes it faster.
+
+    Args:
+        model: Checkpoint, name of a shipped model, or folder of an exported network.
+        opt, backend, budget, target_ms, cost, scale, precision, patch_size, step, device: See Settings.
+
+    Returns:
+        What upscales images, `upscale`, and folders of them, `upscale_folder`.
+
+    Raises:
+        OptionError: Something does not fit or cannot be found; `key` and `message` say what.
+    """
+    return upscaler_for(
+        Settings(None if model is None else os.fspath(model), opt, backend, budget, target_ms, cost, scale, precision,
+                 patch_size, step, device))

@@ -1,0 +1,584 @@
+"""What an option file may say, block by block: checked before BasicSR reads it."""
+from __future__ import annotations
+
+import copy
+import importlib.util
+import inspect
+import os
+import re
+from typing import Any, Callable, Iterable, Mapping, Optional
+
+from .networks import check_argument, check_arguments, check_network, find_registered, find_type, of_basicsr_or_ours
+from .schema import (
+    MAX_FREQ,
+    MAX_ITER,
+    TOP,
+    AnyData,
+    Head,
+    Logger,
+    OptionFile,
+    PairedData,
+    Paths,
+    RoutedValidation,
+    Training,
+    check_block,
+    fields_of,
+    required_in,
+)
+from .values import (
+    OptionError,
+    check_choice,
+    check_flag,
+    check_keys,
+    check_list,
+    check_name,
+    check_number,
+    check_path,
+    check_whole,
+    one_line,
+    shown,
+)
+
+# more is no learning rate at all; what is too large for a network shows when its losses are no longer finite
+MAX_LR = 1e6
+MAX_WEIGHT = 1e6  # of a loss
+OPTIMIZERS = ('ASGD', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'NAdam', 'RAdam', 'RMSprop', 'Rprop', 'SGD')
+SCHEDULERS = ('CosineAnnealingRestartLR', 'MultiStepLR', 'MultiStepRestartLR')
+# BasicSR's models that have a discriminator
+GAN_MODELS = ('SRGANModel', 'HiFaceGANModel', 'StyleGAN2Model', 'VideoGANModel', 'VideoRecurrentGANModel')
+# what BasicSR's pipelines read, besides what models do; or no longer read, but its option files still say
+HEAD_KEYS = (*fields_of(OptionFile), 'gpu_ids', 'set_CUDA_VISIBLE_DEVICES', 'tile', 'routing'
+             )  # the last two are for `basicsr upscale -opt`
+TRAIN_KEYS = ('total_iter', 'warmup_iter', 'scheduler', 'fix_iter', 'net_d_iters', 'net_d_init_iters')
+PATH_KEYS = (*fields_of(Paths), 'strict_load')
+# the degradation of RealESRGANModel and RealESRNetModel, at the top of their option files
+DEGRADATION = ('resize_prob', 'resize_range', 'gaussian_noise_prob', 'noise_range', 'poisson_scale_range',
+               'gray_noise_prob', 'jpeg_range', 'second_blur_prob', 'resize_prob2', 'resize_range2',
+               'gaussian_noise_prob2', 'noise_range2', 'poisson_scale_range2', 'gray_noise_prob2', 'jpeg_range2',
+               'gt_size')
+# what BasicSR's models and those of this package read of `val`
+VAL_KEYS = (*fields_of(RoutedValidation), 'flip_seq', 'center_frame_only', 'num_val_samples', 'use_chop')
+# what BasicSR's datasets read, or leave unread in option files of its own
+DATASET_KEYS = (*fields_of(PairedData), 'dataroot_flow', 'meta_info', 'use_flip', 'num_frame', 'interval_list',
+                'random_reverse', 'flip_sequence', 'val_partition', 'test_mode', 'cache_data', 'padding',
+                'use_duf_downsampling', 'use_shuffle', 'final_sinc_prob',
+                *(f'{name}{number}' for name in ('blur_kernel_size', 'kernel_list', 'kernel_prob', 'sinc_prob',
+                                                 'blur_sigma', 'betag_range', 'betap_range') for number in ('', '2')))
+KERNELS = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso')
+AUGMENTED = ('gt_size', 'use_hflip', 'use_rot')
+CLIPS = ('meta_info_file', 'num_frame', 'random_reverse', *AUGMENTED)
+# keys without which BasicSR's datasets stop: always, and besides where they are trained with
+NEEDED = {
+    'PairedImageDataset': (('dataroot_gt', 'dataroot_lq'), AUGMENTED),
+    'SingleImageDataset': (('dataroot_lq', ), ()),
+    'FFHQDataset': (('dataroot_gt', 'mean', 'std', 'use_hflip'), ()),
+    'RealESRGANDataset':
+    (('dataroot_gt', 'use_hflip', 'use_rot',
+      *(key for key in DATASET_KEYS if key.startswith(('blur_', 'kernel_', 'beta', 'sinc_'))), 'final_sinc_prob'), ()),
+    'RealESRGANPairedDataset': (('dataroot_gt', 'dataroot_lq'), AUGMENTED),
+    'REDSDataset': (('dataroot_gt', 'dataroot_lq', 'dataroot_flow', 'val_partition', 'interval_list', *CLIPS), ()),
+    'REDSRecurrentDataset': (('dataroot_gt', 'dataroot_lq', 'val_partition', 'test_mode', *CLIPS), ()),
+    'Vimeo90KDataset': (('dataroot_gt', 'dataroot_lq', *CLIPS), ()),
+    'Vimeo90KRecurrentDataset': (('flip_sequence', ), ()),
+    'VideoTestDataset': (('dataroot_gt', 'dataroot_lq', 'cache_data'), ()),
+    'VideoTestVimeo90KDataset': (('dataroot_gt', 'dataroot_lq', 'cache_data', 'meta_info_file', 'num_frame'), ()),
+    'VideoTestDUFDataset': (('use_duf_downsampling', 'num_frame', 'padding'), ()),
+    'VideoRecurrentTestDataset': ((), ()),
+}
+# values of options that are words
+WORDS = {
+    'reduction': ('mean', 'sum', 'none'),
+    'criterion': ('l1', 'l2', 'fro'),
+    'gan_type': ('vanilla', 'lsgan', 'wgan', 'wgan_softplus', 'hinge'),
+    'vgg_type': tuple(f'vgg{depth}{norm}' for depth in (11, 13, 16, 19) for norm in ('', '_bn')),
+    'convert_to': ('y', 'gray'),
+    'val_partition': ('REDS4', 'official'),
+    'padding': ('replicate', 'reflection', 'reflection_circle', 'circle'),
+}
+FLAGS = ('use_flip', 'use_shuffle', 'random_reverse', 'flip_sequence', 'test_mode', 'cache_data',
+         'use_duf_downsampling', 'balance')
+
+
+def tried(where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls what BasicSR is going to call; its error is the option's mistake."""
+    try:
+        return function(*args, **kwargs)
+    except OptionError:
+        raise
+    except Exception as error:  # has no common type
+        raise OptionError(where, f'{type(error).__name__}: {one_line(error)}') from error
+
+
+def names_in(target: Any) -> set[str]:
+    """The names of a class and of those that it is made from."""
+    return {parent.__name__ for parent in inspect.getmro(target)}
+
+
+def bare_model(model: Any, **attributes: Any) -> Any:
+    """A model without networks, to ask its methods what they accept."""
+    instance = object.__new__(model)
+    vars(instance).update(attributes)
+    return instance
+
+
+def check_known(model: Any, block: Mapping[str, Any], where: str, accepted: Iterable[str]) -> None:
+    """Refuses keys that one of BasicSR's models, in the version at hand, does not read. Others are left to them."""
+    if model.__module__.split('.')[0] != 'basicsr':
+        return
+    source = ''.join(inspect.getsource(parent) for parent in inspect.getmro(model)[:-1])
+    read = set(re.findall(r"opt(?:\['train'\])?(?:\.get\(|\[)'(\w+)'", source))
+    check_keys(block, (read | set(accepted)) & (set(block) | set(accepted)), where)
+
+
+def check_optimizer(model: Any, block: Any, where: str) -> Any:
+    """Checks the block of an optimizer against the model and torch's constructor.
+
+    Returns:
+        Such an optimizer of a single weight.
+    """
+    import torch
+    check_keys(block, block, where, ('type', 'lr'))
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+
+    def takes(name: Any) -> bool:
+        try:
+            bare_model(model).get_optimizer(name, weights, lr=0.1)
+        except NotImplementedError:
+            return False
+        except Exception:  # it is known, and asks for more
+            return True
+        return True
+
+    if not isinstance(block['type'], str) or not takes(block['type']):
+        check_choice(block['type'], f'{where}.type', filter(takes, OPTIMIZERS))
+    target = getattr(torch.optim, block['type'], None)
+    if target is not None:
+        check_arguments(target, block, where, taken=('params', ))
+    check_number(block['lr'], f'{where}.lr', 0, MAX_LR)
+    for key, value in block.items():
+        place = f'{where}.{key}'
+        if key == 'betas':
+            check_list(value, place, 2)
+        if key in ('betas', 'momentum', 'alpha', 'rho', 'dampening', 'momentum_decay'):
+            for number in value if key == 'betas' else [value]:
+                check_number(number, place, 0, 1)
+                if number == 1 and key != 'dampening':
+                    raise OptionError(place, f'expected numbers from 0 to below 1, but got {shown(value)}')
+        elif key in ('weight_decay', 'eps'):
+            check_number(value, place, 0, 1)
+        elif key not in ('type', 'lr') and target is not None and value is not None:
+            default = inspect.signature(target).parameters[key].default
+            if isinstance(default, bool) or default is None:
+                check_flag(value, place)
+    options = {key: value for key, value in block.items() if key != 'type'}
+    return tried(where, bare_model(model).get_optimizer, block['type'], weights, **copy.deepcopy(options))
+
+
+def check_scheduler(model: Any, block: Any, optimizer: Any, total: float, lr: float) -> None:
+    """Checks train.scheduler: also that its last period does not end before the training does.
+
+    Args:
+        model: The model's class.
+        block: The scheduler's block.
+        optimizer: A small one, to try it with.
+        total: Iterations of the training.
+        lr: The largest learning rate of the optimizers.
+    """
+    from basicsr.models import lr_scheduler
+    where = 'train.scheduler'
+    check_keys(block, block, where, ('type', ))
+    name = block['type']
+    if of_basicsr_or_ours(model):
+        check_choice(name, f'{where}.type', SCHEDULERS)
+    if name not in SCHEDULERS:
+        return
+    target = getattr(lr_scheduler, name.replace('MultiStepLR', 'MultiStepRestartLR'))
+    check_arguments(target, block, where, taken=('optimizer', ))
+    for key in ('milestones', 'restarts', 'periods', 'restart_weights'):
+        if key in block:
+            check_list(block[key], f'{where}.{key}')
+            for value in block[key]:
+                if key == 'restart_weights':
+                    check_number(value, f'{where}.{key}', 0, MAX_WEIGHT)
+                else:
+                    check_whole(value, f'{where}.{key}', int(key == 'periods'), MAX_FREQ)
+    count = len(block.get('periods', block.get('restarts', [0])))
+    if len(block.get('restart_weights', [1])) != count:
+        raise OptionError(
+            f'{where}.restart_weights', f'expected a weight for each of {count}, but got '
+            f"{shown(block.get('restart_weights', [1]))}")
+    check_number(block.get('gamma', 0.1), f'{where}.gamma', 1e-9, 10)
+    check_number(block.get('eta_min', 0), f'{where}.eta_min', 0, lr or MAX_LR)
+    check_whole(block.get('last_epoch', -1), f'{where}.last_epoch', -1, -1)
+    if 'periods' in block and sum(block['periods']) < total:
+        raise OptionError(f'{where}.periods', f"end at iteration {sum(block['periods'])}, before total_iter {total}")
+    probe = bare_model(model, opt=dict(train=dict(scheduler=dict(block))), optimizers=[optimizer], schedulers=[])
+    tried(where, probe.setup_schedulers)
+
+
+def check_loss(block: Any, where: str) -> None:
+    """Checks a loss block against the loss's constructor."""
+    from basicsr.utils.registry import LOSS_REGISTRY
+    target = find_type(LOSS_REGISTRY, block, where)
+    check_arguments(target, block, where)
+    parameters, known = inspect.signature(target).parameters, of_basicsr_or_ours(target)
+    for key, value in block.items():
+        place = f'{where}.{key}'
+        if key == 'type' or key not in parameters:
+            continue
+        default = parameters[key].default
+        if known and key in WORDS:
+            check_choice(value, place, WORDS[key])
+        elif key == 'layer_weights' and known:
+            check_layers(value, place, block.get('vgg_type', 'vgg19'), default is None)
+        elif known and key.endswith('weight'):
+            check_number(value, place, 0, MAX_WEIGHT)
+        elif known and key in ('temperature', 'eps'):
+            check_number(value, place, 1e-12, MAX_WEIGHT)
+        elif default is None and known and value is not None:
+            check_whole(value, place, 1, MAX_ITER)
+        elif default is not None or not known:
+            check_argument(value, default, place, known)
+
+
+def check_layers(value: Any, where: str, vgg_type: str, optional: bool) -> None:
+    """Refuses what does not weight layers of a VGG."""
+    from basicsr.archs.vgg_arch import NAMES
+    if value is None and optional:
+        return
+    check_keys(value, NAMES[vgg_type.split('_')[0]], where)
+    for layer, weight in value.items():
+        check_number(weight, f'{where}.{layer}', 0, MAX_WEIGHT)
+    if not value:
+        raise OptionError(where, 'names no layer')
+
+
+def check_metrics(model: Any, metrics: Any, datasets: Mapping[str, Any]) -> None:
+    """Checks val.metrics: what would fail at the first validation, too."""
+    from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY
+    if metrics is None:
+        return
+    check_keys(metrics, metrics, 'val.metrics')
+    for name, block in metrics.items():
+        where = f'val.metrics.{name}'
+        if not isinstance(name, str):
+            raise OptionError(where, 'expected a word as the name of a metric')
+        metric = find_type(METRIC_REGISTRY, block, where)
+        arguments = {key: value for key, value in block.items() if key != 'better'}
+        check_arguments(metric, arguments, where, taken=('img', 'img2'))
+        parameters = inspect.signature(metric).parameters
+        if of_basicsr_or_ours(metric):
+            check_keys(arguments, ('type', 'better', *(set(parameters) - {'img', 'img2', 'kwargs'})), where)
+        check_choice(block.get('better', 'higher'), f'{where}.better', ('higher', 'lower'))
+        check_number(block.get('crop_border', 0), f'{where}.crop_border', 0, 2**16, integer=True)
+        if 'test_y_channel' in block:
+            check_flag(block['test_y_channel'], f'{where}.test_y_channel')
+        if of_basicsr_or_ours(metric) and of_basicsr_or_ours(model):
+            if block['type'].endswith('_pt'):
+                raise OptionError(
+                    f'{where}.type', f"{block['type']} compares tensors, but models hand over images; "
+                    f"accepted: {block['type'][:-3]}")
+            check_choice(block.get('input_order', 'HWC'), f'{where}.input_order', ('HWC', ))
+            check_choice(block.get('convert_to', 'y'), f'{where}.convert_to', WORDS['convert_to'])
+        for key, data in datasets.items():
+            without = data.get('dataroot_gt') is None or 'SingleImageDataset' in names_in(
+                find_type(DATASET_REGISTRY, data, f'datasets.{key}'))
+            if not str(key).startswith('train') and 'img2' in parameters and without:
+                raise OptionError(where, f"compares with GT, but datasets.{key}, a {data['type']}, has none")
+
+
+def check_validation(model: Any, block: Any, is_train: bool, datasets: Mapping[str, Any]) -> None:
+    """Checks the block `val`."""
+    known = of_basicsr_or_ours(model) and not hasattr(model, 'check_options')  # which knows its own keys
+    required = ('save_img', 'val_freq') if is_train else ('save_img', )
+    if not is_train and isinstance(block, Mapping) and block.get('save_img'):
+        required = ('save_img', 'suffix')
+    check_keys(block, VAL_KEYS if known else block, 'val', required)
+    check_block(RoutedValidation, block, 'val', others=True)
+    for key in ('flip_seq', 'center_frame_only', 'use_chop'):
+        if key in block:
+            check_flag(block[key], f'val.{key}')
+    if 'num_val_samples' in block:
+        check_whole(block['num_val_samples'], 'val.num_val_samples', 1, MAX_ITER)
+    check_metrics(model, block.get('metrics'), datasets)
+
+
+def check_logger(block: Any) -> None:
+    """Checks the block `logger`."""
+    check_block(Logger, block, 'logger', required_in(Logger))
+    wandb = block.get('wandb') or {}
+    if wandb.get('project') is not None:
+        if not block['use_tb_logger']:
+            raise OptionError('logger.wandb.project', 'needs logger.use_tb_logger: true, whose figures it copies')
+        if importlib.util.find_spec('wandb') is None:
+            raise OptionError('logger.wandb.project', 'needs the package wandb: pip install wandb')
+
+
+def check_paths(model: Any, block: Any, networks: Iterable[str]) -> None:
+    """Checks the block `path`, except whether checkpoints can be found.
+
+    Args:
+        model: The model's class.
+        block: The block.
+        networks: Names of the networks: g, d ...
+    """
+    check_keys(block, block, 'path')
+    if 'pretrain_model_g' in block:
+        raise OptionError('path.pretrain_model_g', 'is an old name, which is read no more; it is pretrain_network_g')
+    names = [f'{key}_{name}' for name in networks for key in ('pretrain_network', 'param_key', 'strict_load')]
+    check_known(model, block, 'path', (*PATH_KEYS, *names))
+    for key, value in block.items():
+        where = f'path.{key}'
+        if str(key).startswith('strict_load'):
+            check_flag(value, where)
+        elif str(key).startswith('param_key') and value is not None and not isinstance(value, str):
+            raise OptionError(where, f'expected a word such as params_ema, but got {shown(value)}')
+    check_block(Paths, block, 'path', others=True)
+
+
+def check_training(model: Any, opt: Mapping[str, Any]) -> None:
+    """Checks the block `train`; unknown keys are left to the models of others."""
+    from basicsr.models.sr_model import SRModel
+    block = opt['train']
+    check_block(Training, block, 'train', required_in(Training), others=True)
+    check_known(model, block, 'train', TRAIN_KEYS)
+    for key, value in block.items():
+        if str(key).endswith('_opt') and value is not None:
+            check_loss(value, f'train.{key}')
+    rates = {
+        'net_d_iters': (1, MAX_ITER),
+        'net_d_init_iters': (0, MAX_ITER),
+        'path_batch_shrink': (1, 2**16),
+        'net_g_reg_every': (1, MAX_ITER),
+        'net_d_reg_every': (1, MAX_ITER)
+    }
+    for key, span in rates.items():
+        if key in block:
+            check_whole(block[key], f'train.{key}', *span)
+    for key in ('tsa_iter', 'fix_flow', 'fix_iter'):
+        if block.get(key) is not None:
+            check_whole(block[key], f'train.{key}', 0, MAX_ITER)
+    for key, high in (('mixing_prob', 1), ('flow_lr_mul', MAX_WEIGHT), ('dcn_lr_mul', MAX_WEIGHT),
+                      ('r1_reg_weight', MAX_WEIGHT), ('path_reg_weight', MAX_WEIGHT)):
+        if key in block:
+            check_number(block[key], f'train.{key}', 0, high)
+    if block.get('ema_decay') == 1:
+        raise OptionError('train.ema_decay', '1 would keep the first weights for ever; expected less, such as 0.999')
+    if model.init_training_settings is SRModel.init_training_settings:
+        if not block.get('pixel_opt') and not block.get('perceptual_opt'):
+            raise OptionError('train.pixel_opt', 'a loss is needed: pixel_opt or perceptual_opt')
+    if of_basicsr_or_ours(model) and names_in(model) & set(GAN_MODELS):
+        if opt.get('network_d') is None:
+            raise OptionError('network_d', f"is missing from the option file; {opt['model_type']} needs it")
+        check_keys(block, block, 'train', ('optim_d', 'gan_opt'))
+    optimizers = {key: value for key, value in block.items() if str(key).startswith('optim_')}
+    tried_out = {key: check_optimizer(model, value, f'train.{key}') for key, value in optimizers.items()}
+    lr = max(value['lr'] for value in optimizers.values())
+    check_scheduler(model, block['scheduler'], tried_out['optim_g'], block['total_iter'], lr)
+
+
+def check_loader(block: Mapping[str, Any], where: str, trained: bool) -> None:
+    """Checks how many pictures a dataset hands over, by how many workers."""
+    check_block(AnyData, block, where, ('batch_size_per_gpu', 'num_worker_per_gpu') if trained else (), others=True)
+    if block.get('persistent_workers') and not (trained and block['num_worker_per_gpu']):
+        raise OptionError(f'{where}.persistent_workers', 'needs num_worker_per_gpu of at least 1, in training')
+    if block.get('prefetch_mode') == 'cuda' and block.get('pin_memory') is False:
+        raise OptionError(f'{where}.pin_memory', 'must be true with prefetch_mode: cuda')
+
+
+def check_backend(block: Any, where: str) -> None:
+    """Checks an io_backend."""
+    accepted = {
+        'disk': (),
+        'lmdb': ('readonly', 'lock', 'readahead', 'db_paths', 'client_keys'),
+        'memcached': ('server_list_cfg', 'client_cfg', 'sys_path')
+    }
+    check_keys(block, block, where, ('type', ))
+    check_choice(block['type'], f'{where}.type', accepted)
+    check_keys(block, ('type', *accepted[block['type']]), where)
+    for key in ('readonly', 'lock', 'readahead'):
+        if key in block:
+            check_flag(block[key], f'{where}.{key}')
+    if block['type'] == 'memcached' and importlib.util.find_spec('mc') is None:
+        raise OptionError(f'{where}.type', 'memcached needs the package mc; accepted: disk, lmdb')
+
+
+def check_span(value: Any, where: str, low: float = 0) -> None:
+    """Refuses what is no list of two numbers, the smaller one first."""
+    check_list(value, where, 2)
+    for number in value:
+        check_number(number, where, low, 2**16)
+    if value[0] > value[1]:
+        raise OptionError(where, f'expected the smaller number first, but got {shown(value)}')
+
+
+def check_degradation(key: str, value: Any, where: str) -> None:
+    """Checks an option of RealESRGANDataset, or, at the top of an option file, of RealESRGANModel."""
+    plain = key.rstrip('2')
+    if plain in ('blur_sigma', 'betag_range', 'betap_range', 'resize_range', 'noise_range', 'poisson_scale_range',
+                 'jpeg_range'):
+        check_span(value, where)
+    elif plain in ('kernel_list', 'kernel_prob', 'resize_prob'):
+        check_list(value, where)
+        for item in value:
+            if plain == 'kernel_list':
+                check_choice(item, where, KERNELS)
+            else:
+                check_number(item, where, 0, 1)
+        if plain != 'kernel_list' and not sum(value) > 0:
+            raise OptionError(where, f'expected probabilities of which one is above 0, but got {shown(value)}')
+    elif plain.endswith('_prob'):
+        check_number(value, where, 0, 1)
+    elif plain in ('blur_kernel_size', 'queue_size', 'gt_size'):
+        check_number(value, where, 1, 2**16, integer=True)
+    elif plain.endswith('gt_usm') or plain == 'high_order_degradation':
+        check_flag(value, where)
+
+
+def check_dataset_values(block: Mapping[str, Any], where: str) -> None:
+    """Checks the values of those options of a dataset that are known by name."""
+    check_block(PairedData, block, where, others=True)
+    for key, value in block.items():
+        place = f'{where}.{key}'
+        if key in FLAGS:
+            check_flag(value, place)
+        elif key in WORDS:
+            check_choice(value, place, WORDS[key])
+        elif key == 'num_frame':
+            check_number(value, place, -1, 2**16, integer=True)
+        elif key == 'interval_list':
+            check_list(value, place)
+            for number in value:
+                check_number(number, place, 1, 2**10, integer=True)
+        elif str(key).startswith(('blur_', 'kernel_', 'beta', 'sinc_', 'final_sinc_')):
+            check_degradation(key, value, place)
+    if (block.get('mean') is None) != (block.get('std') is None):
+        raise OptionError(where, 'mean and std go together; one of them is missing')
+
+
+def check_dataset(block: Any, where: str, opt: Mapping[str, Any]) -> None:
+    """Checks a dataset block: type, values, folders, and the dataset's own check if it has one."""
+    from basicsr.utils.registry import DATASET_REGISTRY
+    dataset, trained = find_type(DATASET_REGISTRY, block, where), where == 'datasets.train'
+    check_keys(block, block, where, ('name', ))
+    check_name(block['name'], f'{where}.name')
+    for key in block:
+        if not isinstance(key, str):
+            raise OptionError(f'{where}.{key}', 'expected a word as a key')
+    check_loader(block, where, trained)
+    if of_basicsr_or_ours(dataset):
+        check_dataset_values(block, where)
+    if hasattr(dataset, 'check_options'):
+        dataset.check_options(block, where)
+    if dataset.__module__.startswith('basicsr.'):
+        check_keys(block, DATASET_KEYS, where, ('io_backend', ))
+    if of_basicsr_or_ours(dataset):
+        for name in names_in(dataset) & set(NEEDED):
+            always, in_training = NEEDED[name]
+            check_keys(block, block, where, (*always, *(in_training if trained else ())))
+            for key in ('gt_size', 'dataroot_gt', 'dataroot_lq', 'meta_info_file'):
+                if key in (*always, *in_training) and block.get(key) is None and (trained or key != 'gt_size'):
+                    raise OptionError(f'{where}.{key}', 'is empty')
+            if 'gt_size' in (*always, *in_training) or 'PairedImageDataset' == name:
+                if opt.get('scale') is None:
+                    raise OptionError('scale', f"is missing from the option file; {block['type']} needs it")
+    if 'io_backend' in block:
+        check_backend(block['io_backend'], f'{where}.io_backend')
+    for key in ('dataroot_gt', 'dataroot_lq', 'dataroot_flow', 'meta_info_file', 'meta_info'):
+        path = block.get(key)
+        if path is not None:
+            if isinstance(path, list) and not of_basicsr_or_ours(dataset):
+                continue  # several folders, as other plugins have them
+            check_path(path, f'{where}.{key}')
+            if os.path.isdir(os.path.expanduser(path)) and not os.listdir(os.path.expanduser(path)):
+                raise OptionError(f'{where}.{key}', f'is an empty folder: {path}')
+
+
+def check_datasets(datasets: Any, is_train: bool, opt: Mapping[str, Any]) -> None:
+    """Checks the block `datasets`."""
+    check_keys(datasets, datasets, 'datasets')
+    phases = ('train', 'val') if is_train else ('val', 'test')
+    for name, block in datasets.items():
+        phase = name.split('_')[0] if isinstance(name, str) else ''
+        if phase not in phases or (phase == 'train' and name != 'train'):
+            accepted = 'train, val, val_2 ...' if is_train else 'test, test_1, test_2 ..., val'
+            raise OptionError(f'datasets.{name}', f'unknown key; accepted: {accepted}')
+        check_dataset(block, f'datasets.{name}', opt)
+    if not datasets or (is_train and 'train' not in datasets):
+        raise OptionError(f'datasets.{phases[0] if is_train else "test"}', 'is missing from the option file')
+
+
+def check_head(opt: Mapping[str, Any], required: Iterable[str]) -> None:
+    """Checks what stands at the top of an option file."""
+    for key in required:
+        if opt.get(key) is None:
+            raise OptionError(key, 'is missing from the option file')
+    check_block(Head, opt, TOP, others=True)
+
+
+def check_options(opt: dict[str, Any], is_train: bool) -> None:
+    """Checks an option file before BasicSR reads it: keys, types and values of all blocks that are known here.
+
+    A model or dataset class may bring its own check as a static method ``check_options``. Unknown keys in blocks of
+    models of other plugins, and in `train` of BasicSR's, are left to them. Whether networks to start from can be found,
+    and what the pictures are, is not asked here.
+
+    Args:
+        opt: Content of the option file.
+        is_train: Whether it is about to be trained (otherwise tested).
+
+    Raises:
+        OptionError: For the first mistake found.
+    """
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    needed = ('name', 'model_type', 'num_gpu', 'datasets', 'path')
+    check_head(opt, needed + (('train', 'logger') if is_train else ('val', )))
+    model = find_registered(MODEL_REGISTRY, opt['model_type'], 'model_type')
+    for key in ('datasets', 'path', 'train', 'logger', 'val'):
+        if opt.get(key) is not None:
+            check_keys(opt[key], opt[key], key)
+
+    if of_basicsr_or_ours(model) and opt.get('network_g') is None:
+        raise OptionError('network_g', 'is missing from the option file')
+    networks = {key: block for key, block in opt.items() if str(key).startswith('network_')}
+    check_known(model, opt, 'option file', (*HEAD_KEYS, *networks))
+    for key, block in networks.items():
+        check_network(block, key)
+    if names_in(model) & {'RealESRGANModel', 'RealESRNetModel'}:
+        if is_train and opt.get('high_order_degradation', True):
+            check_keys(opt, opt, 'option file', DEGRADATION)
+        for key, value in opt.items():
+            check_degradation(str(key), value, str(key))
+    if is_train:
+        check_training(model, opt)
+        check_logger(opt['logger'])
+    check_datasets(opt['datasets'], is_train, opt)
+    if opt.get('val') is not None:
+        check_validation(model, opt['val'], is_train, opt['datasets'])
+    check_paths(model, opt['path'], [key[len('network_'):] for key in opt if str(key).startswith('network_')])
+    if hasattr(model, 'check_options'):
+        model.check_options(opt, is_train)
+
+
+def check_model_of_cdnsr(opt: Mapping[str, Any], is_train: bool) -> Optional[str]:
+    """Looks whether CDNSR is trained or tested by another model than its own.
+
+    Returns:
+        What is then missing, to be said; None if nothing is.
+
+    Raises:
+        OptionError: The model cannot train it.
+    """
+    net, model = opt.get('network_g'), opt['model_type']
+    if not isinstance(net, Mapping) or net.get('type') != 'CDNSR' or model == 'CDNSRModel':
+        return None
+    classifier = net.get('classifier')
+    if is_train and isinstance(classifier, Mapping) and classifier.get('type') == 'ErrorPredictor':
+        raise OptionError(
+            'model_type', f'{model} cannot train an ErrorPredictor, to which only errors have a gradient '
+            '(train.error_opt); use CDNSRModel')
+    missing = ['annealing of tau'] * is_train + ['tiles in validation, so that an image has one class as a whole']
+    if is_train and model not in ('FastSRModel', 'ETDSModel'):
+        missing.append('the description of the network in checkpoints')
+    return f'model_type {model} with CDNSR lacks {"; ".join(missing)}. CDNSRModel has all of it.'

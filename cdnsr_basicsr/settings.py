@@ -1,0 +1,69 @@
+"""What a run can be told: the arguments of `load`, and of the commands that upscale."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from .options import OptionError, check_choice
+
+COSTS = ('macs', 'latency')
+BACKENDS = ('torch', 'onnxruntime', 'openvino')
+PRECISIONS = ('float32', 'bfloat16', 'float16')
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which network upscales, how, and what it may spend.
+
+    Attributes:
+        model: Checkpoint of the network, a name of `basicsr models`, or a folder that `basicsr export` has written.
+        opt: Option file that describes the model, if it does not do so itself, or names it at path.pretrain_network_g.
+        backend: 'torch' | 'onnxruntime' | 'openvino': what runs the network. Default: 'torch'; of an exported network
+            OpenVINO or ONNX Runtime, whichever is installed.
+        budget: Cost of an image, as a fraction of the hardest branch's on the whole image; classifier and tile overlap
+            count. Default: no limit, each tile gets its most probable branch.
+        target_ms: Time of an image in milliseconds instead, by measured speed.
+        cost: 'macs' | 'latency': what a budget counts.
+        scale: Upsampling factor of a PCSR network, such as 2.5. Default: its own.
+        precision: 'float32' | 'bfloat16' | 'float16': of the branches.
+        patch_size: Largest side of a tile in LR pixels. Default: 96; 128 for PCSR.
+        step: Patch size less the overlap of tiles. Default: 4 less; 8 for a network without branches, 12 for PCSR.
+        device: 'cpu', 'cuda', 'cuda:1' ... Default: a GPU if there is one.
+
+    Raises:
+        OptionError: One of them is out of range, or they do not go together.
+    """
+    model: Optional[str] = None
+    opt: Optional[str] = None
+    backend: Optional[str] = None
+    budget: Optional[float] = None
+    target_ms: Optional[float] = None
+    cost: str = 'macs'
+    scale: Optional[float] = None
+    precision: str = 'float32'
+    patch_size: Optional[int] = None
+    step: Optional[int] = None
+    device: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        for name in ('budget', 'target_ms', 'scale'):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise OptionError(f'{name}={value}', 'expected a number above 0')
+        for name in ('patch_size', 'step'):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise OptionError(f'{name}={value}', 'expected an integer of at least 1')
+        for name, accepted in (('cost', COSTS), ('backend', (None, *BACKENDS)), ('precision', PRECISIONS)):
+            check_choice(getattr(self, name), name, accepted)
+        if self.budget is not None and self.target_ms is not None:
+            raise OptionError(f'target_ms={self.target_ms}', 'goes without a budget')
+        if self.cost == 'latency' and self.budget is None:
+            raise OptionError('cost=latency', 'says what a budget counts; give one')
+        if not self.model and not self.opt:
+            raise OptionError('model', 'a checkpoint is needed, its name, or an option file that names one')
+
+    def on_cpu(self) -> Settings:
+        """These settings, on the CPU."""
+        return replace(self, device='cpu')
