@@ -5,7 +5,7 @@
 >>> upscaler.upscale('photo.jpg').image  # doctest: +SKIP
 """
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _compat
 from .options import OptionError
@@ -42,8 +42,12 @@ def load_plugins() -> None:
     register()
 
 
-def __getattr__(name: str) -> Any:
-    if name != 'load':  # torch and BasicSR are imported when they are needed
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from .loading import load
-    return load
+if TYPE_CHECKING:
+    from .loading import load as load
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name != 'load':  # torch and BasicSR are imported when they are needed
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        from .loading import load
+        return load

@@ -33,7 +33,7 @@ and metrics take the arguments of their constructors, by which they are checked.
 models hold, BasicSR documents.
 
 Editors that know YAML (VS Code with the extension YAML, others with yaml-language-server) complete and check option
-files by the schema that comes with this package, if the first line of a file says where it is:
+files by the schema that comes with this package, if a comment of the file says where it is, as in options/:
 
 ```yaml
 # yaml-language-server: $schema=../cdnsr_basicsr/options/schema.json

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
+from ..inference.network import predicts_errors
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
 from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, CDNSRFile, check_options
@@ -58,8 +59,9 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
 
         self.costs = self.upscaler(self.get_bare_model(self.net_g)).costs.to(self.device)
         for net in (self.get_bare_model(self.net_g), getattr(self, 'net_g_ema', None)):
-            if hasattr(getattr(net, 'classifier', None), 'costs'):
-                net.classifier.costs.copy_(self.costs)
+            predictor = None if net is None else predicts_errors(net.classifier)
+            if predictor is not None:
+                predictor.costs.copy_(self.costs)
         costs = [round(cost, 3) for cost in self.costs.tolist()]
         if 'flops' in self.losses and len(set(costs)) == 1:
             raise OptionError('train.flops_opt', 'all branches cost the same, so there is nothing to trade')
@@ -88,21 +90,21 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
         names = [name for name in DISTILLATION_LOSSES if name in self.losses]
         self.distillation = Distillation(names, self.opt['scale'], extractor)
 
-        predicts_errors = hasattr(self.get_bare_model(self.net_g).classifier, 'errors')
+        from_errors = predicts_errors(self.get_bare_model(self.net_g).classifier) is not None
         kind = self.opt['network_g']['classifier']['type']
-        if 'error' in self.losses and not predicts_errors:
+        if 'error' in self.losses and not from_errors:
             raise OptionError(
                 'train.error_opt', 'needs a classifier that predicts errors, such as ErrorPredictor, but '
                 f'network_g.classifier.type is {kind}')
-        if predicts_errors and 'error' not in self.losses and 'classifier' not in self.settings.train.freeze:
+        if from_errors and 'error' not in self.losses and 'classifier' not in self.settings.train.freeze:
             raise OptionError('train.error_opt', f'is what trains {kind}; without it, freeze: [classifier]')
         for name in ('class', 'average', 'flops'):
-            if name in self.losses and predicts_errors:
+            if name in self.losses and from_errors:
                 raise OptionError(f'train.{name}_opt', f'cannot train {kind}, whose classes follow from errors and '
                                   'costs; use error_opt')
         self.guard = None
         # an ErrorPredictor's shares follow from errors and costs: nothing pushes them
-        if 'classifier' not in self.settings.train.freeze and not predicts_errors:
+        if 'classifier' not in self.settings.train.freeze and not from_errors:
             self.guard = CollapseGuard(
                 len(self.opt['network_g']['branches']), self.settings.train.collapse_share,
                 self.settings.train.collapse_iter,
