@@ -23,7 +23,7 @@ import yaml
 from pathlib import Path
 
 TIMED = 70  # iterations that are timed
-PRINTED = 10  # iterations from one line of the log to the next
+PRINTED, SAVED = 10, 500  # iterations from one line of the log, and at most from one checkpoint, to the next
 ITERATION = re.compile(r'iter:\s*([\d,]+), lr:.*time \(data\): ([\d.]+)')
 VALIDATION = re.compile(r'Validation (\S+)')
 PSNR = re.compile(r'# psnr: ([\d.]+)')
@@ -51,7 +51,7 @@ def train(path, changes, iterations, name, points, folders):
         block.update(dataroot_gt=f'{folder}/gt', dataroot_lq=f'{folder}/lq')
         opt['datasets'][f'val_{block["name"]}'] = block
     opt['val'].update(val_freq=every, metrics=dict(psnr=dict(type='calculate_psnr', crop_border=opt['scale'])))
-    opt['logger'].update(print_freq=PRINTED, save_checkpoint_freq=every, use_tb_logger=False)
+    opt['logger'].update(print_freq=PRINTED, save_checkpoint_freq=min(every, SAVED), use_tb_logger=False)
     opt['train'].update(total_iter=iterations, scheduler=dict(opt['train']['scheduler'], periods=[iterations]))
     opt['name'] = name
     file = Path('experiments', f'{name}.yml')
