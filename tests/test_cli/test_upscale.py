@@ -730,10 +730,10 @@ def signalled_in_the_middle(models, number):
     program = '''
 import os, sys
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.inference import image_io, tile_upscaler, upscale
+from cdnsr_basicsr.inference import image_io, pictures, tile_upscaler
 from tests.test_cli import test_upscale  # SinglePixels
 tile_upscaler.CANVAS_BYTES['cpu'] = image_io.TILE = 32
-to_arrays, signal = upscale.to_arrays, int(sys.argv.pop())
+to_arrays, signal = pictures.to_arrays, int(sys.argv.pop())
 
 def signalled(*args, **kwargs):
     for number, strip in enumerate(to_arrays(*args, **kwargs)):
@@ -742,7 +742,7 @@ def signalled(*args, **kwargs):
             os.kill(os.getpid(), signal)
         yield strip
 
-upscale.to_arrays = signalled
+pictures.to_arrays = signalled
 cli.main(sys.argv[1:])
 '''
     model, root = models[0] / 'plain.pth', Path(__file__).resolve().parents[2]
