@@ -43,6 +43,7 @@ def expected(model, pixels):
     return image[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
+@pytest.mark.slow
 def test_a_script_needs_neither_register_nor_basicsr(model, pixels, tmp_path):
     Image.fromarray(pixels).save(tmp_path / 'a.png')
     code = (f'import cdnsr_basicsr as sr, sys; assert "torch" not in sys.modules; '
@@ -181,6 +182,7 @@ def test_the_command_fills_the_same_settings_with_the_same_defaults():
     assert set(FLAGS) == {field.name for field in fields(Settings)} <= set(vars(args))
 
 
+@pytest.mark.slow
 def test_the_network_of_a_name(monkeypatch, tmp_path):
     """A name is found before anything else has been registered, in a process of its own."""
     net_opt = fsrcnn(8)

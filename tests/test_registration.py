@@ -8,6 +8,8 @@ from pathlib import Path
 
 import basicsr
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 ROOT = Path(__file__).resolve().parent.parent
 # the archs of what it makes, and the warnings of registering
 SHOWN = '''

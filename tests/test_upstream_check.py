@@ -8,6 +8,8 @@ from pathlib import Path
 
 import basicsr
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = Path(basicsr.__path__[0])
 

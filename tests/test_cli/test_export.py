@@ -176,6 +176,7 @@ def test_what_differs_from_torch_is_not_exported(models, tmp_path, monkeypatch, 
     assert 'branch_1: ' in one_line(capsys) and os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_one_line(models, tmp_path, monkeypatch, capsys):
 
     def fail(*args, **kwargs):

@@ -27,6 +27,7 @@ def net():
     return routed(pcsr(fsrcnn(8)), photograph(30, 30))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('size', [(1, 1), (3, 5), (16, 90), (61, 47)])
 @pytest.mark.parametrize('scale', [None, 2.5, 3])
@@ -48,6 +49,7 @@ def test_equals_the_whole_image_across_tiles_strips_and_bands(net, monkeypatch, 
     assert sum(strips) == expected.shape[2] and min(strips) > 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('backbone', [carn(8), dict(type='MSRResNet', num_feat=8, num_block=2)])
 def test_cropped_features_differ_by_what_the_halo_cannot_see_only(backbone):

@@ -39,6 +39,7 @@ def levels(actual, expected):
     return 255 * float((actual - expected).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('arch', ARCHS)
 def test_branches_equal_torch(backend, arch):

@@ -277,6 +277,7 @@ def test_a_branch_that_was_replaced_is_followed(tiny_net):
     assert torch.equal(upscaler.upscale(lq).image, TileUpscaler(net, 16, 12, budget=9).upscale(lq).image)
 
 
+@pytest.mark.slow
 def test_small_images_do_not_depend_on_what_came_before(tiny_net):
     net = spread(build_network(tiny_net(4, [carn(8), carn(12)])).eval())
     lq = torch.rand(1, 3, 60, 70)
@@ -303,6 +304,7 @@ def test_logits_that_are_no_numbers_do_not_move_other_tiles(tiny_net):
     assert set(TileUpscaler(net, 16, 14, budget=0.01).plan(TensorRows(lq)).classes.tolist()) == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('precision,tolerance', [('bfloat16', 0.03), ('float16', 0.004)])
 def test_half_precision_is_near_and_a_branch_can_keep_float32(tiny_net, precision, tolerance):
     net = spread(build_network(tiny_net(4, [carn(8), carn(12)])).eval())
@@ -362,6 +364,7 @@ def test_tiles_of_a_photograph_are_as_good_as_the_whole(shared):
         assert calculate_psnr(tensor2img(tiled.image), gt, 4) > whole - 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('error', [
     torch.OutOfMemoryError('CUDA out of memory.'),
     RuntimeError('GET was unable to find an engine to execute this computation'),
@@ -496,6 +499,7 @@ def test_branches_that_want_other_multiples_go_together(tiny_net):
         TileUpscaler(net, 20)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('window_size', [5, 7, 8, 16])
 def test_windows_of_any_size(window_size):
