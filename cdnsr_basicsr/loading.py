@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import torch
+from dataclasses import replace
 from torch import nn
 from typing import Optional
 
@@ -99,7 +100,7 @@ def upscaler_for(settings: Settings) -> Upscaler:
         model, net = str(settings.model), load_exported(str(settings.model), backend)
     else:
         if backend != 'torch':
-            settings = settings.on_cpu()
+            settings = replace(settings, device='cpu')
         net = load_on_device(settings)
         model = settings.model or str(read_options(str(settings.opt))['path']['pretrain_network_g'])
     patch_size, step = tile_of(settings, default_patch_size(net))

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional
 
 from .options import OptionError, check_choice
@@ -63,7 +63,3 @@ class Settings:
             raise OptionError('cost=latency', 'says what a budget counts; give one')
         if not self.model and not self.opt:
             raise OptionError('model', 'a checkpoint is needed, its name, or an option file that names one')
-
-    def on_cpu(self) -> Settings:
-        """These settings, on the CPU."""
-        return replace(self, device='cpu')

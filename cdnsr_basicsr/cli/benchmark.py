@@ -5,6 +5,7 @@ import argparse
 
 from .. import load_plugins
 from ..options import OptionError
+from ..settings import BACKENDS, COSTS
 from .arguments import FLAGS, Commands, add_engine, check_budgets, count, new_command, said_by_flags, say_left_out
 
 
@@ -26,8 +27,7 @@ def add_parser(commands: Commands) -> None:
         '--budgets', type=float, nargs='+', default=[], metavar='FRACTION', help='budgets of networks with branches')
     command.add_argument('--repeat', type=count, default=3, metavar='N', help='timed runs of each (default: 3)')
     command.add_argument('--limit', type=count, metavar='N', help='only the first N photographs')
-    command.add_argument(
-        '--cost', choices=['macs', 'latency'], default='macs', help='what a budget counts (default: macs)')
+    command.add_argument('--cost', choices=COSTS, default=COSTS[0], help='what a budget counts (default: macs)')
     command.add_argument('--no-ssim', action='store_true', help='without SSIM, which takes longer than all the rest')
     command.add_argument('--branches', action='store_true', help='each branch alone too, and bicubic upsampling')
     command.add_argument(
@@ -36,8 +36,8 @@ def add_parser(commands: Commands) -> None:
     command.add_argument(
         '--backends',
         nargs='+',
-        choices=['torch', 'onnxruntime', 'openvino'],
-        default=['torch'],
+        choices=BACKENDS,
+        default=[BACKENDS[0]],
         help='what runs the networks in tiles (default: torch)')
 
 

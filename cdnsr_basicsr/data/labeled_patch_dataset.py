@@ -161,9 +161,10 @@ class LabeledPatchDataset(PairedImageDataset):
                 (int); lq_path and gt_path (str); where they are known, errors (Tensor) of shape (M, ) and teacher
                 (Tensor) of gt's shape.
         """
-        drawn = random.getstate()
+        taught = self.opt.get('dataroot_teacher')
+        drawn = random.getstate() if taught else None
         data = super(LabeledPatchDataset, self).__getitem__(index)
-        if self.opt.get('dataroot_teacher'):
+        if taught:
             random.setstate(drawn)  # the same crop, flip and turn
             data['teacher'] = self._teacher_output(self.paths[index]['gt_path'])
         data['label'] = self.labels[index]
