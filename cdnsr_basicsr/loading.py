@@ -15,6 +15,7 @@ from .inference.network import pixel_routed, route
 from .inference.runtime import installed
 from .memory import keep_freed_memory
 from .options import OptionError, check_keys, check_number, one_line, read_options, read_routing
+from .options.schema import Routing, filled
 from .settings import Settings
 
 
@@ -92,6 +93,14 @@ def check_tile(patch_size: int, step: Optional[int], where: Optional[str] = None
                           f'expected at most the patch size, {patch_size}' + f', but got {step}' * bool(where))
 
 
+def route_by(opt: str, net: nn.Module) -> Optional[float]:
+    """Routes pixels as an option file says, if the network does that, and returns the budget that it says."""
+    routing = read_routing(opt) if pixel_routed(net) is not None else {}
+    if routing:
+        route(net, filled(Routing, routing))
+    return routing.get('budget')
+
+
 def upscaler_for(settings: Settings) -> Upscaler:
     """The upscaler that settings describe; see `load`."""
     backend, exported = choose_backend(settings), is_exported(settings.model)
@@ -105,12 +114,9 @@ def upscaler_for(settings: Settings) -> Upscaler:
         model = settings.model or str(read_options(str(settings.opt))['path']['pretrain_network_g'])
     patch_size, step = tile_of(settings, default_patch_size(net))
     calibration = None if exported else read_calibration(model, net, settings.precision, patch_size)
-    budget = settings.budget
-    routing = read_routing(settings.opt) if settings.opt and pixel_routed(net) is not None else {}
-    if routing:
-        route(net, routing)
-        if budget is None and settings.target_ms is None:
-            budget = routing.get('budget')
+    budget = route_by(settings.opt, net) if settings.opt else None
+    if settings.budget is not None or settings.target_ms is not None:
+        budget = settings.budget
     if backend != 'torch' and not exported:
         net = in_backend(net, backend, model)
     try:

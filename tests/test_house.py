@@ -38,7 +38,7 @@ ALLOWED = {
     'loading': {'__init__', 'calibration', 'checkpoint', 'export', 'inference', 'memory', 'options', 'settings'},
     'benchmark': {
         '__init__', 'archs', 'calibration', 'checkpoint', 'complexity', 'evaluation', 'export', 'files', 'inference',
-        'memory', 'options'
+        'loading', 'memory', 'options'
     },
     'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
     'data': {'archs', 'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},

@@ -19,12 +19,12 @@ from ..inference.network import (
     common_geometry,
     deployed,
     pixel_routed,
-    route,
     routed,
     run_padded,
 )
 from ..inference.tiling import TensorRows
-from ..options import OptionError, read_options, read_routing
+from ..loading import route_by
+from ..options import OptionError, read_options
 from .rows import LOOPS, Network, Row, Settings
 
 
@@ -57,9 +57,7 @@ def load(model: str) -> nn.Module:
     if not is_option_file(model):
         return load_network(model)
     net = load_network(None, model)
-    routing = read_routing(model) if pixel_routed(net) is not None else {}
-    if routing:
-        route(net, routing)
+    route_by(model, net)
     return net
 
 

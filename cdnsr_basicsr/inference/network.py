@@ -10,8 +10,9 @@ import math
 import torch
 from contextlib import suppress
 from torch import nn
-from typing import Any, List, Mapping, Optional, Protocol, Sequence, Tuple, cast
+from typing import Any, List, Optional, Protocol, Sequence, Tuple, cast
 
+from ..options.schema import Routing
 from .speed import is_out_of_memory
 from .tiling import LEAST_SIZE, pad_to
 
@@ -102,12 +103,11 @@ def parts_of(net: nn.Module) -> dict[str, nn.Module]:
     return parts if with_classifier is None else {**parts, 'classifier': with_classifier.classifier}
 
 
-def route(net: nn.Module, routing: Mapping[str, Any]) -> None:
-    """Sets how a network routes pixels, by the keys k, adaptive and refinement of an option file's block."""
+def route(net: nn.Module, routing: Routing) -> None:
+    """Sets how a network routes pixels, by k, adaptive and refinement of an option file's block."""
     pixels = pixel_routed(net)
     if pixels is not None:
-        pixels.k, pixels.adaptive = routing.get('k', 0), routing.get('adaptive', False)
-        pixels.refinement = routing.get('refinement', True)
+        pixels.k, pixels.adaptive, pixels.refinement = routing.k, routing.adaptive, routing.refinement
 
 
 def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -1,6 +1,5 @@
 import torch
 from collections import OrderedDict
-from dataclasses import asdict
 
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
@@ -56,7 +55,7 @@ class PCSRModel(RoutedValidation, FastTraining, SRModel):
 
     def upscaler(self, net):
         routing = self.settings.routing
-        route(net, asdict(routing))
+        route(net, routing)
         return super(PCSRModel, self).upscaler(net, budget=routing.budget)
 
     def class_names(self):
