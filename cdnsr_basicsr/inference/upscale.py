@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from tqdm import tqdm
 from typing import Iterator, NamedTuple, Optional, Union
@@ -23,7 +23,7 @@ from .image_io import (
     read_image,
     write_image,
 )
-from .pictures import NotFinite, upscaled_strips
+from .pictures import upscaled_strips
 from .upscaler import Plan, Upscaler
 
 
@@ -246,7 +246,4 @@ def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, sav
         notes.extend((str(path), note) for note in (*picture.notes, *lost))
         return plan
 
-    for engine in upscaler.by_precision():
-        with suppress(NotFinite):
-            return write(engine)
-    raise ImageError(f'{path}: the network makes values of it that are no finite numbers, also in float32')
+    return upscaler.in_precision(write)

@@ -8,16 +8,18 @@ import numpy as np
 import time
 import torch
 from abc import ABC, abstractmethod
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from torch import nn
-from typing import Any, Iterator, NamedTuple, Optional, Protocol
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Protocol, TypeVar
 
 from .difficulty_map import draw_over
 from .network import Weights, device_of, same_weights, weights_of
 from .pictures import NotFinite, opened, upscaled_strips
 from .speed import Speed, kind_of
 from .tiling import Rows, TensorRows
+
+Result = TypeVar('Result')
 
 
 class Plan(Protocol):
@@ -152,17 +154,26 @@ class Upscaler(ABC):
             self._copy()
             self.copied = state
 
-    def by_precision(self) -> Iterator[Upscaler]:
-        """This engine, and then, for an image that its precision cannot hold, the same in float32; says so once."""
-        yield self
-        if any(dtype != torch.float32 for dtype in self.dtypes):
-            if self.exact is None:
-                say('Values overflow in this precision: images that have them are done again in float32.')
-                self.exact = copy.copy(self)
-                self.exact.dtypes = [torch.float32] * len(self.dtypes)
-                self.exact.measured = None
-                self.exact.refresh()
-            yield self.exact
+    def in_precision(self, run: Callable[[Upscaler], Result]) -> Result:
+        """Runs something with this engine and, if its precision cannot hold the image, with the same in float32.
+
+        The second time is said once.
+
+        Raises:
+            NotFinite: The image cannot be held in float32 either.
+        """
+        try:
+            return run(self)
+        except NotFinite:
+            if all(dtype == torch.float32 for dtype in self.dtypes):
+                raise
+        if self.exact is None:
+            say('Values overflow in this precision: images that have them are done again in float32.')
+            self.exact = copy.copy(self)
+            self.exact.dtypes = [torch.float32] * len(self.dtypes)
+            self.exact.measured = None
+            self.exact.refresh()
+        return run(self.exact)
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result for an image."""
@@ -190,12 +201,13 @@ class Upscaler(ABC):
             plan = self.plan(rows) if plan is None else plan
             return Upscaled(self._image(rows, plan), plan, time.perf_counter() - begin, image)
         picture = opened(image)
-        for engine in self.by_precision():
-            with suppress(NotFinite):
-                plan, strips = upscaled_strips(engine, picture.pixels)
-                result = picture.like(np.concatenate(list(strips)))
-                return Upscaled(result, plan, time.perf_counter() - begin, image)
-        raise NotFinite
+
+        def run(engine: Upscaler) -> tuple[Plan, np.ndarray]:
+            plan, strips = upscaled_strips(engine, picture.pixels)
+            return plan, np.concatenate(list(strips))
+
+        plan, pixels = self.in_precision(run)
+        return Upscaled(picture.like(pixels), plan, time.perf_counter() - begin, image)
 
     @torch.inference_mode()
     def _image(self, rows: TensorRows, plan: Plan) -> torch.Tensor:
