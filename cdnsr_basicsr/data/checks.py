@@ -279,6 +279,8 @@ def check_pictures(dataset: Any, block: Mapping, where: str, opt: Mapping) -> No
         check_gt_size(block, where)
     if names & set(PAIRED):
         check_pairs(block, where, metrics)
+        if block.get('dataroot_teacher'):
+            keys_of_lmdb(block['dataroot_teacher'], f'{where}.dataroot_teacher')
     elif 'SingleImageDataset' in names:
         check_singles(block, where, 'dataroot_lq', lambda name, size: None)
     elif 'RealESRGANDataset' in names:

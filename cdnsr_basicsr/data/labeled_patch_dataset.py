@@ -88,7 +88,8 @@ class LabeledPatchDataset(PairedImageDataset):
     def _open_teacher(self, opt):
         """Has the teacher's outputs read beside the patches."""
         root, where = opt['dataroot_teacher'], f"datasets.{opt.get('name', '')}.dataroot_teacher"
-        if set(keys_of_lmdb(root, where)) != {path['gt_path'] for path in self.paths}:
+        # check_data has walked through it, once for all processes
+        if set(keys_of_lmdb(root, where, walk=False)) != {path['gt_path'] for path in self.paths}:
             raise OptionError(where, f"{root} was made of other patches than those of {opt['dataroot_gt']}")
         if self._sizes(opt, 'dataroot_teacher') != self._sizes(opt, 'dataroot_gt'):
             raise OptionError(where, f"{root} holds images of other sizes than {opt['dataroot_gt']}")

@@ -173,8 +173,8 @@ class Database:
         self.environment.close()
 
 
-def keys_of_lmdb(root: str, where: str) -> list[str]:
-    """The keys that meta_info.txt of an LMDB names, once the whole database has been walked through.
+def keys_of_lmdb(root: str, where: str, walk: bool = True) -> list[str]:
+    """The keys that meta_info.txt of an LMDB names, once the whole database has been walked through, if `walk` is set.
 
     Raises:
         OptionError: It is none, cut off or damaged, or meta_info.txt is not as BasicSR expects it.
@@ -182,11 +182,12 @@ def keys_of_lmdb(root: str, where: str) -> list[str]:
     for name in ('data.mdb', 'meta_info.txt'):
         if not os.path.isfile(os.path.join(root, name)):
             raise OptionError(where, f'{root} is no LMDB of pictures: it has no {name}')
-    scan = subprocess.run([sys.executable, '-c', SCAN, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if scan.returncode:
-        said = scan.stderr.decode(errors='replace').strip().splitlines()
-        reason = said[-1] if scan.returncode > 0 and said else 'reading it to the end crashes'
-        raise OptionError(where, f'{root} is cut off or damaged ({reason}); make it again')
+    if walk:
+        scan = subprocess.run([sys.executable, '-c', SCAN, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if scan.returncode:
+            said = scan.stderr.decode(errors='replace').strip().splitlines()
+            reason = said[-1] if scan.returncode > 0 and said else 'reading it to the end crashes'
+            raise OptionError(where, f'{root} is cut off or damaged ({reason}); make it again')
     return read_names(os.path.join(root, 'meta_info.txt'), where, '.')
 
 

@@ -166,6 +166,15 @@ def test_lmdbs_that_are_cut_off_or_damaged(lmdb_opt):
     refused(lmdb_opt, 'datasets.train.dataroot_lq: patches/lq.lmdb is no LMDB of pictures: it has no data.mdb')
 
 
+def test_what_a_teacher_made_is_walked_through_too(lmdb_opt):
+    shutil.copytree('patches/gt.lmdb', 'patches/teacher.lmdb')
+    lmdb_opt['datasets']['train'].update(type='LabeledPatchDataset', dataroot_teacher='patches/teacher.lmdb')
+    check_data(lmdb_opt)
+    path = Path('patches/teacher.lmdb/data.mdb')
+    path.write_bytes(path.read_bytes()[:5000])
+    refused(lmdb_opt, 'datasets.train.dataroot_teacher: patches/teacher.lmdb is cut off or damaged')
+
+
 def test_label_survives_a_damaged_lmdb(databases, capsys):
     path = databases / 'gt.lmdb' / 'data.mdb'
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
