@@ -10,6 +10,7 @@ from .options import OptionError, check_choice
 COSTS = ('macs', 'latency')
 BACKENDS = ('torch', 'onnxruntime', 'openvino')
 PRECISIONS = ('float32', 'bfloat16', 'float16')
+MAX_MEGAPIXELS = 1000  # larger pictures are refused
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ ALLOWED = {
     'zoo': {'options'},
     'checkpoint': {'files', 'inference', 'options', 'registration', 'zoo'},
     'evaluation': {'data', 'inference', 'options'},
-    'inference': {'complexity', 'decoding', 'files', 'options'},
+    'inference': {'complexity', 'decoding', 'files', 'options', 'settings'},
     'settings': {'options'},
     'loading': {'__init__', 'calibration', 'checkpoint', 'export', 'inference', 'memory', 'options', 'settings'},
     'benchmark': {
@@ -41,7 +41,7 @@ ALLOWED = {
         'loading', 'memory', 'options'
     },
     'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
-    'data': {'archs', 'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},
+    'data': {'archs', 'checkpoint', 'files', 'inference', 'losses', 'options', 'registration', 'settings'},
     'export': {'files', 'inference', 'options'},
     'memory': set(),
     'models': {'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 from ..options import OptionError
-from ..settings import PRECISIONS, Settings
+from ..settings import MAX_MEGAPIXELS, PRECISIONS, Settings
 
 CHECKPOINT = 'checkpoint of the network, or name of a model (basicsr models)'
 DESCRIPTION = 'option file that describes MODEL, if it does not do so itself'
@@ -44,7 +44,11 @@ def count(text: str) -> int:
 
 def add_max_megapixels(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        '--max-megapixels', type=count, default=1000, metavar='N', help='refuse larger pictures (default: 1000)')
+        '--max-megapixels',
+        type=count,
+        default=MAX_MEGAPIXELS,
+        metavar='N',
+        help=f'refuse larger pictures (default: {MAX_MEGAPIXELS})')
 
 
 def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = None, routed_only: bool = False) -> None:

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
 
 from ..files import replace_folder_when_done
-from ..inference.image_io import MAX_MEGAPIXELS, MAX_SIDES, ImageError, list_images, read_image
+from ..inference.image_io import MAX_SIDES, ImageError, list_images, read_image
 from ..options import OptionError
+from ..settings import MAX_MEGAPIXELS
 
 PNG_COMPRESSION = 1
 MARKER = 'meta_info.txt'  # written last: a folder that has it is finished

@@ -18,12 +18,12 @@ from ..decoding.formats import ACCEPTED, PNG_END, PROFILE_TAG, kind_of, png_chun
 from ..decoding.metadata import MAKER_NOTE, add_to_tiff, resized_exif, resized_xmp
 from ..decoding.process import DecodingError, Picture, decode
 from ..files import replace_when_done
+from ..settings import MAX_MEGAPIXELS
 
 # what is read, by ending; the last line only to say of each file why it is not
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp', '.jfif', '.avif', '.gif', '.jp2', '.apng',
               '.dib', '.j2k', '.jpe', '.mpo', '.pbm', '.pgm', '.pnm', '.ppm', '.ras', '.heic', '.heif', '.hif', '.jxl',
               '.exr', '.hdr', '.pfm', '.pic')
-MAX_MEGAPIXELS = 1000
 # what can be written, and the longest side in pixels. PNG and JPEG: limits of libpng and libjpeg, not of the formats
 MAX_SIDES = {'.png': 10**6, '.jpg': 65500, '.jpeg': 65500, '.webp': 16383, '.tif': 2**31 - 1, '.tiff': 2**31 - 1}
 TIFF = ('.tif', '.tiff')

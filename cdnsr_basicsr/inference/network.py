@@ -13,10 +13,11 @@ from torch import nn
 from typing import Any, List, Optional, Protocol, Sequence, Tuple, cast
 
 from ..options.schema import Routing
+from ..settings import PRECISIONS as NAMES
 from .speed import is_out_of_memory
 from .tiling import LEAST_SIZE, pad_to
 
-PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+PRECISIONS: dict[str, torch.dtype] = {name: getattr(torch, name) for name in NAMES}
 MOST_MULTIPLE = 128  # of the sides of images that is looked for
 
 Weights = List[Tuple[torch.Tensor, int]]  # a network's, and their versions

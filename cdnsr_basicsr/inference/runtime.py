@@ -8,6 +8,8 @@ from collections import Counter
 from torch import nn
 from typing import Any, Optional
 
+from ..settings import PRECISIONS
+
 BACKENDS = {'openvino': 'openvino', 'onnxruntime': 'onnx'}  # the faster one first; the extras that bring them
 OFTEN, MOST_SIZES = 32, 8  # OpenVINO: uses after which a size is compiled for, and how many are kept
 MOST_KERNELS = 64  # that OpenVINO keeps for tiles of other sizes; it would keep 5000, and grow with every new picture
@@ -21,7 +23,7 @@ def installed() -> list[str]:
 def precisions(backend: str) -> tuple[str, ...]:
     """What a backend can compute in here."""
     if backend == 'torch':
-        return ('float32', 'bfloat16', 'float16')
+        return PRECISIONS
     if backend == 'openvino':  # what a CPU cannot do, it would do in float32 without a word
         import openvino
         if 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):

@@ -11,10 +11,10 @@ from typing import Iterator, NamedTuple, Optional, Union
 
 from ..files import replace_when_done
 from ..options import OptionError
+from ..settings import MAX_MEGAPIXELS
 from .difficulty_map import save_difficulty_map
 from .image_io import (
     EXTENSIONS,
-    MAX_MEGAPIXELS,
     MAX_SIDES,
     Found,
     ImageError,
