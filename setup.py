@@ -11,6 +11,7 @@ LINTERS = [
     'flake8>=6.0', 'isort>=5.12', 'mypy==2.4.1; python_version>="3.11"', 'ruff==0.17.6', 'types-PyYAML', 'types-tqdm',
     'yapf==0.43.0'
 ]
+TESTS = ['pypng>=0.20220715', 'pytest>=7.0', 'pytest-xdist>=3.5']
 FORMATS = ['pillow-heif>=1.1', 'pillow-jxl-plugin>=1.3.4']  # HEIC and JPEG XL
 
 
@@ -54,7 +55,7 @@ setup(
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
     extras_require={
-        'dev': [*LINTERS, 'pre-commit>=3.5', 'pypng>=0.20220715', 'pytest>=7.0', *FORMATS, *ONNX, *OPENVINO],
+        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *FORMATS, *ONNX, *OPENVINO],
         'formats': FORMATS,
         'onnx': ONNX,
         'openvino': OPENVINO,

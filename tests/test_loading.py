@@ -52,6 +52,7 @@ def test_a_script_needs_neither_register_nor_basicsr(model, pixels, tmp_path):
     assert done.stdout == '(92, 124, 3)\n', done.stderr
 
 
+@pytest.mark.slow
 def test_the_result_is_of_the_kind_of_the_image(upscaler, model, pixels, tmp_path):
     result = expected(model, pixels)
     Image.fromarray(pixels).save(tmp_path / 'a.png')
@@ -103,6 +104,7 @@ def test_what_the_result_tells(upscaler, pixels):
     assert np.array_equal(upscaler.upscale(lq).map(), drawn)
 
 
+@pytest.mark.slow
 def test_half_precision_that_overflows_is_done_again_in_float32(model, pixels):
     content = torch.load(model, weights_only=True)
     content['params'] = {key: value * (1e4 if 'branches' in key else 1) for key, value in content['params'].items()}

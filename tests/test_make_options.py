@@ -55,6 +55,7 @@ def test_options_equal_what_the_script_makes():
     assert (done.returncode, done.stdout) == (0, ''), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_files_that_differ_are_named_or_written(copy):
     folder, make = copy
     changed, missing, unknown = (folder / f'options/{name}.yml' for name in ('test_cdnsr_carn', 'train_etds_t_x2', 'a'))
@@ -78,6 +79,7 @@ def test_files_that_differ_are_named_or_written(copy):
     assert make('--check').returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('classifier', ['errors', 'published'])
 def test_a_backbone_is_one_row(copy, monkeypatch, classifier):
     folder, make = copy

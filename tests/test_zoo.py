@@ -193,6 +193,7 @@ def test_shipped_file(name):
     assert make_upscaler(load_network(name)).scale == model.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', list(SHIPPED))
 def test_shipped_model_is_as_good_as_the_index_says(name, shared):
     model = SHIPPED[name]

@@ -65,6 +65,7 @@ def slow(net, x, size):
     return light + base, heavy + base, logits.softmax(dim=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('backbone', BACKBONES[:3], ids=lambda block: block['type'])
 @pytest.mark.parametrize('size', [(34, 46), (17, 23), (51, 69), (40, 30), (18, 61)])

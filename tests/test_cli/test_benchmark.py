@@ -125,6 +125,7 @@ def test_networks_without_branches_are_whole_and_tiled():
                                                                       ('tiled', True, 'bfloat16')]
 
 
+@pytest.mark.slow
 def test_a_small_picture_costs_what_is_computed(model, photographs, tmp_path):
     bench = Bench(Settings([model], 'hr', patch_size=64, step=60), None, model)
     output, macs, counts = bench.runner(Row(model, 'loop', False, 'float32'))(torch.rand(1, 3, 20, 32))
@@ -167,6 +168,7 @@ def test_windows_that_do_not_divide_tiles_run_in_every_row(tmp_path, tiny_net, p
     assert bench.describe()['mflops'][1] == pytest.approx(2 * count_macs(hard, 35, 35) * (32 / 35)**2 / 1e6)
 
 
+@pytest.mark.slow
 def test_what_did_not_fit_into_memory_is_a_dash(tmp_path):
     nan = math.nan
     row = Measured(Row('a.pth', 'whole', False), 'CARN_M', nan, nan, nan, nan, nan, nan, nan, [0, 0, 100])
@@ -180,6 +182,7 @@ def test_what_did_not_fit_into_memory_is_a_dash(tmp_path):
     assert (tmp_path / 'benchmark.png').stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_pairs_are_read_from_photographs_or_from_prepared_folders(photographs, prepared, tmp_path):
     pairs = list(read_pairs(photographs, 4))
     assert [pair.gt.shape for pair in pairs] == [(100, 128, 3), (120, 128, 3)]
@@ -241,6 +244,7 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     assert 'net.calibration.json: is no calibration' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(model, photographs, tmp_path, monkeypatch,
                                                                             capsys):
 

@@ -96,6 +96,7 @@ def refused(capsys, *arguments):
     return error
 
 
+@pytest.mark.slow
 def test_mistakes(folder, capsys):
     checkpoint(ETDS, 'etds.pth')
     checkpoint({'type': 'FSRCNN', 'num_feat': 4, 'upscale': 2}, 'fsrcnn.pth')

@@ -190,6 +190,7 @@ def test_what_cannot_be_exported_is_one_line(models, tmp_path, monkeypatch, caps
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_missing_packages_are_named(models, picture, tmp_path, monkeypatch, capsys):
     find = runtime.importlib.util.find_spec
     missing = set(runtime.BACKENDS)

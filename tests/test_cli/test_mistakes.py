@@ -178,6 +178,7 @@ def test_option_mistakes(work, train_opt, write, no_pipeline, capsys, key, value
     assert not no_pipeline
 
 
+@pytest.mark.slow
 def test_an_error_in_training_keeps_its_traceback(work, train_opt, write, monkeypatch):
     from cdnsr_basicsr.models import CDNSRModel
 
@@ -352,6 +353,7 @@ def test_forced_options_are_checked_and_reach_basicsr(work, train_opt, write, mo
     assert 'train.freese: unknown key' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_error_in_setting_up_is_one_line(work, train_opt, write, monkeypatch, capsys):
     from cdnsr_basicsr.models import CDNSRModel
 

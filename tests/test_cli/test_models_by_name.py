@@ -39,6 +39,7 @@ def test_training_starts_from_a_shipped_model(work, still_opt, write, shipped):
     assert same(trained(), 'tiny_cdnsr')
 
 
+@pytest.mark.slow
 def test_a_model_of_basicsr_starts_from_a_shipped_model(work, still_opt, write, shipped):
     opt = dict(still_opt, model_type='SRModel', network_g=fsrcnn(2))
     opt['train'] = {key: value for key, value in opt['train'].items() if key not in ('class_opt', 'average_opt')}
@@ -48,6 +49,7 @@ def test_a_model_of_basicsr_starts_from_a_shipped_model(work, still_opt, write, 
     assert same(trained(), 'tiny_fsrcnn')
 
 
+@pytest.mark.slow
 def test_branches_start_from_models_of_the_users_and_of_this_package(work, still_opt, write, shipped):
     Path('experiments/pretrained_models').mkdir(parents=True)
     shutil.copy(shipped['tiny_fsrcnn'].path, 'experiments/pretrained_models/mine.pth')
@@ -60,6 +62,7 @@ def test_branches_start_from_models_of_the_users_and_of_this_package(work, still
         assert same(branch, 'tiny_fsrcnn')
 
 
+@pytest.mark.slow
 def test_a_teacher_by_name(work, still_opt, write, shipped, monkeypatch):
     loaded, original = [], CDNSRModel.load_network
 
@@ -85,6 +88,7 @@ def test_an_unknown_name_in_an_option_file(work, still_opt, write, shipped, caps
     assert not os.path.exists('experiments')
 
 
+@pytest.mark.slow
 def test_labels_by_a_name(work, shipped, capsys):
     shutil.copytree('datasets/train', 'own')
     assert cli.main(['label', '-d', 'own', '--by', 'branches', '-m', 'tiny_cdnsr']) == 0

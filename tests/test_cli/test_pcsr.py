@@ -119,6 +119,7 @@ def test_benchmark_measures_pixels_beside_other_networks(model, tmp_path):
     assert float(rows['net', 'routed, budget 0.8']['kMACs/pixel']) == pytest.approx(0.8 * whole / 1000, abs=0.006)
 
 
+@pytest.mark.slow
 def test_an_option_file_says_how_pixels_are_routed(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cv2.imwrite('a.png', photograph(40, 50, 0))

@@ -222,6 +222,7 @@ def test_all_branches_are_compared_with(models):
         assert len(set(net.classifier(tiles).argmax(dim=1).tolist())) > 1
 
 
+@pytest.mark.slow
 def test_palettes_and_few_bits_become_colours_and_gray(run, models):
     Path('in').mkdir()
     picture = Image.fromarray(photo(20, 33)).quantize(13)
@@ -283,6 +284,7 @@ def test_a_picture_of_what_is_no_number_is_never_written(run, large, capsys):
         assert errors == [f'Failed: in/{name}: {reason}' for name in ('alpha.png', 'white.tif')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scale', [2, 3, 4])
 def test_every_size_from_one_pixel_up(run, models, scale):
     sizes = [(1, 1), (1, 2), (2, 1), (1, 40), (3, 5), (15, 17), (16, 16), (40, 7), (64, 64)]
@@ -359,6 +361,7 @@ def test_all_of_pngsuite(run, models, shared, capfd):
 YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
 def test_gray_networks_make_the_luma_and_leave_the_colours(run, models, dtype):
     """Y, Cb and Cr by their definition; gray has luma alone."""
@@ -446,6 +449,7 @@ def test_formats(run, models):
     assert len(written('o2')) == 5
 
 
+@pytest.mark.slow
 def test_what_a_format_cannot_hold_is_named_and_the_others_are_done(run, capsys):
     for name, channels, dtype in (('deep', 3, 'uint16'), ('good', 3, 'uint8'), ('clear', 4, 'uint8')):
         save(f'in/{name}.png', photo(20, 33, channels, dtype))
@@ -562,6 +566,7 @@ def test_the_limit_of_megapixels(run, capsys):
     assert 'argument --max-megapixels: expected an integer of at least 1' in one_line(capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('extension', ['png', 'jpg', 'webp', 'tif'])
 def test_metadata_are_kept_unless_told(run, extension):
     exif = Image.Exif()
@@ -613,6 +618,7 @@ def test_of_two_pictures_with_one_result_the_first_is_done(run, models, capsys):
     assert 'Upscaled 0 pictures' in output and 'there already: 6' in output and errors == f'{error}\n'
 
 
+@pytest.mark.slow
 def test_a_map_replaces_no_result(run, capsys):
     for name in ('a.png', 'a_map.png', 'a.tif'):
         save(Path('in', name), photo(9, 9))
@@ -678,6 +684,7 @@ def test_processes_of_torchrun_take_a_part_each(run, monkeypatch, capsys):
 # results that are there
 
 
+@pytest.mark.slow
 def test_a_result_is_replaced_only_if_asked_for(run, models, capsys):
     first, second = save('in/a.png', photo(9, 9)), save('in/b.png', photo(9, 9, seed=1))
     Path('out').mkdir()
@@ -713,6 +720,7 @@ def test_pictures_are_not_replaced_by_their_results(run, capsys, overwrite):
     assert written('in') == ['a.png', 'b.jpg', 'b.png']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('output,suffix', [('in', '_x2'), ('in/out', ''), ('in/out', '_x2')])
 def test_results_beside_the_pictures_are_not_upscaled_again(run, capsys, output, suffix):
     for name in ('a.png', 'b.jpg', 'sub/a.png'):
@@ -814,6 +822,7 @@ def test_a_picture_on_which_the_network_fails_does_not_stop_the_others(run, caps
 # budgets and maps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arguments,kind', [(('--budget', 0.01), 0), (('--budget', 9), 2), (('--target-ms', 1e-6), 0),
                                             (('--target-ms', 1e9), 2), (('--budget', 9, '--cost', 'latency'), 2)])
 def test_both_ends_of_a_budget(run, models, capsys, monkeypatch, arguments, kind):
@@ -837,6 +846,7 @@ def test_a_budget_between_is_kept_by_every_picture(run, capsys):
     assert costs == sorted(costs)
 
 
+@pytest.mark.slow
 def test_maps_show_the_classes(run):
     save('in/small.png', photo(20, 30))
     save('in/tall.png', photo(2100, 3, 4, 'uint16'))
@@ -986,6 +996,7 @@ def test_a_network_that_upscales_nothing_is_refused(run, capsys):
     assert one_line(capsys).startswith('basicsr: error: bad.pth: network_g.type: PatchClassifier is no network that')
 
 
+@pytest.mark.slow
 def test_option_files(run, models, capsys, monkeypatch):
     """They describe a network, name its checkpoint and the size of its tiles; flags go before."""
     pixels = save('in/a.png', photo(30, 30))
@@ -1033,6 +1044,7 @@ def test_a_folder_that_cannot_be_written_to(run, capsys, monkeypatch):
     assert written() == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_what_is_complete(run, capsys, monkeypatch):
     for name in 'abc':
         save(f'in/{name}.png', photo(9, 9, seed=ord(name)))

@@ -63,6 +63,7 @@ def assert_same(net, other, atol=1e-6):
         torch.testing.assert_close(net(x), other(x), atol=atol, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, family, arch, upscale, num_feat', WEIGHTS, ids=lambda value: str(value))
 def test_published_weights_are_recognised_and_load(shared, tmp_path, name, family, arch, upscale, num_feat):
     converted = convert(shared(f'weights/{name}.pth'))
@@ -140,6 +141,7 @@ def test_weights_that_are_no_numbers_are_not_written(write, tmp_path):
     assert not (tmp_path / 'x.pth').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family, mixture', [('auto', 'gumbel'), ('cdnsr', 'gumbel'), ('classsr', 'softmax')])
 @pytest.mark.parametrize('backbone', ['carn', 'fsrcnn', 'srresnet'])
 def test_a_whole_network(shared, write, backbone, family, mixture):

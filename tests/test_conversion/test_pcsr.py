@@ -22,6 +22,7 @@ def load(path):
     return net
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('family', ['carn', 'fsrcnn'])
 def test_pcsr_equals_golden(shared, family):
@@ -56,6 +57,7 @@ def test_pcsr_equals_golden(shared, family):
             assert float(routing.heavy.float().mean()) == pytest.approx(float(recorded['hard_fraction']), abs=2e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['carn-pcsr-phase1', 'fsrcnn-pcsr-phase1', 'carn-x4', 'fsrcnn-x4'])
 def test_published_networks_beat_bicubic(shared, name):

@@ -166,6 +166,7 @@ def test_lmdbs_that_are_cut_off_or_damaged(lmdb_opt):
     refused(lmdb_opt, 'datasets.train.dataroot_lq: patches/lq.lmdb is no LMDB of pictures: it has no data.mdb')
 
 
+@pytest.mark.slow
 def test_what_a_teacher_made_is_walked_through_too(lmdb_opt):
     shutil.copytree('patches/gt.lmdb', 'patches/teacher.lmdb')
     lmdb_opt['datasets']['train'].update(type='LabeledPatchDataset', dataroot_teacher='patches/teacher.lmdb')
@@ -189,6 +190,7 @@ def test_keys_that_are_not_there(lmdb_opt):
     refused(lmdb_opt, 'datasets.train.dataroot_gt: patches/gt.lmdb: gone is not there, though meta_info.txt names it')
 
 
+@pytest.mark.slow
 def test_meta_info_as_editors_write_it(lmdb_opt):
     path = Path('patches/gt.lmdb/meta_info.txt')
     text = path.read_text()

@@ -56,6 +56,7 @@ def test_bicubic_needs_no_network_and_orders_by_difficulty(dataset):
     assert flat.count(0) > len(flat) / 2
 
 
+@pytest.mark.slow
 def test_psnr_labels_by_the_network_given(dataset, checkpoint):
     path, net = checkpoint
     written, counts = label(str(dataset), 'psnr', str(path), thresholds=[5., 9.])
@@ -71,6 +72,7 @@ def test_psnr_labels_by_the_network_given(dataset, checkpoint):
         assert entry.label == (score < 5) + (score < 9)
 
 
+@pytest.mark.slow
 def test_branches_labels_are_the_cheapest_good_branch(dataset, checkpoint):
     path, net = checkpoint
     written, counts = label(str(dataset), 'branches', str(path), margin=0.1)
@@ -89,6 +91,7 @@ def test_branches_labels_are_the_cheapest_good_branch(dataset, checkpoint):
         assert entry.errors == pytest.approx([square.item() for square in squares], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_branches_can_be_those_that_an_option_file_names(dataset, checkpoint, tmp_path, tiny_net):
     path, net = checkpoint
     written, _ = label(str(dataset), 'branches', str(path))
@@ -107,6 +110,7 @@ def test_branches_can_be_those_that_an_option_file_names(dataset, checkpoint, tm
     assert written.read_text() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('by', ['psnr', 'branches', 'bicubic'])
 def test_same_labels_on_any_number_of_workers(dataset, checkpoint, by):
     texts = []
@@ -137,6 +141,7 @@ def test_broken_label_file_names_the_line(tmp_path, text, message):
         read_labels(tmp_path / 'labels.txt')
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
     stock = tmp_path / 'stock.pth'
     torch.save({'params': {}}, stock)
@@ -194,6 +199,7 @@ def test_values_that_are_not_finite_are_no_labels(dataset, tmp_path):
     assert not (dataset / 'labels_psnr.txt').exists()
 
 
+@pytest.mark.slow
 def test_network_of_another_scale_is_refused(dataset, tmp_path, tiny_net):
     net = build_network(tiny_net(2))
     save_checkpoint({'params': net.state_dict(), 'network_g': tiny_net(2), 'scale': 2}, str(tmp_path / 'x2.pth'))

@@ -118,6 +118,7 @@ def test_labels_of_other_data_are_refused(block):
         build_dataset(block)
 
 
+@pytest.mark.slow
 def test_errors_come_with_whole_patches_only(block, dataset, tmp_path, tiny_net):
     net = build_network(tiny_net())
     save_checkpoint({'params': net.state_dict(), 'network_g': tiny_net(), 'scale': 4}, str(tmp_path / 'net.pth'))
@@ -140,6 +141,7 @@ def taught(block, dataset, tmp_path):
     return dict(block, dataroot_teacher=str(dataset / 'teacher.lmdb')), net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [
     {},
     dict(color='y'),
@@ -164,6 +166,7 @@ def test_what_the_teacher_made_is_cropped_and_turned_as_the_patch_is(taught, dat
         assert torch.equal(item['teacher'], item['gt'])
 
 
+@pytest.mark.slow
 def test_what_the_teacher_made_are_its_outputs_in_8_bits(taught):
     block, net = taught
     for item in build_dataset(dict(block, phase='val')):
@@ -171,6 +174,7 @@ def test_what_the_teacher_made_are_its_outputs_in_8_bits(taught):
         assert (item['teacher'] - expected).abs().max() <= 0.5001 / 255
 
 
+@pytest.mark.slow
 def test_outputs_of_other_patches_or_sizes_are_refused(taught, dataset, tmp_path):
     block, _ = taught
     for change, message in [(dict(dataroot_teacher=block['dataroot_lq']), 'holds images of other sizes than'),
@@ -184,6 +188,7 @@ def test_outputs_of_other_patches_or_sizes_are_refused(taught, dataset, tmp_path
         build_dataset(block)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_replaced_only_when_asked_for_and_goes_with_psnr_alone(taught, dataset, tmp_path):
     block, _ = taught
     (dataset / 'labels_psnr.txt').unlink()

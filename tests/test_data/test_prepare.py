@@ -28,6 +28,7 @@ def photographs(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scale', [2, 3, 4])
 def test_lq_equals_published_lq(shared, scale):
     for name in ('Set5', 'Set14'):
@@ -80,6 +81,7 @@ def test_basicsr_reads_the_lmdb(photographs, tmp_path):
     assert dataset[0]['lq'].shape == (3, 12, 12) and dataset[0]['gt'].shape == (3, 48, 48)
 
 
+@pytest.mark.slow
 def test_same_result_on_any_number_of_workers(photographs, tmp_path):
     for workers in (1, 5):
         prepare(str(photographs), str(tmp_path / f'out{workers}'), 4, (1, 0.8), 48, 32, workers)
@@ -136,6 +138,7 @@ def test_keys_are_unique_and_plain(tmp_path):
     assert keys == ['a_b', 'a_b-2', 'a_b-3', '_', '_-2', 'x_y']
 
 
+@pytest.mark.slow
 def test_broken_and_small_files_are_named_and_left_out(photographs, tmp_path, capsys):
     from cdnsr_basicsr.cli import main
     (photographs / 'broken.png').write_bytes((photographs / 'a.png').read_bytes()[:100])
@@ -170,6 +173,7 @@ def test_patches_of_the_least_size(photographs, tmp_path):
     assert [Path(path).name for path in done.too_small] == ['low.png'] and done.pairs > 0
 
 
+@pytest.mark.slow
 def test_what_is_not_used_of_a_folder_is_named(photographs, tmp_path, capsys, shared):
     from cdnsr_basicsr.cli import main
     frames = [Image.fromarray(photograph(seed=seed)) for seed in range(3)]
@@ -234,6 +238,7 @@ def test_evaluation_can_leave_out_what_it_cannot_read(photographs):
         list(read_pairs(str(photographs), 4, left_out=left_out))
 
 
+@pytest.mark.slow
 def test_finished_folder_is_not_overwritten_unless_told(photographs, tmp_path, capsys):
     from cdnsr_basicsr.cli import main
     out = tmp_path / 'out'

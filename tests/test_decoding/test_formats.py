@@ -161,6 +161,7 @@ def test_bombs_of_others(name, shared):
     assert peak_of_decoder() < 500
 
 
+@pytest.mark.slow
 def test_metadata_that_are_not_read_are_not_unpacked(tmp_path):
     text = png_chunk(b'zTXt', b'Comment\0\0' + zlib.compress(bytes(2**25)))
     (tmp_path / 'a.png').write_bytes(png(header(4, 4), text, pixels_chunk(b'\0abcd' * 4)))
@@ -371,6 +372,7 @@ def test_kinds_are_told_by_content(kind, tmp_path):
     assert off <= {'AVIF': 3, 'HEIF': 9, 'GIF': 9}.get(kind, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind,package', [('HEIF', 'pillow-heif'), ('JXL', 'pillow-jxl-plugin')])
 def test_what_needs_another_package_says_so(kind, package, tmp_path, monkeypatch):
     blocked = f"import sys; sys.modules['pillow_heif'] = sys.modules['pillow_jxl'] = None; {process.PROGRAM}"
@@ -382,6 +384,7 @@ def test_what_needs_another_package_says_so(kind, package, tmp_path, monkeypatch
     process._end_all()
 
 
+@pytest.mark.slow
 def test_further_frames_and_pages_are_noted(tmp_path):
     frames = [Image.fromarray(np.roll(photo(), shift, axis=1)) for shift in (0, 9, 18)]
     for name, options in (('a.png', {}), ('a.webp', dict(lossless=True)), ('a.gif', {}), ('a.tif', {}),

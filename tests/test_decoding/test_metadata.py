@@ -159,6 +159,7 @@ def test_what_jpeg_has_no_room_for_is_said(tmp_path):
         assert image.getexif().get_ifd(0x8769)[0x9003] == DATE.decode()
 
 
+@pytest.mark.slow
 def test_broken_metadata_never_fail_an_image(tmp_path):
     rng, whole = np.random.default_rng(0), exif()
     for number in range(48):

@@ -67,6 +67,7 @@ def test_what_harms_a_decoder_costs_one_image(length, reason, fresh, good, tmp_p
     assert capfd.readouterr() == ('', '')
 
 
+@pytest.mark.slow
 def test_threads_have_decoders_of_their_own(fresh, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 30, 3), np.uint8)
     for number, image in enumerate(pixels):
@@ -77,6 +78,7 @@ def test_threads_have_decoders_of_their_own(fresh, tmp_path):
     assert 1 <= len({decoder.process.pid for decoder in process._idle}) <= 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_reader_does_not_mix_up_replies(fresh, good, tmp_path, monkeypatch):
     path, pixels = good
     other = tmp_path / 'other.png'
@@ -95,6 +97,7 @@ def test_an_interrupted_reader_does_not_mix_up_replies(fresh, good, tmp_path, mo
     assert process._idle[0].process.pid != pid
 
 
+@pytest.mark.slow
 def test_a_decoder_that_died_between_two_images_is_replaced(fresh, good):
     path, pixels = good
     read_image(path)
@@ -112,6 +115,7 @@ def is_gone(pid):
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('end', ['pass', 'os._exit(0)', 'os.kill(os.getpid(), signal.SIGKILL)', 'sys.exit(3)'])
 def test_decoders_end_with_the_program(end, good, tmp_path):
     # a program that is no module, has no guard, and is started elsewhere
@@ -134,6 +138,7 @@ print(_idle[0].process.pid, flush=True)
     assert is_gone(int(run.stdout))
 
 
+@pytest.mark.slow
 def test_a_forked_process_starts_its_own(fresh, good):
     path, pixels = good
     read_image(path)
@@ -145,6 +150,7 @@ def test_a_forked_process_starts_its_own(fresh, good):
     assert np.array_equal(read_image(path).pixels, pixels)
 
 
+@pytest.mark.slow
 def test_no_thread_is_needed_in_the_parent(fresh, good):
     before = threading.active_count()
     read_image(good[0])

@@ -61,6 +61,7 @@ def assert_refused(path, *words):
 # reading PNG
 
 
+@pytest.mark.slow
 def test_pngsuite_equals_pypng(shared):
     files = [path for path in sorted(shared('data/pngsuite').glob('*.png')) if not path.name.startswith('x')]
     assert len(files) > 150

@@ -242,6 +242,7 @@ def test_files_of_any_channels_at_a_fractional_scale(net, tmp_path, channels, mo
     assert cv2.imread(str(tmp_path / 'out' / 'a_map.png')) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [(61, 47), (33, 150), (90, 20)])
 def test_a_budget_is_kept_over_strips_of_different_cost(net, monkeypatch, size):
     """The last strip has more halo for its pixels than the others: what it lacks must not be spent by them."""

@@ -125,6 +125,7 @@ def test_windows_of_any_size_are_exported(backend):
         assert levels(part(x), net(x)) < 0.1
 
 
+@pytest.mark.slow
 def test_sizes_that_come_often_are_compiled_for_and_few_are_kept(monkeypatch):
     pytest.importorskip('openvino')
     monkeypatch.setattr(runtime, 'OFTEN', 2)
@@ -173,6 +174,7 @@ def test_results_are_not_overwritten_by_the_next_ones(backend, tiny_net):
             torch.testing.assert_close(result, source(x).detach(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_broken_models_are_one_line(backend):
     with pytest.raises(ValueError, match=r'^a part: \w+ cannot read it: [^\n]+$'):

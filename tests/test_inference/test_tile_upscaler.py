@@ -69,6 +69,7 @@ def test_a_network_that_sees_single_pixels_gives_the_same_in_strips_and_blocks(m
     torch.testing.assert_close(upscaler.upscale(lq).image, net(lq), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [(1, 1), (70, 40), (45, 130)])
 @pytest.mark.parametrize('paired_bytes', [1, 2**26])
 def test_an_image_does_not_depend_on_how_many_rows_of_tiles_a_device_holds(tiny_net, monkeypatch, size, paired_bytes):
@@ -151,6 +152,7 @@ def test_where_different_branches_meet_one_fades_into_the_other(tiny_net):
     assert image.min() == 0 and image.max() == 1 and steps.max() < 2 / 16
 
 
+@pytest.mark.slow
 def test_cost_counts_classifier_and_overlap(tiny_net):
     net = spread(build_network(tiny_net()).eval())
     lq = torch.rand(1, 3, 28, 40)
@@ -167,6 +169,7 @@ def test_cost_counts_classifier_and_overlap(tiny_net):
         assert upscaler.costs.tolist() == pytest.approx([value / macs[2] for value in macs])
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_to_one_tile_classifier_and_overlap_included(tiny_net):
     net = spread(build_network(tiny_net()).eval())
     lq = torch.rand(1, 3, 120, 90) * torch.rand(1, 1, 120, 90)
@@ -186,6 +189,7 @@ def test_a_budget_is_kept_to_one_tile_classifier_and_overlap_included(tiny_net):
         previous = plan
 
 
+@pytest.mark.slow
 def test_a_target_time_is_kept_by_the_measured_speed(tiny_net):
     net = spread(build_network(tiny_net()).eval())
     lq = torch.rand(1, 3, 120, 90)
@@ -215,6 +219,7 @@ def test_latency_can_be_what_a_budget_counts(tiny_net):
     assert 0.8 - 2 * area / (120 * 90) < spent <= 0.8
 
 
+@pytest.mark.slow
 def test_a_limit_is_spent_where_predicted_errors_fall_most(tiny_net):
     block = {**tiny_net(4, [fsrcnn(4), carn(8), carn(16)]), 'classifier': {'type': 'ErrorPredictor', 'num_feat': 4}}
     torch.manual_seed(1)
@@ -240,6 +245,7 @@ def test_a_limit_is_spent_where_predicted_errors_fall_most(tiny_net):
     assert torch.equal(*chosen)
 
 
+@pytest.mark.slow
 def test_new_weights_are_followed(tiny_net):
     net = spread(build_network(tiny_net()).eval())
     lq = torch.rand(1, 3, 20, 20)
@@ -255,6 +261,7 @@ def test_new_weights_are_followed(tiny_net):
     torch.testing.assert_close(upscaler.upscale(lq).image, TileUpscaler(other.eval(), 16, 12).upscale(lq).image)
 
 
+@pytest.mark.slow
 def test_fused_optimizers_need_a_refresh(tiny_net):
     net = spread(build_network(tiny_net()).eval())
     lq = torch.rand(1, 3, 20, 20)
@@ -268,6 +275,7 @@ def test_fused_optimizers_need_a_refresh(tiny_net):
     assert torch.equal(after, TileUpscaler(net, 16, 12).upscale(lq).image)
 
 
+@pytest.mark.slow
 def test_a_branch_that_was_replaced_is_followed(tiny_net):
     net = spread(build_network(tiny_net()).eval())
     lq = torch.rand(1, 3, 20, 20)
@@ -474,6 +482,7 @@ def test_networks_that_want_multiples_get_them(multiple):
         assert torch.equal(upscaler.upscale(lq).image, lq.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_branches_that_want_other_multiples_go_together(tiny_net):
     net = spread(build_network(tiny_net(2)).eval())
@@ -534,6 +543,7 @@ def test_sizes_that_are_no_multiples_are_named(accepted, words):
         TileUpscaler(Picky())
 
 
+@pytest.mark.slow
 def test_slow_branches_are_not_chosen_by_time_where_a_stronger_one_is_faster(tiny_net):
     net = spread(build_network(tiny_net()).eval())
     lq = torch.rand(1, 3, 120, 90)
@@ -545,6 +555,7 @@ def test_slow_branches_are_not_chosen_by_time_where_a_stronger_one_is_faster(tin
     assert chosen == {1, 2}
 
 
+@pytest.mark.slow
 def test_branches_without_macs_have_no_cost(tiny_net):
     net = build_network(tiny_net(2, [{'type': 'Interpolation', 'upscale': 2}] * 2)).eval()
     assert math.isnan(TileUpscaler(net, 16).upscale(torch.rand(1, 3, 20, 20)).cost)

@@ -25,6 +25,7 @@ def test_others_are_others_and_different(batch, num):
         assert i not in row and len(set(row)) == len(row) and all(0 <= j < batch for j in row)
 
 
+@pytest.mark.slow
 def test_others_are_drawn_evenly_at_random():
     counts = sum(F.one_hot(draw_others(4, 2)[0], 4).sum(0) for _ in range(3000))
     assert counts[0] == 0

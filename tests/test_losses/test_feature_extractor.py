@@ -31,6 +31,7 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, 'download_url_to_file', fail)
 
 
+@pytest.mark.slow
 def test_it_computes_what_basicsr_computes(weights, monkeypatch):
     state = torch.load(weights, weights_only=True)
 
@@ -50,6 +51,7 @@ def test_it_computes_what_basicsr_computes(weights, monkeypatch):
         assert torch.equal(features[layer], expected[layer])
 
 
+@pytest.mark.slow
 def test_weights_from_the_usual_place(weights, offline, tmp_path):
     place = tmp_path / 'experiments' / 'pretrained_models'
     place.mkdir(parents=True)
@@ -59,6 +61,7 @@ def test_weights_from_the_usual_place(weights, offline, tmp_path):
     assert torch.equal(state, saved)
 
 
+@pytest.mark.slow
 def test_weights_from_torchvisions_place(weights, offline, tmp_path):
     place = tmp_path / 'hub' / 'checkpoints'
     place.mkdir(parents=True)
@@ -76,6 +79,7 @@ def test_without_weights_one_line_says_what_to_put_where(offline, tmp_path):
     assert 'put https://download.pytorch.org/models/vgg19-dcbb9e9d.pth at one of these places' in message
 
 
+@pytest.mark.slow
 def test_wrong_weights(tmp_path):
     with pytest.raises(ValueError, match="expected 'imagenet', 'random' or a file of VGG19 weights, but 'imagnet'"):
         VGG19Features(['relu1_1'], 'imagnet')

@@ -110,6 +110,7 @@ def test_error_loss_equals_slow_loop():
     assert ErrorLoss(2., gain_weight=7)(predicted, errors).item() == pytest.approx(2 * total / 6, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_error_loss_is_least_at_the_mean():
     # of patches that look alike: the mean is what a budget has to reckon with, not the median
     errors = torch.tensor([[10., 9.], [20., 19.], [90., 80.]])

@@ -110,6 +110,7 @@ def test_branches_are_loaded_from_checkpoints_of_the_stock_model(opt, tmp_path):
             assert all(torch.equal(value, saved[key]) for key, value in net.branches[i].state_dict().items())
 
 
+@pytest.mark.slow
 def test_checkpoint_describes_itself(opt, tmp_path):
     opt['network_g'] = OrderedDict(opt['network_g'])
     opt['train']['ema_decay'] = 0.5
@@ -143,6 +144,7 @@ def test_a_failed_save_keeps_the_file_before_it(opt, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / 'models').iterdir()] == ['net_g_latest.pth']
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_uninterrupted(opt, tmp_path):
     opt['network_g']['mixture'] = 'softmax'  # no random numbers
     opt['train']['ema_decay'] = 0.9
@@ -215,6 +217,7 @@ def test_without_a_state_auto_resume_falls_back(opt, tmp_path):
     assert load_resume_state({**opt, 'auto_resume': True}) is None
 
 
+@pytest.mark.slow
 def test_validation_measures_routing(opt, tmp_path, caplog, monkeypatch):
     opt['val'].update(save_img=True, save_map=True)
     model = make(opt)
@@ -288,6 +291,7 @@ def test_a_failed_difficulty_map_keeps_the_file_before_it(opt, tmp_path, monkeyp
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.slow
 def test_without_gt_and_metrics(opt):
     opt['val']['metrics'] = None
     model = make(opt)
@@ -301,6 +305,7 @@ def test_without_gt_and_metrics(opt):
     model.validation(DataLoader(NoGT()), 1, None, save_img=False)
 
 
+@pytest.mark.slow
 def test_tested_network_is_the_ema(opt):
     opt['train']['ema_decay'] = 0.999
     model = make(opt)
@@ -314,6 +319,7 @@ def test_tested_network_is_the_ema(opt):
     assert torch.equal(model.output, TileUpscaler(model.net_g_ema.eval(), 16, 12).upscale(lq).image)
 
 
+@pytest.mark.slow
 def test_mixed_branches_with_basicsr_archs_train(opt):
     msrresnet = dict(type='MSRResNet', num_feat=4, num_block=1, upscale=4)
     opt['network_g']['branches'] = [dict(type='Interpolation', upscale=4), carn(4), msrresnet]
@@ -447,6 +453,7 @@ def test_a_teacher_without_pupils_and_labels_without_their_dataset_are_refused(f
         CDNSRModel.check_options(file_opt, True)
 
 
+@pytest.mark.slow
 def test_branches_of_equal_cost_cannot_be_traded(opt):
     opt['network_g']['branches'] = [carn(4)] * 3
     with pytest.raises(OptionError, match='train.flops_opt: all branches cost the same'):
@@ -481,6 +488,7 @@ def test_validation_follows_fused_optimizers(opt):
     assert not torch.equal(validated(), before)
 
 
+@pytest.mark.slow
 def test_branches_of_any_window_train_and_validate(opt):
     opt['network_g']['branches'][1:] = [swinir(6), swinir(7)]
     opt['datasets'] = {'train': {'gt_size': 4 * 42}}

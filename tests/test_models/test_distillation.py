@@ -41,6 +41,7 @@ def teacher(opt, tmp_path):
     torch.save({'params': build_network(opt['network_t']).state_dict()}, tmp_path / 'teacher.pth')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('external', [False, True])
 @pytest.mark.parametrize('name', list(DISTILLATION))
 def test_each_loss_trains_exactly_the_students(distil_opt, tmp_path, name, external):
@@ -82,6 +83,7 @@ def test_students_come_nearer_to_the_teacher(distil_opt, tmp_path, name, externa
     assert values[-1] < 0.8 * values[0]
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_per_tensor_and_step(distil_opt):
     model = make(distil_opt('kd', 'feature', 'csd', 'cs'))
     images = []
@@ -93,6 +95,7 @@ def test_features_are_computed_once_per_tensor_and_step(distil_opt):
     assert [key for key in log if key.startswith('l_')] == ['l_pixel', 'l_kd', 'l_feature', 'l_csd', 'l_cs']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('external', [False, True])
 def test_what_the_losses_compare(distil_opt, tmp_path, external):
     opt = distil_opt('kd', 'feature', 'csd', 'cs')
@@ -131,6 +134,7 @@ def test_without_feature_losses_no_extractor_is_built(distil_opt):
     step(model)
 
 
+@pytest.mark.slow
 def test_distillation_with_a_frozen_classifier(distil_opt, tmp_path):
     opt = distil_opt('kd', 'cs', freeze=['classifier'])
     model = make(opt)
@@ -140,6 +144,7 @@ def test_distillation_with_a_frozen_classifier(distil_opt, tmp_path):
     assert model.guard is None
 
 
+@pytest.mark.slow
 def test_projection_head_is_optimised_and_resumed_but_not_in_checkpoints(distil_opt, tmp_path):
     model = make(distil_opt('cs'))
     before = copy.deepcopy(model.losses['cs'].state_dict())

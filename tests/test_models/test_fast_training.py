@@ -114,6 +114,7 @@ def test_float16_passes_over_overflows_and_resumes_with_its_scale(fast_opt, tmp_
     assert all(torch.equal(*pair) for pair in zip(model.net_g.parameters(), resumed.net_g.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('precisions', [('float32', 'float16'), ('float16', 'float32')])
 def test_the_precision_can_be_changed_by_a_resume(fast_opt, tmp_path, precisions):
     for precision in precisions:
@@ -208,6 +209,7 @@ def test_a_teacher_is_compared_with_the_output_and_stays_as_it_is(taught_opt, tm
     assert after < 0.7 * before
 
 
+@pytest.mark.slow
 def test_outputs_of_a_teacher_in_the_batch_teach_as_it_would(taught_opt):
     online = trained(taught_opt, steps=3)
     images = online.net_t(batch()['lq'])

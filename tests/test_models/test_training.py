@@ -50,6 +50,7 @@ def test_precision_and_layout_change_little(opt, options):
     assert values[1]['l_pixel'] != values[0]['l_pixel'] or exact, 'the precision was not used'
 
 
+@pytest.mark.slow
 def test_float16_passes_over_a_step_that_overflows(opt):
     model = make({**opt, 'train': {**opt['train'], 'precision': 'float16'}})
     before = copy.deepcopy(model.net_g.state_dict())
@@ -113,6 +114,7 @@ def error_opt(opt):
     return opt
 
 
+@pytest.mark.slow
 def test_known_errors_train_without_running_branches(error_opt, monkeypatch):
     logs = []
     for known in (True, False):
@@ -179,6 +181,7 @@ def test_losses_of_the_mixture_cannot_train_an_error_predictor(error_opt, name):
         make(error_opt)
 
 
+@pytest.mark.slow
 def test_jointly_each_branch_learns_where_it_is_used_and_errors_are_those_of_now(error_opt):
     error_opt['train'].update(freeze=[], branch_opt=dict(type='L1Loss', loss_weight=1000))
     model = make(error_opt)
@@ -203,6 +206,7 @@ def test_jointly_each_branch_learns_where_it_is_used_and_errors_are_those_of_now
         torch.testing.assert_close(gradient, param.grad)
 
 
+@pytest.mark.slow
 def test_a_branch_without_weights_needs_no_checkpoint(error_opt, tmp_path):
     branches = error_opt['network_g']['branches']
     paths = [None]
@@ -365,6 +369,7 @@ def test_resumed_training_equals_uninterrupted_with_noise_guard_and_scaler(opt, 
     assert model.guard.state_dict() == whole.guard.state_dict()
 
 
+@pytest.mark.slow
 def test_best_metrics_are_resumed_also_when_validation_follows_saving(opt, tmp_path):
     model = make(opt)
     step(model)
@@ -381,6 +386,7 @@ def test_best_metrics_are_resumed_also_when_validation_follows_saving(opt, tmp_p
     assert resumed.best_metric_results['images']['psnr'] == {'better': 'higher', 'val': 99., 'iter': 2}
 
 
+@pytest.mark.slow
 def test_another_choice_of_metrics_starts_its_best_anew(opt, tmp_path):
     model = make(opt)
     model.validation(DataLoader(Images()), 2, None)
@@ -398,6 +404,7 @@ def test_another_choice_of_metrics_starts_its_best_anew(opt, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scheduler', [
     dict(type='CosineAnnealingRestartLR', periods=[4], restart_weights=[1], eta_min=0),
     dict(type='MultiStepLR', milestones=[2], gamma=0.5),
