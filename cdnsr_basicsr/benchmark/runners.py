@@ -13,15 +13,7 @@ from ..complexity import count_macs
 from ..evaluation import PairStore, to_tensor
 from ..export import in_backend
 from ..inference import TileUpscaler, default_patch_size, make_upscaler
-from ..inference.network import (
-    PRECISIONS,
-    branches_of,
-    common_geometry,
-    deployed,
-    pixel_routed,
-    routed,
-    run_padded,
-)
+from ..inference.network import PRECISIONS, branches_of, common_geometry, deployed, pixel_routed, routed, run_padded
 from ..inference.tiling import TensorRows
 from ..loading import route_by
 from ..options import OptionError, read_options

@@ -13,16 +13,7 @@ from ..files import replace_when_done
 from ..options import OptionError
 from ..settings import MAX_MEGAPIXELS
 from .difficulty_map import save_difficulty_map
-from .image_io import (
-    EXTENSIONS,
-    MAX_SIDES,
-    Found,
-    ImageError,
-    check_writable,
-    list_images,
-    read_image,
-    write_image,
-)
+from .image_io import EXTENSIONS, MAX_SIDES, Found, ImageError, check_writable, list_images, read_image, write_image
 from .pictures import upscaled_strips
 from .upscaler import Plan, Upscaler
 
