@@ -11,18 +11,10 @@ from cdnsr_basicsr.data.labeled_patch_dataset import LabeledPatches
 from cdnsr_basicsr.inference import pixel_upscaler, tiling
 from cdnsr_basicsr.models.cdnsr_options import CDNSRFile, CDNSRTraining, Tile
 from cdnsr_basicsr.models.pcsr_options import PCSRFile
-from cdnsr_basicsr.options import (
-    OptionError,
-    apply_force_yml,
-    built_network,
-    check_flag,
-    check_network,
-    check_number,
-    find_registered,
-    networks,
-    read_options,
-)
+from cdnsr_basicsr.options import OptionError, built_network, check_network, check_number, find_registered, networks
+from cdnsr_basicsr.options.reading import apply_force_yml, read_options
 from cdnsr_basicsr.options.schema import Logger, check_block, fields_of, filled, kind_of
+from cdnsr_basicsr.options.values import check_flag
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,7 +12,8 @@ from basicsr.data.transforms import augment, paired_random_crop
 from basicsr.utils import bgr2ycbcr, imfrombytes, img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 from ..options import OptionError, check_number, schema
-from ..options.schema import FLAG, PairedData, check_block, word
+from ..options.kinds import FLAG, word
+from ..options.schema import PairedData, check_block
 from .labels import read_labels
 from .pictures import keys_of_lmdb
 

@@ -4,22 +4,8 @@ from typing import Mapping, Optional
 
 from ..inference.tiling import PATCH_SIZE
 from ..options import OptionError, check_choice, check_number, check_path
-from ..options.schema import (
-    FLAG,
-    Kind,
-    RoutedValidation,
-    block,
-    choice,
-    fields_of,
-    filled,
-    integer,
-    key,
-    kind_of,
-    loss,
-    number,
-    optional,
-    word,
-)
+from ..options.kinds import FLAG, Kind, choice, integer, loss, number, optional, word
+from ..options.schema import RoutedValidation, block, fields_of, filled, key, kind_of
 from .fast_options import PIXEL_LOSSES, FastFile, FastPaths, PrecisionTraining, check_file, check_tested, has_teacher
 
 
@@ -127,7 +113,7 @@ def check_options(opt, is_train):
     """Refuses what CDNSRModel cannot use, by name.
 
     Args:
-        opt (dict): Content of the option file.
+        opt (dict): Content of the option file, whose network_g has been checked by itself.
         is_train (bool): Whether it is about to be trained.
 
     Raises:
@@ -136,11 +122,7 @@ def check_options(opt, is_train):
     check_file(opt, 'CDNSR', CDNSRFile, is_train)
     net_opt = opt['network_g']
     branches, upscale = net_opt['branches'], net_opt.get('upscale', 4)
-    if not isinstance(branches, list) or not 2 <= len(branches) <= 5:
-        raise OptionError('network_g.branches', f'expected a list of 2 to 5 branches, but got {branches!r}')
     for i, branch in enumerate(branches):
-        if not isinstance(branch, dict):
-            raise OptionError(f'network_g.branches[{i}]', f'expected a block with a type, but got {branch!r}')
         if branch.get('upscale', upscale) != upscale:
             raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
     check_choice(net_opt.get('mixture', 'gumbel'), 'network_g.mixture', ['gumbel', 'softmax'])

@@ -1,9 +1,12 @@
 """What an option file for ETDSModel may hold."""
 from dataclasses import dataclass
+from functools import partial
 from typing import Mapping, Optional
 
-from ..options.schema import block, integer, key, loss
-from .fast_options import FastFile, SingleTraining, check_file, check_tested, check_training
+from ..options.kinds import integer, loss
+from ..options.schema import block, key
+from . import fast_options
+from .fast_options import FastFile, SingleTraining
 
 
 @dataclass
@@ -20,18 +23,4 @@ class ETDSFile(FastFile):
     train: ETDSTraining = key(None, block(ETDSTraining), 'how it is trained; needed in training')
 
 
-def check_options(opt, is_train):
-    """Refuses what ETDSModel cannot use, by name.
-
-    Args:
-        opt (dict): Content of the option file.
-        is_train (bool): Whether it is about to be trained.
-
-    Raises:
-        OptionError: For the first mistake found.
-    """
-    check_file(opt, 'ETDS', ETDSFile, is_train)
-    if is_train:
-        check_training(opt)
-    else:
-        check_tested(opt)
+check_options = partial(fast_options.check_options, arch='ETDS', struct=ETDSFile)

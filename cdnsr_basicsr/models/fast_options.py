@@ -4,21 +4,8 @@ from typing import Mapping, Optional
 
 from ..inference.network import PRECISIONS
 from ..options import OptionError
-from ..options.schema import (
-    CHECKPOINT,
-    FLAG,
-    TOP,
-    NetworkPaths,
-    OptionFile,
-    Training,
-    block,
-    check_block,
-    choice,
-    key,
-    loss,
-    optional,
-    typed,
-)
+from ..options.kinds import FLAG, choice, loss, optional, typed
+from ..options.schema import CHECKPOINT, TOP, NetworkPaths, OptionFile, Training, block, check_block, key
 
 PIXEL_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
 
@@ -125,17 +112,19 @@ def check_training(opt):
             'datasets.train.dataroot_teacher, and the other way round')
 
 
-def check_options(opt, is_train):
-    """Refuses what FastSRModel cannot use, by name.
+def check_options(opt, is_train, arch=None, struct=FastFile):
+    """Refuses what FastSRModel, or a model of its kind, cannot use, by name.
 
     Args:
         opt (dict): Content of the option file.
         is_train (bool): Whether it is about to be trained.
+        arch (str | None): Type of the network, whose model is called <arch>Model; None accepts any. Default: None.
+        struct (type): Dataclass of the file. Default: FastFile.
 
     Raises:
         OptionError: For the first mistake found.
     """
-    check_file(opt, None, FastFile, is_train)
+    check_file(opt, arch, struct, is_train)
     if is_train:
         check_training(opt)
     else:

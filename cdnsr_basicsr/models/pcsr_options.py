@@ -4,21 +4,8 @@ from typing import Mapping, Optional
 
 from ..inference.pixel_upscaler import PATCH_SIZE
 from ..options import OptionError, check_choice, check_number, check_routing
-from ..options.schema import (
-    Kind,
-    NetworkPaths,
-    OptionFile,
-    RoutedValidation,
-    Routing,
-    Training,
-    block,
-    choice,
-    filled,
-    integer,
-    key,
-    loss,
-    optional,
-)
+from ..options.kinds import Kind, choice, integer, loss, optional
+from ..options.schema import NetworkPaths, OptionFile, RoutedValidation, Routing, Training, block, filled, key
 from .cdnsr_options import check_step
 from .fast_options import PrecisionTraining, check_file, check_tested
 

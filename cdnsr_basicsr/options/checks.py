@@ -8,95 +8,13 @@ import os
 import re
 from typing import Any, Callable, Iterable, Mapping, Optional
 
+from . import schema, stock
+from .kinds import FLAG, whole
 from .networks import check_argument, check_arguments, check_network, find_registered, find_type, of_basicsr_or_ours
-from .schema import (
-    MAX_FREQ,
-    MAX_ITER,
-    TOP,
-    AnyData,
-    Head,
-    Logger,
-    OptionFile,
-    PairedData,
-    Paths,
-    RoutedValidation,
-    Training,
-    check_block,
-    fields_of,
-    required_in,
-)
-from .values import (
-    OptionError,
-    check_choice,
-    check_flag,
-    check_keys,
-    check_list,
-    check_name,
-    check_number,
-    check_path,
-    check_whole,
-    one_line,
-    shown,
-)
+from .values import OptionError, check_choice, check_keys, check_list, check_number, check_path, one_line, shown
 
 # more is no learning rate at all; what is too large for a network shows when its losses are no longer finite
 MAX_LR = 1e6
-MAX_WEIGHT = 1e6  # of a loss
-OPTIMIZERS = ('ASGD', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'NAdam', 'RAdam', 'RMSprop', 'Rprop', 'SGD')
-SCHEDULERS = ('CosineAnnealingRestartLR', 'MultiStepLR', 'MultiStepRestartLR')
-# BasicSR's models that have a discriminator
-GAN_MODELS = ('SRGANModel', 'HiFaceGANModel', 'StyleGAN2Model', 'VideoGANModel', 'VideoRecurrentGANModel')
-# what BasicSR's pipelines read, besides what models do; or no longer read, but its option files still say
-HEAD_KEYS = (*fields_of(OptionFile), 'gpu_ids', 'set_CUDA_VISIBLE_DEVICES', 'tile', 'routing'
-             )  # the last two are for `basicsr upscale -opt`
-TRAIN_KEYS = ('total_iter', 'warmup_iter', 'scheduler', 'fix_iter', 'net_d_iters', 'net_d_init_iters')
-PATH_KEYS = (*fields_of(Paths), 'strict_load')
-# the degradation of RealESRGANModel and RealESRNetModel, at the top of their option files
-DEGRADATION = ('resize_prob', 'resize_range', 'gaussian_noise_prob', 'noise_range', 'poisson_scale_range',
-               'gray_noise_prob', 'jpeg_range', 'second_blur_prob', 'resize_prob2', 'resize_range2',
-               'gaussian_noise_prob2', 'noise_range2', 'poisson_scale_range2', 'gray_noise_prob2', 'jpeg_range2',
-               'gt_size')
-# what BasicSR's models and those of this package read of `val`
-VAL_KEYS = (*fields_of(RoutedValidation), 'flip_seq', 'center_frame_only', 'num_val_samples', 'use_chop')
-# what BasicSR's datasets read, or leave unread in option files of its own
-DATASET_KEYS = (*fields_of(PairedData), 'dataroot_flow', 'meta_info', 'use_flip', 'num_frame', 'interval_list',
-                'random_reverse', 'flip_sequence', 'val_partition', 'test_mode', 'cache_data', 'padding',
-                'use_duf_downsampling', 'use_shuffle', 'final_sinc_prob',
-                *(f'{name}{number}' for name in ('blur_kernel_size', 'kernel_list', 'kernel_prob', 'sinc_prob',
-                                                 'blur_sigma', 'betag_range', 'betap_range') for number in ('', '2')))
-KERNELS = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso')
-AUGMENTED = ('gt_size', 'use_hflip', 'use_rot')
-CLIPS = ('meta_info_file', 'num_frame', 'random_reverse', *AUGMENTED)
-# keys without which BasicSR's datasets stop: always, and besides where they are trained with
-NEEDED = {
-    'PairedImageDataset': (('dataroot_gt', 'dataroot_lq'), AUGMENTED),
-    'SingleImageDataset': (('dataroot_lq', ), ()),
-    'FFHQDataset': (('dataroot_gt', 'mean', 'std', 'use_hflip'), ()),
-    'RealESRGANDataset':
-    (('dataroot_gt', 'use_hflip', 'use_rot',
-      *(key for key in DATASET_KEYS if key.startswith(('blur_', 'kernel_', 'beta', 'sinc_'))), 'final_sinc_prob'), ()),
-    'RealESRGANPairedDataset': (('dataroot_gt', 'dataroot_lq'), AUGMENTED),
-    'REDSDataset': (('dataroot_gt', 'dataroot_lq', 'dataroot_flow', 'val_partition', 'interval_list', *CLIPS), ()),
-    'REDSRecurrentDataset': (('dataroot_gt', 'dataroot_lq', 'val_partition', 'test_mode', *CLIPS), ()),
-    'Vimeo90KDataset': (('dataroot_gt', 'dataroot_lq', *CLIPS), ()),
-    'Vimeo90KRecurrentDataset': (('flip_sequence', ), ()),
-    'VideoTestDataset': (('dataroot_gt', 'dataroot_lq', 'cache_data'), ()),
-    'VideoTestVimeo90KDataset': (('dataroot_gt', 'dataroot_lq', 'cache_data', 'meta_info_file', 'num_frame'), ()),
-    'VideoTestDUFDataset': (('use_duf_downsampling', 'num_frame', 'padding'), ()),
-    'VideoRecurrentTestDataset': ((), ()),
-}
-# values of options that are words
-WORDS = {
-    'reduction': ('mean', 'sum', 'none'),
-    'criterion': ('l1', 'l2', 'fro'),
-    'gan_type': ('vanilla', 'lsgan', 'wgan', 'wgan_softplus', 'hinge'),
-    'vgg_type': tuple(f'vgg{depth}{norm}' for depth in (11, 13, 16, 19) for norm in ('', '_bn')),
-    'convert_to': ('y', 'gray'),
-    'val_partition': ('REDS4', 'official'),
-    'padding': ('replicate', 'reflection', 'reflection_circle', 'circle'),
-}
-FLAGS = ('use_flip', 'use_shuffle', 'random_reverse', 'flip_sequence', 'test_mode', 'cache_data',
-         'use_duf_downsampling', 'balance')
 
 
 def tried(where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -150,7 +68,7 @@ def check_optimizer(model: Any, block: Any, where: str) -> Any:
         return True
 
     if not isinstance(block['type'], str) or not takes(block['type']):
-        check_choice(block['type'], f'{where}.type', filter(takes, OPTIMIZERS))
+        check_choice(block['type'], f'{where}.type', filter(takes, stock.OPTIMIZERS))
     target = getattr(torch.optim, block['type'], None)
     if target is not None:
         check_arguments(target, block, where, taken=('params', ))
@@ -169,7 +87,7 @@ def check_optimizer(model: Any, block: Any, where: str) -> Any:
         elif key not in ('type', 'lr') and target is not None and value is not None:
             default = inspect.signature(target).parameters[key].default
             if isinstance(default, bool) or default is None:
-                check_flag(value, place)
+                FLAG.check(value, place)
     options = {key: value for key, value in block.items() if key != 'type'}
     return tried(where, bare_model(model).get_optimizer, block['type'], weights, **copy.deepcopy(options))
 
@@ -189,27 +107,18 @@ def check_scheduler(model: Any, block: Any, optimizer: Any, total: float, lr: fl
     check_keys(block, block, where, ('type', ))
     name = block['type']
     if of_basicsr_or_ours(model):
-        check_choice(name, f'{where}.type', SCHEDULERS)
-    if name not in SCHEDULERS:
+        check_choice(name, f'{where}.type', stock.SCHEDULERS)
+    if name not in stock.SCHEDULERS:
         return
     target = getattr(lr_scheduler, name.replace('MultiStepLR', 'MultiStepRestartLR'))
     check_arguments(target, block, where, taken=('optimizer', ))
-    for key in ('milestones', 'restarts', 'periods', 'restart_weights'):
-        if key in block:
-            check_list(block[key], f'{where}.{key}')
-            for value in block[key]:
-                if key == 'restart_weights':
-                    check_number(value, f'{where}.{key}', 0, MAX_WEIGHT)
-                else:
-                    check_whole(value, f'{where}.{key}', int(key == 'periods'), MAX_FREQ)
+    schema.check_values(block, stock.SCHEDULE, where)
     count = len(block.get('periods', block.get('restarts', [0])))
     if len(block.get('restart_weights', [1])) != count:
         raise OptionError(
             f'{where}.restart_weights', f'expected a weight for each of {count}, but got '
             f"{shown(block.get('restart_weights', [1]))}")
-    check_number(block.get('gamma', 0.1), f'{where}.gamma', 1e-9, 10)
     check_number(block.get('eta_min', 0), f'{where}.eta_min', 0, lr or MAX_LR)
-    check_whole(block.get('last_epoch', -1), f'{where}.last_epoch', -1, -1)
     if 'periods' in block and sum(block['periods']) < total:
         raise OptionError(f'{where}.periods', f"end at iteration {sum(block['periods'])}, before total_iter {total}")
     probe = bare_model(model, opt=dict(train=dict(scheduler=dict(block))), optimizers=[optimizer], schedulers=[])
@@ -227,16 +136,14 @@ def check_loss(block: Any, where: str) -> None:
         if key == 'type' or key not in parameters:
             continue
         default = parameters[key].default
-        if known and key in WORDS:
-            check_choice(value, place, WORDS[key])
+        if known and key in stock.LOSS:
+            stock.LOSS[key].check(value, place)
         elif key == 'layer_weights' and known:
             check_layers(value, place, block.get('vgg_type', 'vgg19'), default is None)
         elif known and key.endswith('weight'):
-            check_number(value, place, 0, MAX_WEIGHT)
-        elif known and key in ('temperature', 'eps'):
-            check_number(value, place, 1e-12, MAX_WEIGHT)
+            check_number(value, place, 0, stock.MAX_WEIGHT)
         elif default is None and known and value is not None:
-            check_whole(value, place, 1, MAX_ITER)
+            whole(1).check(value, place)
         elif default is not None or not known:
             check_argument(value, default, place, known)
 
@@ -248,7 +155,7 @@ def check_layers(value: Any, where: str, vgg_type: str, optional: bool) -> None:
         return
     check_keys(value, NAMES[vgg_type.split('_')[0]], where)
     for layer, weight in value.items():
-        check_number(weight, f'{where}.{layer}', 0, MAX_WEIGHT)
+        check_number(weight, f'{where}.{layer}', 0, stock.MAX_WEIGHT)
     if not value:
         raise OptionError(where, 'names no layer')
 
@@ -269,17 +176,13 @@ def check_metrics(model: Any, metrics: Any, datasets: Mapping[str, Any]) -> None
         parameters = inspect.signature(metric).parameters
         if of_basicsr_or_ours(metric):
             check_keys(arguments, ('type', 'better', *(set(parameters) - {'img', 'img2', 'kwargs'})), where)
-        check_choice(block.get('better', 'higher'), f'{where}.better', ('higher', 'lower'))
-        check_number(block.get('crop_border', 0), f'{where}.crop_border', 0, 2**16, integer=True)
-        if 'test_y_channel' in block:
-            check_flag(block['test_y_channel'], f'{where}.test_y_channel')
+        schema.check_values(block, stock.METRIC, where)
         if of_basicsr_or_ours(metric) and of_basicsr_or_ours(model):
             if block['type'].endswith('_pt'):
                 raise OptionError(
                     f'{where}.type', f"{block['type']} compares tensors, but models hand over images; "
                     f"accepted: {block['type'][:-3]}")
-            check_choice(block.get('input_order', 'HWC'), f'{where}.input_order', ('HWC', ))
-            check_choice(block.get('convert_to', 'y'), f'{where}.convert_to', WORDS['convert_to'])
+            schema.check_values(block, stock.METRIC_OF_IMAGES, where)
         for key, data in datasets.items():
             without = data.get('dataroot_gt') is None or 'SingleImageDataset' in names_in(
                 find_type(DATASET_REGISTRY, data, f'datasets.{key}'))
@@ -293,19 +196,15 @@ def check_validation(model: Any, block: Any, is_train: bool, datasets: Mapping[s
     required = ('save_img', 'val_freq') if is_train else ('save_img', )
     if not is_train and isinstance(block, Mapping) and block.get('save_img'):
         required = ('save_img', 'suffix')
-    check_keys(block, VAL_KEYS if known else block, 'val', required)
-    check_block(RoutedValidation, block, 'val', others=True)
-    for key in ('flip_seq', 'center_frame_only', 'use_chop'):
-        if key in block:
-            check_flag(block[key], f'val.{key}')
-    if 'num_val_samples' in block:
-        check_whole(block['num_val_samples'], 'val.num_val_samples', 1, MAX_ITER)
+    check_keys(block, stock.VAL_KEYS if known else block, 'val', required)
+    schema.check_block(schema.RoutedValidation, block, 'val', others=True)
+    schema.check_values(block, stock.VAL, 'val')
     check_metrics(model, block.get('metrics'), datasets)
 
 
 def check_logger(block: Any) -> None:
     """Checks the block `logger`."""
-    check_block(Logger, block, 'logger', required_in(Logger))
+    schema.check_block(schema.Logger, block, 'logger', schema.required_in(schema.Logger))
     wandb = block.get('wandb') or {}
     if wandb.get('project') is not None:
         if not block['use_tb_logger']:
@@ -326,48 +225,32 @@ def check_paths(model: Any, block: Any, networks: Iterable[str]) -> None:
     if 'pretrain_model_g' in block:
         raise OptionError('path.pretrain_model_g', 'is an old name, which is read no more; it is pretrain_network_g')
     names = [f'{key}_{name}' for name in networks for key in ('pretrain_network', 'param_key', 'strict_load')]
-    check_known(model, block, 'path', (*PATH_KEYS, *names))
+    check_known(model, block, 'path', (*stock.PATH_KEYS, *names))
     for key, value in block.items():
         where = f'path.{key}'
         if str(key).startswith('strict_load'):
-            check_flag(value, where)
-        elif str(key).startswith('param_key') and value is not None and not isinstance(value, str):
-            raise OptionError(where, f'expected a word such as params_ema, but got {shown(value)}')
-    check_block(Paths, block, 'path', others=True)
+            FLAG.check(value, where)
+        elif str(key).startswith('param_key'):
+            schema.KEY_OF_WEIGHTS.check(value, where)
+    schema.check_block(schema.Paths, block, 'path', others=True)
 
 
 def check_training(model: Any, opt: Mapping[str, Any]) -> None:
     """Checks the block `train`; unknown keys are left to the models of others."""
     from basicsr.models.sr_model import SRModel
     block = opt['train']
-    check_block(Training, block, 'train', required_in(Training), others=True)
-    check_known(model, block, 'train', TRAIN_KEYS)
+    schema.check_block(schema.Training, block, 'train', schema.required_in(schema.Training), others=True)
+    check_known(model, block, 'train', stock.TRAIN_KEYS)
     for key, value in block.items():
         if str(key).endswith('_opt') and value is not None:
             check_loss(value, f'train.{key}')
-    rates = {
-        'net_d_iters': (1, MAX_ITER),
-        'net_d_init_iters': (0, MAX_ITER),
-        'path_batch_shrink': (1, 2**16),
-        'net_g_reg_every': (1, MAX_ITER),
-        'net_d_reg_every': (1, MAX_ITER)
-    }
-    for key, span in rates.items():
-        if key in block:
-            check_whole(block[key], f'train.{key}', *span)
-    for key in ('tsa_iter', 'fix_flow', 'fix_iter'):
-        if block.get(key) is not None:
-            check_whole(block[key], f'train.{key}', 0, MAX_ITER)
-    for key, high in (('mixing_prob', 1), ('flow_lr_mul', MAX_WEIGHT), ('dcn_lr_mul', MAX_WEIGHT),
-                      ('r1_reg_weight', MAX_WEIGHT), ('path_reg_weight', MAX_WEIGHT)):
-        if key in block:
-            check_number(block[key], f'train.{key}', 0, high)
+    schema.check_values(block, stock.TRAIN, 'train')
     if block.get('ema_decay') == 1:
         raise OptionError('train.ema_decay', '1 would keep the first weights for ever; expected less, such as 0.999')
     if model.init_training_settings is SRModel.init_training_settings:
         if not block.get('pixel_opt') and not block.get('perceptual_opt'):
             raise OptionError('train.pixel_opt', 'a loss is needed: pixel_opt or perceptual_opt')
-    if of_basicsr_or_ours(model) and names_in(model) & set(GAN_MODELS):
+    if of_basicsr_or_ours(model) and names_in(model) & set(stock.GAN_MODELS):
         if opt.get('network_d') is None:
             raise OptionError('network_d', f"is missing from the option file; {opt['model_type']} needs it")
         check_keys(block, block, 'train', ('optim_d', 'gan_opt'))
@@ -379,7 +262,8 @@ def check_training(model: Any, opt: Mapping[str, Any]) -> None:
 
 def check_loader(block: Mapping[str, Any], where: str, trained: bool) -> None:
     """Checks how many pictures a dataset hands over, by how many workers."""
-    check_block(AnyData, block, where, ('batch_size_per_gpu', 'num_worker_per_gpu') if trained else (), others=True)
+    schema.check_block(
+        schema.AnyData, block, where, ('batch_size_per_gpu', 'num_worker_per_gpu') if trained else (), others=True)
     if block.get('persistent_workers') and not (trained and block['num_worker_per_gpu']):
         raise OptionError(f'{where}.persistent_workers', 'needs num_worker_per_gpu of at least 1, in training')
     if block.get('prefetch_mode') == 'cuda' and block.get('pin_memory') is False:
@@ -388,72 +272,12 @@ def check_loader(block: Mapping[str, Any], where: str, trained: bool) -> None:
 
 def check_backend(block: Any, where: str) -> None:
     """Checks an io_backend."""
-    accepted = {
-        'disk': (),
-        'lmdb': ('readonly', 'lock', 'readahead', 'db_paths', 'client_keys'),
-        'memcached': ('server_list_cfg', 'client_cfg', 'sys_path')
-    }
     check_keys(block, block, where, ('type', ))
-    check_choice(block['type'], f'{where}.type', accepted)
-    check_keys(block, ('type', *accepted[block['type']]), where)
-    for key in ('readonly', 'lock', 'readahead'):
-        if key in block:
-            check_flag(block[key], f'{where}.{key}')
+    check_choice(block['type'], f'{where}.type', stock.BACKENDS)
+    check_keys(block, ('type', *stock.BACKENDS[block['type']]), where)
+    schema.check_values(block, dict.fromkeys(('readonly', 'lock', 'readahead'), FLAG), where)
     if block['type'] == 'memcached' and importlib.util.find_spec('mc') is None:
         raise OptionError(f'{where}.type', 'memcached needs the package mc; accepted: disk, lmdb')
-
-
-def check_span(value: Any, where: str, low: float = 0) -> None:
-    """Refuses what is no list of two numbers, the smaller one first."""
-    check_list(value, where, 2)
-    for number in value:
-        check_number(number, where, low, 2**16)
-    if value[0] > value[1]:
-        raise OptionError(where, f'expected the smaller number first, but got {shown(value)}')
-
-
-def check_degradation(key: str, value: Any, where: str) -> None:
-    """Checks an option of RealESRGANDataset, or, at the top of an option file, of RealESRGANModel."""
-    plain = key.rstrip('2')
-    if plain in ('blur_sigma', 'betag_range', 'betap_range', 'resize_range', 'noise_range', 'poisson_scale_range',
-                 'jpeg_range'):
-        check_span(value, where)
-    elif plain in ('kernel_list', 'kernel_prob', 'resize_prob'):
-        check_list(value, where)
-        for item in value:
-            if plain == 'kernel_list':
-                check_choice(item, where, KERNELS)
-            else:
-                check_number(item, where, 0, 1)
-        if plain != 'kernel_list' and not sum(value) > 0:
-            raise OptionError(where, f'expected probabilities of which one is above 0, but got {shown(value)}')
-    elif plain.endswith('_prob'):
-        check_number(value, where, 0, 1)
-    elif plain in ('blur_kernel_size', 'queue_size', 'gt_size'):
-        check_number(value, where, 1, 2**16, integer=True)
-    elif plain.endswith('gt_usm') or plain == 'high_order_degradation':
-        check_flag(value, where)
-
-
-def check_dataset_values(block: Mapping[str, Any], where: str) -> None:
-    """Checks the values of those options of a dataset that are known by name."""
-    check_block(PairedData, block, where, others=True)
-    for key, value in block.items():
-        place = f'{where}.{key}'
-        if key in FLAGS:
-            check_flag(value, place)
-        elif key in WORDS:
-            check_choice(value, place, WORDS[key])
-        elif key == 'num_frame':
-            check_number(value, place, -1, 2**16, integer=True)
-        elif key == 'interval_list':
-            check_list(value, place)
-            for number in value:
-                check_number(number, place, 1, 2**10, integer=True)
-        elif str(key).startswith(('blur_', 'kernel_', 'beta', 'sinc_', 'final_sinc_')):
-            check_degradation(key, value, place)
-    if (block.get('mean') is None) != (block.get('std') is None):
-        raise OptionError(where, 'mean and std go together; one of them is missing')
 
 
 def check_dataset(block: Any, where: str, opt: Mapping[str, Any]) -> None:
@@ -461,20 +285,22 @@ def check_dataset(block: Any, where: str, opt: Mapping[str, Any]) -> None:
     from basicsr.utils.registry import DATASET_REGISTRY
     dataset, trained = find_type(DATASET_REGISTRY, block, where), where == 'datasets.train'
     check_keys(block, block, where, ('name', ))
-    check_name(block['name'], f'{where}.name')
     for key in block:
         if not isinstance(key, str):
             raise OptionError(f'{where}.{key}', 'expected a word as a key')
     check_loader(block, where, trained)
     if of_basicsr_or_ours(dataset):
-        check_dataset_values(block, where)
+        schema.check_block(schema.PairedData, block, where, others=True)
+        schema.check_values(block, stock.DATASET, where)
+        if (block.get('mean') is None) != (block.get('std') is None):
+            raise OptionError(where, 'mean and std go together; one of them is missing')
     if hasattr(dataset, 'check_options'):
         dataset.check_options(block, where)
     if dataset.__module__.startswith('basicsr.'):
-        check_keys(block, DATASET_KEYS, where, ('io_backend', ))
+        check_keys(block, stock.DATASET_KEYS, where, ('io_backend', ))
     if of_basicsr_or_ours(dataset):
-        for name in names_in(dataset) & set(NEEDED):
-            always, in_training = NEEDED[name]
+        for name in names_in(dataset) & set(stock.NEEDED):
+            always, in_training = stock.NEEDED[name]
             check_keys(block, block, where, (*always, *(in_training if trained else ())))
             for key in ('gt_size', 'dataroot_gt', 'dataroot_lq', 'meta_info_file'):
                 if key in (*always, *in_training) and block.get(key) is None and (trained or key != 'gt_size'):
@@ -513,7 +339,7 @@ def check_head(opt: Mapping[str, Any], required: Iterable[str]) -> None:
     for key in required:
         if opt.get(key) is None:
             raise OptionError(key, 'is missing from the option file')
-    check_block(Head, opt, TOP, others=True)
+    schema.check_block(schema.Head, opt, schema.TOP, others=True)
 
 
 def check_options(opt: dict[str, Any], is_train: bool) -> None:
@@ -542,14 +368,13 @@ def check_options(opt: dict[str, Any], is_train: bool) -> None:
     if of_basicsr_or_ours(model) and opt.get('network_g') is None:
         raise OptionError('network_g', 'is missing from the option file')
     networks = {key: block for key, block in opt.items() if str(key).startswith('network_')}
-    check_known(model, opt, 'option file', (*HEAD_KEYS, *networks))
+    check_known(model, opt, 'option file', (*stock.HEAD_KEYS, *networks))
     for key, block in networks.items():
         check_network(block, key)
     if names_in(model) & {'RealESRGANModel', 'RealESRNetModel'}:
         if is_train and opt.get('high_order_degradation', True):
-            check_keys(opt, opt, 'option file', DEGRADATION)
-        for key, value in opt.items():
-            check_degradation(str(key), value, str(key))
+            check_keys(opt, opt, 'option file', stock.DEGRADATION)
+        schema.check_values(opt, stock.REAL, schema.TOP)
     if is_train:
         check_training(model, opt)
         check_logger(opt['logger'])

@@ -7,48 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Mapping, Optional, TypeVar
+from typing import Any, Iterable, Mapping, Optional, TypeVar
 
+from .kinds import FLAG, MAX_FREQ, Kind, choice, integer, list_of, number, optional, text, typed, whole, word
 from .reading import read_options
-from .values import (
-    OptionError,
-    check_choice,
-    check_flag,
-    check_keys,
-    check_list,
-    check_name,
-    check_number,
-    check_path,
-    check_whole,
-    shown,
-)
+from .values import OptionError, check_keys, check_name, check_number, check_path, shown
 
 TOP = 'option file'  # where the keys are that stand in no block
-MAX_ITER = 10**8  # BasicSR's own longest trainings take 10**6
-MAX_FREQ = 10**12  # never, as some write it
 MAX_SEED = 2**31  # numpy takes 2**32, and workers and processes add to it
 MAX_WORKERS = 256  # of a process
 Struct = TypeVar('Struct')
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a key takes.
-
-    Args:
-        words: Said in the reference.
-        schema: Said as JSON schema.
-        check: Refuses anything else, given the value and its place.
-        struct: The keys of the block that it takes, if they are known.
-        types: The types of the loss that it takes.
-        trains: The part of a network that this loss trains, if it is one alone.
-    """
-    words: str
-    schema: Mapping[str, Any]
-    check: Callable[[Any, str], None] = lambda value, where: None
-    struct: Optional[type] = None
-    types: tuple[str, ...] = ()
-    trains: Optional[str] = None
 
 
 def key(default: Any, kind: Kind, meaning: str) -> Any:
@@ -56,126 +24,11 @@ def key(default: Any, kind: Kind, meaning: str) -> Any:
     return dataclasses.field(default=default, metadata={'kind': kind, 'meaning': meaning})
 
 
-def number(low: float = float('-inf'), high: Optional[float] = None) -> Kind:
-    words, schema = _span('number', low, high)
-    return Kind(words, schema, lambda value, where: check_number(value, where, low, high))
-
-
-def integer(low: int, high: Optional[int] = None) -> Kind:
-    words, schema = _span('integer', low, high)
-    return Kind(words, schema, lambda value, where: check_number(value, where, low, high, integer=True))
-
-
-def whole(low: int, high: int) -> Kind:
-    """An integer that may be written as 5e3."""
-    words, schema = _span('integer', low, high)
-    return Kind(words, schema, lambda value, where: check_whole(value, where, low, high))
-
-
-def _span(words: str, low: float, high: Optional[float]) -> tuple[str, dict[str, Any]]:
-    schema: dict[str, Any] = {'type': words}
-    if low > float('-inf'):
-        words, schema['minimum'] = f'{words} from {low}', low
-    if high is not None:
-        words, schema['maximum'] = f'{words} to {high}' if high < MAX_ITER else words, high
-    return words, schema
-
-
-def choice(*accepted: Any) -> Kind:
-    words = ', '.join('~' if value is None else f'`{value}`' for value in accepted)
-    return Kind(words, {'enum': list(accepted)}, lambda value, where: check_choice(value, where, accepted))
-
-
-def optional(kind: Kind) -> Kind:
-    """Also `~`, the default."""
-    schema = {**kind.schema, 'type': [kind.schema['type'], 'null']}
-    return dataclasses.replace(
-        kind, schema=schema, check=lambda value, where: None if value is None else kind.check(value, where))
-
-
 def block(struct: type) -> Kind:
     """A block whose keys are those of a dataclass, or `~`."""
     schema = {'anyOf': [{'$ref': f'#/$defs/{struct.__name__}'}, {'type': 'null'}]}
     return Kind('block', schema, lambda value, where: None
                 if value is None else check_block(struct, value, where), struct)
-
-
-def typed(words: str, *required: str) -> Kind:
-    """A block of what is checked against a constructor, elsewhere."""
-    return Kind(words, {'type': 'object', 'required': ['type', *required]})
-
-
-def loss(*types: str, trains: Optional[str] = None) -> Kind:
-    """The block of a loss, of these types (any, if none is given), or `~`."""
-
-    def check(value: Any, where: str) -> None:
-        if not value:
-            return
-        if types:
-            check_choice(value.get('type'), f'{where}.type', types)
-        check_number(value.get('loss_weight', 1), f'{where}.loss_weight', 0)
-        check_number(value.get('num_negatives', 1), f'{where}.num_negatives', 1, integer=True)
-        if value.get('reduction') == 'none':
-            raise OptionError(f'{where}.reduction', 'none leaves no single value to minimise; accepted: mean, sum')
-        check_number(value.get('target', 0), f'{where}.target', 0, 1)
-        for layer, weight in (value.get('layer_weights') or {}).items():
-            check_number(weight, f'{where}.layer_weights.{layer}', 0)
-
-    named: dict[str, Any] = {'enum': list(types)} if types else {'type': 'string'}
-    schema = {'type': ['object', 'null'], 'required': ['type'], 'properties': {'type': named}}
-    words = 'block: ' + (', '.join(f'`{name}`' for name in types) or 'type, and arguments of the loss')
-    return Kind(words, schema, check, types=types, trains=trains)
-
-
-def word(words: str, schema_type: str = 'string') -> Kind:
-    """A value that is looked at elsewhere, or `~`."""
-    return Kind(words, {'type': [schema_type, 'null']})
-
-
-def _check_gpus(value: Any, where: str) -> None:
-    if value != 'auto':
-        check_number(value, where, 0, 2**10, integer=True)
-
-
-def _check_wandb_name(value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        raise OptionError(where, f'expected a name, but got {shown(value)}')
-
-
-def _check_key_of_weights(value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        raise OptionError(where, f'expected a word such as params_ema, but got {shown(value)}')
-
-
-def _check_networks(value: Any, where: str) -> None:
-    check_list(value, where)
-    for name in value:
-        if not isinstance(name, str):
-            raise OptionError(where, f'expected a list of names such as network_d, but got {shown(value)}')
-
-
-def _check_template(value: Any, where: str) -> None:
-    if not isinstance(value, str) or value.count('{}') != 1 or set(value.replace('{}', '')) & set('{}/\\'):
-        raise OptionError(where, f"expected a name with one {{}}, such as '{{}}x4', but got {shown(value)}")
-
-
-def _per_channel(name: str) -> Kind:
-    """Numbers for one channel or three; those of `std` are divisors."""
-
-    def check(value: Any, where: str) -> None:
-        check_list(value, where, 1, 3)
-        for item in value:
-            check_number(item, where, 1e-6 if name == 'std' else -2**16, 2**16)
-
-    return optional(Kind('list of 1 or 3 numbers', {'type': 'array'}, check))
-
-
-FLAG = Kind('true, false', {'type': 'boolean'}, check_flag)
-NAME = Kind('name of a folder', {'type': 'string'}, check_name)
-PATH = Kind('path', {'type': 'string'}, check_path)
-CHECKPOINT = word('checkpoint, or name of a model')
-WANDB_NAME = optional(Kind('name', {'type': 'string'}, _check_wandb_name))
-KEY_OF_WEIGHTS = optional(Kind('word', {'type': 'string'}, _check_key_of_weights))
 
 
 def fields_of(struct: type) -> dict[str, dataclasses.Field[Any]]:
@@ -194,6 +47,13 @@ def required_in(struct: type) -> list[str]:
     return [name for name, field in fields_of(struct).items() if field.default is ...]
 
 
+def check_values(block: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> None:
+    """Checks the values of those keys of a block that are known; of the file itself, `where` is TOP."""
+    for name, value in block.items():
+        if name in kinds:
+            kinds[name].check(value, name if where == TOP else f'{where}.{name}')
+
+
 def check_block(struct: type, block: Any, where: str, required: Iterable[str] = (), others: bool = False) -> None:
     """Refuses unknown and missing keys and wrong values of a block.
 
@@ -207,11 +67,9 @@ def check_block(struct: type, block: Any, where: str, required: Iterable[str] = 
     Raises:
         OptionError: For the first mistake found.
     """
-    known = fields_of(struct)
+    known = {name: kind_of(field) for name, field in fields_of(struct).items()}
     check_keys(block, (*known, *block) if others and isinstance(block, Mapping) else known, where, required)
-    for name, value in block.items():
-        if name in known:
-            kind_of(known[name]).check(value, name if where == TOP else f'{where}.{name}')
+    check_values(block, known, where)
 
 
 def filled(struct: type[Struct], block: Any) -> Struct:
@@ -224,6 +82,27 @@ def filled(struct: type[Struct], block: Any) -> Struct:
         if value is not None:
             values[name] = value
     return struct(**values)
+
+
+def _check_gpus(value: Any, where: str) -> None:
+    if value != 'auto':
+        check_number(value, where, 0, 2**10, integer=True)
+
+
+def _check_template(value: Any, where: str) -> None:
+    if not isinstance(value, str) or value.count('{}') != 1 or set(value.replace('{}', '')) & set('{}/\\'):
+        raise OptionError(where, f"expected a name with one {{}}, such as '{{}}x4', but got {shown(value)}")
+
+
+def _per_channel(low: float) -> Kind:
+    return optional(list_of(number(low, 2**16), 1, 3, words='list of 1 or 3 numbers'))
+
+
+NAME = Kind('name of a folder', {'type': 'string'}, check_name)
+PATH = Kind('path', {'type': 'string'}, check_path)
+CHECKPOINT = word('checkpoint, or name of a model')
+WANDB_NAME = optional(text('name', 'a name'))
+KEY_OF_WEIGHTS = optional(text('word', 'a word such as params_ema'))
 
 
 @dataclass
@@ -254,7 +133,7 @@ class Paths:
     """Where networks start from. Folders are made by BasicSR."""
     resume_state: Optional[str] = key(None, optional(PATH), 'training state to go on from (`--auto_resume` finds it)')
     ignore_resume_networks: Optional[list[Any]] = key(
-        None, optional(Kind('list of names', {'type': 'array'}, _check_networks)),
+        None, optional(list_of(text('name', 'a list of names such as network_d'), words='list of names')),
         'networks that are not loaded where a training goes on')
     experiments_root: Optional[str] = key(None, word('path'), 'set by BasicSR: experiments/NAME')
     results_root: Optional[str] = key(None, word('path'), 'set by BasicSR: results/NAME')
@@ -274,8 +153,8 @@ class Training:
     optim_g: Mapping[str, Any] = key(..., typed('block: type, lr, and arguments of torch.optim', 'lr'), 'the optimizer')
     scheduler: Mapping[str, Any] = key(..., typed('block: type, and its arguments'),
                                        'the learning rate over the iterations')
-    total_iter: int = key(..., whole(1, MAX_ITER), 'iterations of the training')
-    warmup_iter: int = key(-1, whole(-1, MAX_ITER), 'iterations in which the learning rate rises; -1: none')
+    total_iter: int = key(..., whole(1), 'iterations of the training')
+    warmup_iter: int = key(-1, whole(-1), 'iterations in which the learning rate rises; -1: none')
     ema_decay: float = key(0, number(0, 1), 'share of the averaged weights that stays in an iteration; 0: no average')
 
 
@@ -324,8 +203,8 @@ class PairedData(AnyData):
     gt_size: Optional[int] = key(None, optional(integer(1, 2**16)), 'side of the GT patches; needed in training')
     use_hflip: bool = key(None, FLAG, 'whether patches are flipped, either way; needed in training')
     use_rot: bool = key(None, FLAG, 'whether patches are turned; needed in training')
-    mean: Optional[list[Any]] = key(None, _per_channel('mean'), 'is subtracted from the images')
-    std: Optional[list[Any]] = key(None, _per_channel('std'), 'the images are divided by it, after mean')
+    mean: Optional[list[Any]] = key(None, _per_channel(-2**16), 'is subtracted from the images')
+    std: Optional[list[Any]] = key(None, _per_channel(1e-6), 'the images are divided by it, after mean')
     color: Optional[str] = key(None, choice('y', None), 'y: luma alone is read')
     phase: Optional[str] = key(None, word('word'), 'set by BasicSR: train, val or test')
     scale: Optional[float] = key(None, word('number', 'number'), "set by BasicSR: the file's")

@@ -93,9 +93,14 @@ def check_flag(value: Any, where: str) -> None:
         raise OptionError(where, f'accepted: true, false; got {shown(value)}')
 
 
+def check_word(value: Any, where: str, expected: str = 'a word') -> None:
+    """Refuses a value that is no text."""
+    if not isinstance(value, str):
+        raise OptionError(where, f'expected {expected}, but got {shown(value)}')
+
+
 def check_path(value: Any, where: str) -> None:
     """Refuses a path that does not exist."""
-    if not isinstance(value, str):
-        raise OptionError(where, f'expected a path, but got {shown(value)}')
+    check_word(value, where, 'a path')
     if not os.path.exists(os.path.expanduser(value)):
         raise OptionError(where, f'no such file or folder: {value}')

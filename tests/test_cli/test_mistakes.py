@@ -7,7 +7,8 @@ import yaml
 from pathlib import Path
 
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.options import OptionError, apply_force_yml, parse_force_yml, read_options, resolve_options
+from cdnsr_basicsr.options import OptionError, parse_force_yml, read_options, resolve_options
+from cdnsr_basicsr.options.reading import apply_force_yml
 
 
 def set_in(opt, key, value):
