@@ -8,6 +8,7 @@ https://github.com/XPixelGroup/BasicSR; where none is named, none could be found
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
 import os
@@ -31,10 +32,6 @@ def _fill_functional_tensor(module: types.ModuleType) -> None:
     module.rgb_to_grayscale = rgb_to_grayscale
 
 
-def _fill_distutils(module: types.ModuleType) -> None:
-    module.__path__ = []
-
-
 def _fill_distutils_version(module: types.ModuleType) -> None:
     from packaging.version import parse
     module.LooseVersion = parse
@@ -47,7 +44,7 @@ class _MissingModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         # degradations.py imports it, torchvision 0.17 removed it: #649, #663, #711, mended on master by #650.
         'torchvision.transforms.functional_tensor': _fill_functional_tensor,
         # arch_util.py compares versions with it, Python 3.12 removed it.
-        'distutils': _fill_distutils,
+        'distutils': lambda module: None,
         'distutils.version': _fill_distutils_version,
     }
 
@@ -66,42 +63,53 @@ def provide_missing_modules() -> None:
         sys.meta_path.append(_MissingModuleFinder())
 
 
+def _around(mended: Callable) -> Callable:
+    """A function that gets one of BasicSR's, and arguments of its own, before that one's: what puts it in its place."""
+
+    def mend(original: Callable, *given: Any) -> Callable:
+
+        @functools.wraps(original)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return mended(original, *given, *args, **kwargs)
+
+        return function
+
+    return mend
+
+
 def _ordered_yaml() -> tuple[type, type]:
     """#768: BasicSR's loader constructs any Python object (``!!python/object/apply`` runs code). This one does not."""
     import yaml
     return OptionLoader, yaml.SafeDumper
 
 
-def _checked_parse_options(original: Callable) -> Callable:
+@_around
+def _checked_parse_options(original: Callable, root_path: str, is_train: bool = True) -> tuple[dict, Any]:
     """``--force_yml`` reaches an ``exec`` inside parse_options: only key:sub=value may get there, from any program.
 
     And stock option files say ``num_gpu: 1``, with which BasicSR fails on a machine that has no GPU, and nothing of
     pinned memory, which batches need on their way to a GPU.
     """
+    import torch
 
-    def parse_options(root_path: str, is_train: bool = True):
-        import torch
-
-        from basicsr.utils.misc import set_random_seed
-        if '--force_yml' in sys.argv:
-            for entry in sys.argv[sys.argv.index('--force_yml') + 1:]:
-                if entry.startswith('-'):
-                    break
-                parse_force_yml(entry)
-        opt, args = original(root_path, is_train)
-        if opt.get('manual_seed') is not None:  # again: it may be one that --force_yml gives
-            set_random_seed(opt['manual_seed'] + opt['rank'])
-        if opt['num_gpu'] != 0 and not torch.cuda.is_available():
-            print(f"num_gpu is {opt['num_gpu']}, but there is no CUDA GPU: running on the CPU.", flush=True)
-            opt['num_gpu'] = 0
-        if opt['num_gpu'] != 0 and is_train:  # without it every batch is waited for
-            opt['datasets']['train'].setdefault('pin_memory', True)
-        if opt['num_gpu'] == 0 and is_train and opt['datasets']['train'].get('prefetch_mode') == 'cuda':
-            print('prefetch_mode is cuda, but this runs on the CPU: going on with prefetch_mode cpu.', flush=True)
-            opt['datasets']['train']['prefetch_mode'] = 'cpu'
-        return opt, args
-
-    return parse_options
+    from basicsr.utils.misc import set_random_seed
+    if '--force_yml' in sys.argv:
+        for entry in sys.argv[sys.argv.index('--force_yml') + 1:]:
+            if entry.startswith('-'):
+                break
+            parse_force_yml(entry)
+    opt, args = original(root_path, is_train)
+    if opt.get('manual_seed') is not None:  # again: it may be one that --force_yml gives
+        set_random_seed(opt['manual_seed'] + opt['rank'])
+    if opt['num_gpu'] != 0 and not torch.cuda.is_available():
+        print(f"num_gpu is {opt['num_gpu']}, but there is no CUDA GPU: running on the CPU.", flush=True)
+        opt['num_gpu'] = 0
+    if opt['num_gpu'] != 0 and is_train:  # without it every batch is waited for
+        opt['datasets']['train'].setdefault('pin_memory', True)
+    if opt['num_gpu'] == 0 and is_train and opt['datasets']['train'].get('prefetch_mode') == 'cuda':
+        print('prefetch_mode is cuda, but this runs on the CPU: going on with prefetch_mode cpu.', flush=True)
+        opt['datasets']['train']['prefetch_mode'] = 'cpu'
+    return opt, args
 
 
 def _expanduser_each(path: Any) -> Any:
@@ -175,56 +183,47 @@ def _one_pretended_gpu() -> Iterator[None]:
         torch.cuda.device_count, torch.cuda.set_device = device_count, set_device
 
 
-def _init_dist_anywhere(original: Callable) -> Callable:
+@_around
+def _init_dist_anywhere(original: Callable, launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
     """Starts distributed training with gloo where there is no GPU, and beside NCCL, BasicSR's choice, where there is
     one: for what is on the CPU. NCCL needs a GPU for each process.
 
     #729 (CVE-2024-27763): BasicSR also pastes SLURM_NODELIST into a shell command.
     """
-
-    def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
-        import torch
-        if launcher == 'slurm' and not re.fullmatch(r'[A-Za-z0-9_.,\[\]-]+', os.environ.get('SLURM_NODELIST', '')):
-            raise OptionError('--launcher slurm', 'SLURM_NODELIST is unset or no list of host names')
-        if launcher == 'pytorch' and 'RANK' not in os.environ:
-            raise OptionError('--launcher pytorch', 'start it by torchrun --nproc_per_node=N -m cdnsr_basicsr ...')
-        gpus = torch.cuda.device_count()
-        processes = int(os.environ.get('LOCAL_WORLD_SIZE' if launcher == 'pytorch' else 'SLURM_NTASKS_PER_NODE') or 1)
-        if 0 < gpus < processes:
-            raise OptionError(f'--launcher {launcher}', f'{processes} processes on a machine with {gpus} GPUs: each '
-                              'needs one')
-        if gpus > 0:
-            original(launcher, 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend, **kwargs)
-            return
-        with _one_pretended_gpu():
-            original(launcher, 'gloo', **kwargs)
-
-    return init_dist
+    import torch
+    if launcher == 'slurm' and not re.fullmatch(r'[A-Za-z0-9_.,\[\]-]+', os.environ.get('SLURM_NODELIST', '')):
+        raise OptionError('--launcher slurm', 'SLURM_NODELIST is unset or no list of host names')
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise OptionError('--launcher pytorch', 'start it by torchrun --nproc_per_node=N -m cdnsr_basicsr ...')
+    gpus = torch.cuda.device_count()
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE' if launcher == 'pytorch' else 'SLURM_NTASKS_PER_NODE') or 1)
+    if 0 < gpus < processes:
+        raise OptionError(f'--launcher {launcher}', f'{processes} processes on a machine with {gpus} GPUs: each '
+                          'needs one')
+    if gpus > 0:
+        original(launcher, 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend, **kwargs)
+        return
+    with _one_pretended_gpu():
+        original(launcher, 'gloo', **kwargs)
 
 
-def _archive_time_of_its_own(original: Callable) -> Callable:
+@_around
+def _archive_time_of_its_own(original: Callable, path: str) -> None:
     """BasicSR archives the folder of an earlier run by the second: two runs in one would meet in one archive."""
-
-    def mkdir_and_rename(path: str) -> None:
-        from basicsr.utils import misc
-        while os.path.exists(path) and os.path.exists(f'{path}_archived_{misc.get_time_str()}'):
-            time.sleep(0.1)
-        original(path)
-
-    return mkdir_and_rename
+    from basicsr.utils import misc
+    while os.path.exists(path) and os.path.exists(f'{path}_archived_{misc.get_time_str()}'):
+        time.sleep(0.1)
+    original(path)
 
 
-def _model_to_any_device(original: Callable) -> Callable:
+@_around
+def _model_to_any_device(original: Callable, self: Any, net: Any) -> Any:
     """Wraps a network for distributed training on CPU, where ``device_ids`` must not be given."""
-
-    def model_to_device(self, net):
-        if not self.opt['dist'] or self.device.type != 'cpu':
-            return original(self, net)
-        from torch.nn.parallel import DistributedDataParallel
-        unused = self.opt.get('find_unused_parameters', False)
-        return DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
-
-    return model_to_device
+    if not self.opt['dist'] or self.device.type != 'cpu':
+        return original(self, net)
+    from torch.nn.parallel import DistributedDataParallel
+    unused = self.opt.get('find_unused_parameters', False)
+    return DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
 
 
 def _load_network(self, net, load_path: str, strict: bool = True, param_key: Optional[str] = 'params') -> None:
@@ -242,29 +241,26 @@ def _load_network(self, net, load_path: str, strict: bool = True, param_key: Opt
     load_weights(net, weights, type(net).__name__, load_path, strict)
 
 
-def _saved_when_complete(original: Callable, key: str) -> Callable:
+@_around
+def _saved_when_complete(original: Callable, key: str, self: Any, *args: Any, **kwargs: Any) -> None:
     """A kill while BasicSR saves leaves half a file under the final name: let it save elsewhere, and move that here.
 
     And BasicSR passes over a file that it cannot write, three times tried.
     """
-
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        from basicsr.utils.dist_util import get_dist_info
-        if get_dist_info()[0] != 0:  # BasicSR saves nothing there, and the folder may be missing
-            return
-        path, folder = self.opt['path'], Path(self.opt['path'][key])
-        with tempfile.TemporaryDirectory(prefix='.saving_', dir=folder) as temporary:
-            self.opt['path'] = {**path, key: temporary}
-            try:
-                original(self, *args, **kwargs)
-            finally:
-                self.opt['path'] = path
-            for file in Path(temporary).iterdir():
-                if not zipfile.is_zipfile(file):
-                    raise OSError(f'{folder / file.name} cannot be written; is the disk full?')
-                file.replace(folder / file.name)
-
-    return save
+    from basicsr.utils.dist_util import get_dist_info
+    if get_dist_info()[0] != 0:  # BasicSR saves nothing there, and the folder may be missing
+        return
+    path, folder = self.opt['path'], Path(self.opt['path'][key])
+    with tempfile.TemporaryDirectory(prefix='.saving_', dir=folder) as temporary:
+        self.opt['path'] = {**path, key: temporary}
+        try:
+            original(self, *args, **kwargs)
+        finally:
+            self.opt['path'] = path
+        for file in Path(temporary).iterdir():
+            if not zipfile.is_zipfile(file):
+                raise OSError(f'{folder / file.name} cannot be written; is the disk full?')
+            file.replace(folder / file.name)
 
 
 PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')  # of a scheduler; the rest is its shape
@@ -277,46 +273,42 @@ def _settings(group: dict) -> dict:
     return {key: value for key, value in group.items() if key not in ('params', 'lr', *IMPLEMENTATION)}
 
 
-def _resumes_as_configured(original: Callable) -> Callable:
+@_around
+def _resumes_as_configured(original: Callable, self: Any, resume_state: dict) -> None:
     """A training state holds learning rates and the schedule's shape too, which BasicSR takes instead of the option
     file's. What the file says holds here; of the state, only moments and progress are taken.
     """
-
-    def resume_training(self, resume_state: dict) -> None:
-        from basicsr.utils import get_root_logger
-        built = [[dict(group) for group in optimizer.param_groups] for optimizer in self.optimizers]
-        shapes = [dict(scheduler.state_dict()) for scheduler in self.schedulers]
-        states, changed = [], set()
-        for state, optimizer, groups in zip(resume_state['optimizers'], self.optimizers, built):
-            old, new = _settings(state['param_groups'][0]), _settings(groups[0])
-            if set(old) != set(new):
-                changed.add(f'type ({type(optimizer).__name__} begins without moments)')
-                state = optimizer.state_dict()
-            changed |= {key.replace('initial_lr', 'lr') for key in old if key in new and not _same(old[key], new[key])}
-            states.append(state)
-        for state, shape in zip(resume_state['schedulers'], shapes):
-            keys = [key for key in shape if not key.startswith('_') and key not in (*PROGRESS, 'cumulative_period')]
-            changed |= {key for key in keys if not _same(state.get(key), shape[key])}
-        progress = [{key: state[key] for key in PROGRESS if key in state} for state in resume_state['schedulers']]
-        try:
-            original(self, {**resume_state, 'optimizers': states, 'schedulers': progress})
-        except (ValueError, AssertionError) as error:  # torch compares parameters, BasicSR counts optimizers
-            raise OptionError(
-                'path.resume_state', f'is of a training of other parameters ({error}); resume it with the networks, '
-                'losses and train.freeze that it was saved with') from error
-        if not changed:
-            return
-        for optimizer, groups in zip(self.optimizers, built):
-            for group, new in zip(optimizer.param_groups, groups):
-                group.update((key, value) for key, value in new.items() if key != 'params')
-        for scheduler, shape in zip(self.schedulers, shapes):
-            _replay(scheduler, shape, resume_state['iter'])
-        said = ', '.join(sorted(changed))
-        get_root_logger().warning(
-            'Other in the option file than in the training state (train.optim_*, train.scheduler), '
-            f'and as in the file from here on: {said}.')
-
-    return resume_training
+    from basicsr.utils import get_root_logger
+    built = [[dict(group) for group in optimizer.param_groups] for optimizer in self.optimizers]
+    shapes = [dict(scheduler.state_dict()) for scheduler in self.schedulers]
+    states, changed = [], set()
+    for state, optimizer, groups in zip(resume_state['optimizers'], self.optimizers, built):
+        old, new = _settings(state['param_groups'][0]), _settings(groups[0])
+        if set(old) != set(new):
+            changed.add(f'type ({type(optimizer).__name__} begins without moments)')
+            state = optimizer.state_dict()
+        changed |= {key.replace('initial_lr', 'lr') for key in old if key in new and not _same(old[key], new[key])}
+        states.append(state)
+    for state, shape in zip(resume_state['schedulers'], shapes):
+        keys = [key for key in shape if not key.startswith('_') and key not in (*PROGRESS, 'cumulative_period')]
+        changed |= {key for key in keys if not _same(state.get(key), shape[key])}
+    progress = [{key: state[key] for key in PROGRESS if key in state} for state in resume_state['schedulers']]
+    try:
+        original(self, {**resume_state, 'optimizers': states, 'schedulers': progress})
+    except (ValueError, AssertionError) as error:  # torch compares parameters, BasicSR counts optimizers
+        raise OptionError(
+            'path.resume_state', f'is of a training of other parameters ({error}); resume it with the networks, '
+            'losses and train.freeze that it was saved with') from error
+    if not changed:
+        return
+    for optimizer, groups in zip(self.optimizers, built):
+        for group, new in zip(optimizer.param_groups, groups):
+            group.update((key, value) for key, value in new.items() if key != 'params')
+    for scheduler, shape in zip(self.schedulers, shapes):
+        _replay(scheduler, shape, resume_state['iter'])
+    said = ', '.join(sorted(changed))
+    get_root_logger().warning('Other in the option file than in the training state (train.optim_*, train.scheduler), '
+                              f'and as in the file from here on: {said}.')
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -335,38 +327,32 @@ def _replay(scheduler: Any, beginning: dict, current_iter: int) -> None:
             scheduler.step()
 
 
-def _on_its_device(original: Callable) -> Callable:
+@_around
+def _on_its_device(original: Callable, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Some models ask for CUDA by name, whatever device the option file says."""
+    import torch
+    from torch.overrides import TorchFunctionMode
 
-    def method(self, *args: Any, **kwargs: Any) -> Any:
-        import torch
-        from torch.overrides import TorchFunctionMode
+    class OnCPU(TorchFunctionMode):
 
-        class OnCPU(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.cuda:
+                return args[0]
+            kwargs = dict(kwargs or {})
+            if kwargs.get('device') == 'cuda':
+                kwargs['device'] = 'cpu'
+            return func(*args, **kwargs)
 
-            def __torch_function__(self, func, types, args=(), kwargs=None):
-                if func is torch.Tensor.cuda:
-                    return args[0]
-                kwargs = dict(kwargs or {})
-                if kwargs.get('device') == 'cuda':
-                    kwargs['device'] = 'cpu'
-                return func(*args, **kwargs)
-
-        opt = args[0] if original.__name__ == '__init__' else self.opt
-        with OnCPU() if opt['num_gpu'] == 0 else contextlib.nullcontext():
-            return original(self, *args, **kwargs)
-
-    return method
+    opt = args[0] if original.__name__ == '__init__' else self.opt
+    with OnCPU() if opt['num_gpu'] == 0 else contextlib.nullcontext():
+        return original(self, *args, **kwargs)
 
 
-def _of_views(original: Callable) -> Callable:
+@_around
+def _of_views(original: Callable, self: Any, data: dict) -> None:
     """VideoRecurrentModel squeezes what it has fed, in place: on a CPU, where nothing is copied, also what is compared.
     """
-
-    def feed_data(self, data: dict) -> None:
-        original(self, {key: value.view_as(value) if key in ('lq', 'gt') else value for key, value in data.items()})
-
-    return feed_data
+    original(self, {key: value.view_as(value) if key in ('lq', 'gt') else value for key, value in data.items()})
 
 
 def _prefetched_errors(generator_class: type) -> None:
@@ -438,13 +424,10 @@ def _sharing_backend(backend: type) -> type:
     return SharingBackend
 
 
-def _of_contiguous(original: Callable) -> Callable:
+@_around
+def _of_contiguous(original: Callable, img: Any, kernel: Any) -> Any:
     """filter2D takes views, which images that lie channels last do not have; on a CPU padding leaves them so."""
-
-    def filter2D(img, kernel):
-        return original(img.contiguous(), kernel)
-
-    return filter2D
+    return original(img.contiguous(), kernel)
 
 
 def _window_reverse(windows: Any, window_size: int, h: int, w: int) -> Any:
