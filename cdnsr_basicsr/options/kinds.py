@@ -5,7 +5,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Optional
 
-from .values import OptionError, check_choice, check_flag, check_list, check_number, check_whole, check_word
+from .values import OptionError, check_choice, check_flag, check_list, check_number, check_whole, check_word, shown
 
 MAX_ITER = 10**8  # BasicSR's own longest trainings take 10**6
 MAX_FREQ = 10**12  # never, as some write it
@@ -114,6 +114,17 @@ def list_of(item: Kind, *lengths: int, words: str = 'list') -> Kind:
             item.check(part, where)
 
     return Kind(words, {'type': 'array'}, check)
+
+
+def fitting(kind: Kind, fits: Callable[[Any], bool], expected: str) -> Kind:
+    """What also fits; `expected` is what messages say of it."""
+
+    def check(value: Any, where: str) -> None:
+        kind.check(value, where)
+        if not fits(value):
+            raise OptionError(where, f'expected {expected}, but got {shown(value)}')
+
+    return dataclasses.replace(kind, check=check)
 
 
 FLAG = Kind('true, false', {'type': 'boolean'}, check_flag)

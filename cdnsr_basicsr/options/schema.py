@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Iterable, Mapping, Optional, TypeVar
 
-from .kinds import FLAG, MAX_FREQ, Kind, choice, integer, list_of, number, optional, text, typed, whole, word
+from .kinds import FLAG, MAX_FREQ, Kind, choice, fitting, integer, list_of, number, optional, text, typed, whole, word
 from .reading import read_options
 from .values import OptionError, check_keys, check_name, check_number, check_path, shown
 
@@ -99,6 +99,10 @@ def _per_channel(low: float) -> Kind:
 
 
 NAME = Kind('name of a folder', {'type': 'string'}, check_name)
+NAMES = optional(
+    fitting(
+        list_of(word('name'), words='list of names'), lambda names: all(isinstance(name, str) for name in names),
+        'a list of names such as network_d'))
 PATH = Kind('path', {'type': 'string'}, check_path)
 CHECKPOINT = word('checkpoint, or name of a model')
 WANDB_NAME = optional(text('name', 'a name'))
@@ -132,9 +136,8 @@ class DistParams:
 class Paths:
     """Where networks start from. Folders are made by BasicSR."""
     resume_state: Optional[str] = key(None, optional(PATH), 'training state to go on from (`--auto_resume` finds it)')
-    ignore_resume_networks: Optional[list[Any]] = key(
-        None, optional(list_of(text('name', 'a list of names such as network_d'), words='list of names')),
-        'networks that are not loaded where a training goes on')
+    ignore_resume_networks: Optional[list[Any]] = key(None, NAMES,
+                                                      'networks that are not loaded where a training goes on')
     experiments_root: Optional[str] = key(None, word('path'), 'set by BasicSR: experiments/NAME')
     results_root: Optional[str] = key(None, word('path'), 'set by BasicSR: results/NAME')
 

@@ -1,12 +1,8 @@
 """What stock option files, those of BasicSR's own models and datasets, may hold besides the blocks of schema.py."""
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Callable
-
-from .kinds import FLAG, MAX_FREQ, Kind, choice, integer, list_of, number, optional, whole
+from .kinds import FLAG, MAX_FREQ, choice, fitting, integer, list_of, number, optional, whole
 from .schema import OptionFile, PairedData, Paths, RoutedValidation, fields_of
-from .values import OptionError, shown
 
 MAX_WEIGHT = 1e6  # of a loss
 OPTIMIZERS = ('ASGD', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'NAdam', 'RAdam', 'RMSprop', 'Rprop', 'SGD')
@@ -40,20 +36,8 @@ LOSS = {
     **dict.fromkeys(('temperature', 'eps'), number(1e-12, MAX_WEIGHT))
 }
 
-
-def _that(several: Kind, fits: Callable[[Any], bool], expected: str) -> Kind:
-    """A list that also fits."""
-
-    def check(value: Any, where: str) -> None:
-        several.check(value, where)
-        if not fits(value):
-            raise OptionError(where, f'expected {expected}, but got {shown(value)}')
-
-    return replace(several, check=check)
-
-
-SPAN = _that(list_of(number(0, 2**16), 2), lambda span: bool(span[0] <= span[1]), 'the smaller number first')
-PROBABILITIES = _that(list_of(number(0, 1)), any, 'probabilities of which one is above 0')
+SPAN = fitting(list_of(number(0, 2**16), 2), lambda span: bool(span[0] <= span[1]), 'the smaller number first')
+PROBABILITIES = fitting(list_of(number(0, 1)), any, 'probabilities of which one is above 0')
 KERNELS = choice('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso')
 # RealESRGANDataset's first blur; the second has the same keys with a 2
 BLUR = dict(blur_kernel_size=integer(1, 2**16), kernel_list=list_of(KERNELS), kernel_prob=PROBABILITIES)
