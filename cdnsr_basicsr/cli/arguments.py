@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from dataclasses import fields
-from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 from ..options import OptionError
 from ..settings import MAX_MEGAPIXELS, PRECISIONS, Settings
@@ -58,29 +58,22 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
         nargs=precisions,
         default=[Settings.precision] if precisions else Settings.precision,
         help=f'of the branches (default: {Settings.precision})')
+    sizes, steps = ('; 128 for PCSR', ', 8 for a network without branches, 12 for PCSR') if not routed_only else ('',
+                                                                                                                  '')
+    command.add_argument('--patch-size', type=count, metavar='N', help=f'largest side of a tile (default: 96{sizes})')
     command.add_argument(
-        '--patch-size',
-        type=count,
-        default=None,
-        metavar='N',
-        help='largest side of a tile (default: 96' + ('' if routed_only else '; 128 for PCSR') + ')')
-    command.add_argument(
-        '--step',
-        type=count,
-        default=None,
-        metavar='N',
-        help='patch size less the overlap of tiles (default: 4 less' +
-        ('' if routed_only else ', 8 for a network without branches, 12 for PCSR') + ')')
+        '--step', type=count, metavar='N', help=f'patch size less the overlap of tiles (default: 4 less{steps})')
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
 
 
 @contextlib.contextmanager
-def said_by_flags(flags: Mapping[str, str]) -> Iterator[None]:
+def said_by_flags(**others: str) -> Iterator[None]:
     """Lets errors of a function name flags where they name its arguments: '--scale 0' for 'scale=0'.
 
     Args:
-        flags: Flag of each argument.
+        others: Flag of each argument that is none of the settings.
     """
+    flags = {**FLAGS, **others}
 
     def flag_of(match: re.Match) -> str:
         return flags[match[1]] + ('' if match[2] else ' ')
@@ -97,7 +90,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """The settings among the arguments."""
     if not args.model and not args.opt:
         raise OptionError('-m', 'a checkpoint is needed: -m MODEL, or -opt FILE that names one')
-    return Settings(**{name: value for name, value in vars(args).items() if name in FLAGS})
+    return Settings(**given_for(Settings, args))
+
+
+def given_for(struct: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Those of the arguments that a dataclass has fields for."""
+    return {field.name: getattr(args, field.name) for field in fields(struct) if hasattr(args, field.name)}
 
 
 def check_budgets(budgets: Sequence[float]) -> Sequence[float]:

@@ -3,46 +3,34 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import (
-    CHECKPOINT,
-    DESCRIPTION,
-    FLAGS,
-    Commands,
-    add_engine,
-    check_budgets,
-    count,
-    new_command,
-    said_by_flags,
-    say_left_out,
-    settings_of,
-)
+from . import arguments
 
 
-def add_parser(commands: Commands) -> None:
-    command = new_command(
+def add_parser(commands: arguments.Commands) -> None:
+    command = arguments.new_command(
         commands, 'calibrate',
         'measure what budgets of a routed network bring and cost, and keep the table beside its checkpoint', run)
-    command.add_argument('-m', dest='model', required=True, metavar='MODEL', help=CHECKPOINT)
-    command.add_argument('-opt', metavar='FILE', help=DESCRIPTION)
+    command.add_argument('-m', dest='model', required=True, metavar='MODEL', help=arguments.CHECKPOINT)
+    command.add_argument('-opt', metavar='FILE', help=arguments.DESCRIPTION)
     command.add_argument(
         '-i', dest='input', required=True, metavar='FOLDER', help='photographs, or a folder with gt/ and lq/')
     command.add_argument(
         '--budgets', type=float, nargs='+', metavar='FRACTION', help='budgets to try (default: 0.3 to 1.2)')
-    command.add_argument('--limit', type=count, metavar='N', help='only the first N photographs')
-    add_engine(command, routed_only=True)
+    command.add_argument('--limit', type=arguments.count, metavar='N', help='only the first N photographs')
+    arguments.add_engine(command, routed_only=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    budgets = check_budgets(args.budgets or [])
+    budgets = arguments.check_budgets(args.budgets or [])
     from ..calibration import BUDGETS, calibrate, calibration_path, markdown
     from ..inference.tiling import PATCH_SIZE
     from ..loading import load_on_device, tile_of
-    with said_by_flags(FLAGS):
-        settings = settings_of(args)
+    with arguments.said_by_flags():
+        settings = arguments.settings_of(args)
         net = load_on_device(settings)
         patch_size, step = tile_of(settings, PATCH_SIZE)
     left_out: list[tuple[str, str]] = []
     table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size, step, args.limit,
                       left_out)
     print(f'{markdown(table)}\nWrote {calibration_path(args.model)}.')
-    return say_left_out(left_out)
+    return arguments.say_left_out(left_out)

@@ -36,7 +36,7 @@ def add_parser(commands: Commands) -> None:
         help='PSNRs that separate the classes, instead of equal parts')
     command.add_argument(
         '--margin', type=float, help='L1 error allowed above the best branch, relative (default: 0.05)')
-    command.add_argument('--workers', type=count, default=None, metavar='N', help='reading threads (default: all CPUs)')
+    command.add_argument('--workers', type=count, metavar='N', help='reading threads (default: all CPUs)')
     command.add_argument(
         '--teacher',
         action='store_true',
@@ -63,17 +63,10 @@ def run(args: argparse.Namespace) -> int:
     load_plugins()
     keep_freed_memory()
     from ..data.label import label
-    given = {key: value for key, value in (('num_classes', args.classes), ('margin', args.margin)) if value is not None}
-    with said_by_flags(FLAGS):
+    given = dict(num_classes=args.classes, thresholds=args.thresholds, margin=args.margin, workers=args.workers)
+    given = {name: value for name, value in given.items() if value is not None}
+    with said_by_flags(**FLAGS):
         path, counts = label(
-            args.data,
-            args.by,
-            args.model,
-            args.opt,
-            thresholds=args.thresholds,
-            workers=args.workers,
-            overwrite=args.overwrite,
-            teacher=args.teacher,
-            **given)
+            args.data, args.by, args.model, args.opt, overwrite=args.overwrite, teacher=args.teacher, **given)
     print(f'Wrote {path}: ' + ', '.join(f'class {k}: {count}' for k, count in enumerate(counts)) + '.')
     return 0

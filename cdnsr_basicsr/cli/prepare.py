@@ -32,14 +32,14 @@ def add_parser(commands: Commands) -> None:
         help='write whole photographs into OUT/gt and OUT/lq, for validation, instead of patches')
     command.add_argument(
         '--gray', action='store_true', help='write gray images, for networks of one channel (color: y in the dataset)')
-    command.add_argument('--workers', type=count, default=None, metavar='N', help='threads (default: all CPUs)')
+    command.add_argument('--workers', type=count, metavar='N', help='threads (default: all CPUs)')
     add_max_megapixels(command)
     command.add_argument('--overwrite', action='store_true', help='replace a finished OUT')
 
 
 def run(args: argparse.Namespace) -> int:
     from ..data.prepare import prepare
-    with said_by_flags(FLAGS):
+    with said_by_flags(**FLAGS):
         done = prepare(args.input, args.output, args.scale, args.scales, args.crop, args.step, args.workers, args.whole,
                        args.overwrite, args.gray, args.max_megapixels)
     print(f'Wrote {done.pairs} {"photographs" if args.whole else "patches"} to {args.output}.')

@@ -6,22 +6,13 @@ import sys
 
 from ..options import OptionError
 from ..settings import BACKENDS, COSTS, Settings
-from .arguments import (
-    CHECKPOINT,
-    FLAGS,
-    Commands,
-    add_engine,
-    add_max_megapixels,
-    new_command,
-    said_by_flags,
-    say_what_is_missing,
-    settings_of,
-)
+from . import arguments
 
 
-def add_parser(commands: Commands) -> None:
-    command = new_command(commands, 'upscale', 'upscale pictures with a trained network', run)
-    command.add_argument('-m', dest='model', metavar='MODEL', help=f'{CHECKPOINT}, or a folder that export has written')
+def add_parser(commands: arguments.Commands) -> None:
+    command = arguments.new_command(commands, 'upscale', 'upscale pictures with a trained network', run)
+    command.add_argument(
+        '-m', dest='model', metavar='MODEL', help=f'{arguments.CHECKPOINT}, or a folder that export has written')
     command.add_argument(
         '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
     command.add_argument(
@@ -46,7 +37,7 @@ def add_parser(commands: Commands) -> None:
     command.add_argument('--map', action='store_true', help='write difficulty maps too, as NAME_map.png')
     command.add_argument(
         '--scale', type=float, metavar='S', help='upsampling factor of a PCSR network, such as 2.5 (default: its own)')
-    add_engine(command)
+    arguments.add_engine(command)
     command.add_argument('--suffix', default='', help='added to the names of the results')
     command.add_argument(
         '--ext',
@@ -54,7 +45,7 @@ def add_parser(commands: Commands) -> None:
         help='format of the results: png, tif, jpg or webp (default: TIFF stays TIFF, all else becomes png)')
     command.add_argument(
         '--shard', metavar='I/N', help='do the I-th of N parts of a folder (torchrun: one part per process)')
-    add_max_megapixels(command)
+    arguments.add_max_megapixels(command)
     command.add_argument(
         '--strip-metadata', action='store_true', help='results without EXIF and XMP; the colour profile is kept')
     command.add_argument('--overwrite', action='store_true', help='replace existing results')
@@ -66,20 +57,12 @@ def run(args: argparse.Namespace) -> int:
             raise OptionError(flag, 'expected a path, but got nothing')
     from ..inference.upscale import check_naming, parse_shard
     from ..loading import upscaler_for
-    with said_by_flags({**FLAGS, 'suffix': '--suffix', 'ext': '--ext', 'shard': '--shard', 'map': '--map'}):
+    with arguments.said_by_flags(suffix='--suffix', ext='--ext', shard='--shard', map='--map'):
         check_naming(args.suffix, args.ext)
         parse_shard(args.shard)
-        upscaler = upscaler_for(settings_of(args))
-        done = upscaler.upscale_folder(
-            args.input,
-            args.output,
-            suffix=args.suffix,
-            ext=args.ext,
-            map=args.map,
-            overwrite=args.overwrite,
-            shard=args.shard,
-            max_megapixels=args.max_megapixels,
-            strip_metadata=args.strip_metadata)
+        upscaler = upscaler_for(arguments.settings_of(args))
+        named = ('suffix', 'ext', 'map', 'overwrite', 'shard', 'max_megapixels', 'strip_metadata')
+        done = upscaler.upscale_folder(args.input, args.output, **{name: getattr(args, name) for name in named})
     print(f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
           f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
     if upscaler.routed and done.done:
@@ -88,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
               'branch on whole pictures, classifier and tile overlap included.')
     if done.present:
         print(f'Left alone, there already: {done.present} (--overwrite replaces them{", with maps" * args.map}).')
-    say_what_is_missing(args.input, done.notes, done.left_out)
+    arguments.say_what_is_missing(args.input, done.notes, done.left_out)
     for path, reason in done.failed:
         print(f'Failed: {path}: {reason}', file=sys.stderr)
     return 1 if done.failed else 0
