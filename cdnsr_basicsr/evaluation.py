@@ -112,7 +112,7 @@ def _read(path: Path) -> np.ndarray:
     try:
         return read_bgr(path)[0]
     except ImageError as error:
-        raise Unusable(str(path), f"cannot be read: {str(error)[len(f'{path}: '):]}") from error
+        raise Unusable(str(path), f"cannot be read: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def to_tensor(image: np.ndarray, channels: int = 3) -> torch.Tensor:

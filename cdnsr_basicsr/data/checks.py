@@ -11,6 +11,8 @@ from tqdm import tqdm
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 from ..options import OptionError, built_network, check_number, find_registered, is_first_process, one_line
+from ..options.checks import names_in
+from ..options.networks import of_basicsr_or_ours
 from .pictures import Database, Folder, NotAPicture, Pictures, check_decodes, decoded, keys_of_lmdb, read_names
 
 DECODED = 2**25  # bytes of a dataset's pictures that are decoded; the others' headers and ends are looked at
@@ -38,15 +40,6 @@ def unlogged() -> Iterator[None]:
         logger.setLevel(level)
         initialized_logger.clear()
         initialized_logger.update(before)
-
-
-def names_of(dataset: Any) -> set[str]:
-    return {parent.__name__ for parent in dataset.__mro__}
-
-
-def is_known(target: Any) -> bool:
-    """Whether a class is BasicSR's or this package's."""
-    return target.__module__.split('.')[0] in ('basicsr', __name__.split('.')[0])
 
 
 def as_basicsr_reads(name: str, block: Mapping, opt: Mapping) -> dict:
@@ -273,7 +266,7 @@ def check_frames(block: Mapping, where: str, known: bool) -> None:
 
 def check_pictures(dataset: Any, block: Mapping, where: str, opt: Mapping) -> None:
     """Looks at the pictures of a dataset, according to its class."""
-    names, trained = names_of(dataset), block['phase'] == 'train'
+    names, trained = names_in(dataset), block['phase'] == 'train'
     metrics = {} if trained else (opt.get('val') or {}).get('metrics') or {}
     if trained:
         check_gt_size(block, where)
@@ -298,7 +291,7 @@ def check_pictures(dataset: Any, block: Mapping, where: str, opt: Mapping) -> No
 
         check_singles(block, where, 'dataroot_gt', check)
     else:
-        check_frames(block, where, is_known(dataset))
+        check_frames(block, where, of_basicsr_or_ours(dataset))
 
 
 def first_item(dataset: Any, block: dict, where: str) -> Any:
@@ -339,7 +332,8 @@ def check_channels(model: Any, net: Any, item: Mapping, block: Mapping, where: s
     """
     from basicsr.models.sr_model import SRModel
     lq, gt = item.get('lq'), item.get('gt')
-    if not isinstance(lq, torch.Tensor) or lq.dim() != 3 or not issubclass(model, SRModel) or not is_known(model):
+    if not isinstance(lq, torch.Tensor) or lq.dim() != 3 or not issubclass(model,
+                                                                           SRModel) or not of_basicsr_or_ours(model):
         return
     side = min(64, *lq.shape[1:])
     if block['phase'] == 'train':
@@ -413,15 +407,10 @@ class Named(torch.utils.data.Dataset):
             entry = paths[index]
         except (KeyError, IndexError, TypeError):
             return f'item {index}'
-        named = {
-            key.replace('_path', ''): path
-            for key, path in entry.items()
-        } if isinstance(entry, dict) else {
-            key: entry
-            for key in ('lq', 'gt')
-        }
+        named = entry if isinstance(entry, dict) else dict.fromkeys(('lq', 'gt'), entry)
         client = getattr(self.dataset, 'file_client', None)
-        for key, path in named.items():
+        for name, path in named.items():
+            key = name.replace('_path', '')
             try:
                 decoded(bytes(client.get(path, key)))
             except Exception:  # it is the one
@@ -447,7 +436,7 @@ def check_data(opt: Mapping) -> None:
             where, dataset = f'datasets.{name}', find_registered(DATASET_REGISTRY, block['type'], 'type')
             read = as_basicsr_reads(name, block, opt)
             check_pictures(dataset, read, where, opt)
-            if is_known(dataset):
+            if of_basicsr_or_ours(dataset):
                 item = first_item(dataset, copy.deepcopy(read), where)
                 if 'network_g' in nets:
                     check_channels(model, nets['network_g'], item, read, where, opt)

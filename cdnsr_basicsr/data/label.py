@@ -239,8 +239,5 @@ def label(folder: str,
         classes = by_thresholds(scores, thresholds) if thresholds else equal_parts(scores, num_classes)
         num_classes = len(thresholds) + 1 if thresholds else num_classes
     errors = np.concatenate(squares).tolist() if squares else [()] * len(keys)
-    write_labels(path, {
-        key: Label(k, score, tuple(error))
-        for key, k, score, error in zip(keys, classes, scores, errors)
-    })
+    write_labels(path, dict(zip(keys, map(Label, classes, scores, map(tuple, errors)))))
     return path, np.bincount(classes, minlength=num_classes).tolist()

@@ -49,9 +49,7 @@ def read_labels(path: Union[str, Path]) -> dict[str, Label]:
 
 def write_labels(path: Union[str, Path], labels: dict[str, Label]) -> None:
     """Writes a label file, sorted by key, complete or not at all."""
+    rows = ([key, str(entry.label), *(f'{value:.6f}' for value in (entry.score, *entry.errors))]
+            for key, entry in sorted(labels.items()))
     with replace_when_done(path) as temporary:
-        temporary.write_text(
-            ''.join(' '.join([key, str(entry.label)] + [f'{value:.6f}'
-                                                        for value in (entry.score, *entry.errors)]) + '\n'
-                    for key, entry in sorted(labels.items())),
-            encoding='ascii')
+        temporary.write_text(''.join(' '.join(row) + '\n' for row in rows), encoding='ascii')

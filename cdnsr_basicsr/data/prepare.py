@@ -319,7 +319,7 @@ def prepare(hr_folder: str,
         results = parallel_map(encode_pairs, paths, workers)
         for path, pairs in zip(paths, tqdm(results, 'prepare', len(paths), unit='image', disable=None)):
             if isinstance(pairs, ImageError):
-                unreadable.append((str(path), str(pairs)[len(f'{path}: '):]))
+                unreadable.append((str(path), str(pairs).removeprefix(f'{path}: ')))
             elif not pairs:
                 too_small.append(str(path))
             else:

@@ -215,7 +215,7 @@ class TileUpscaler(Upscaler):
     def _classes(self, logits: torch.Tensor, tiling: Tiling, merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
         """Class of each tile: the most probable one, or what the budget allows."""
         logits = logits.nan_to_num()
-        if self.budget is None and self.target_ms is None:
+        if not self.limited:
             return logits.argmax(dim=1)
         by_time = self.cost_kind == 'latency' or self.target_ms is not None
         parts = self.speed.tile_ms if by_time else (*self.branch_macs, self.classifier_macs)

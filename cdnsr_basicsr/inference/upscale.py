@@ -182,8 +182,7 @@ def upscale_files(upscaler: Upscaler,
                                      notes)
         # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
         except (ImageError, OSError, RuntimeError, MemoryError) as error:
-            reason = ' '.join(str(error).split())
-            failed.append((str(path), reason[len(f'{path}: '):] if reason.startswith(f'{path}: ') else reason))
+            failed.append((str(path), ' '.join(str(error).split()).removeprefix(f'{path}: ')))
             continue
         if plan is None:
             present += 1

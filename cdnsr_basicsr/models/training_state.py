@@ -95,14 +95,10 @@ class CompleteState:
 
     def _best_metric_results(self):
         """The best metrics so far as plain values; metrics are numpy numbers."""
-        results = getattr(self, 'best_metric_results', {})
-        return {
-            dataset: {
-                metric: dict(best, val=float(best['val']))
-                for metric, best in metrics.items()
-            }
-            for dataset, metrics in results.items()
-        }
+        plain = {}
+        for dataset, metrics in getattr(self, 'best_metric_results', {}).items():
+            plain[dataset] = {metric: dict(best, val=float(best['val'])) for metric, best in metrics.items()}
+        return plain
 
     @master_only
     def _remember_best(self, current_iter):
