@@ -144,7 +144,6 @@ def calibrate(net: nn.Module,
     path = calibration_path(model)
     make_writable(path.parent)
     step, scale = plain.step, plain.scale
-    precisions = ['float32'] if precision == 'float32' else ['float32', precision]
     with tempfile.TemporaryDirectory() as folder, tqdm(desc='calibrate', unit='photograph', disable=None) as bar:
         pairs = PairStore(folder, data, scale, limit, left_out)
         photographs = len(pairs.sizes)
@@ -162,13 +161,15 @@ def calibrate(net: nn.Module,
 
         psnrs = {
             kind: [measure(TileUpscaler(branch, patch_size, step, precision=kind)).psnr for branch in branches]
-            for kind in precisions
+            for kind in dict.fromkeys(('float32', precision))
         }
         for i, psnr in enumerate(psnrs['float32']):
             if math.isnan(psnr):
                 raise OptionError(model, f'branch {i} makes values that are no finite numbers')
-        kept = [i for i, (exact, half) in enumerate(zip(*psnrs.values()))
-                if not half >= exact - MOST_LOSS] if len(precisions) == 2 else []  # also of what has overflowed
+        kept = [
+            i for i, (exact, half) in enumerate(zip(psnrs['float32'], psnrs[precision]))
+            if not half >= exact - MOST_LOSS
+        ]  # also of what has overflowed
         branch_psnr = [psnrs['float32' if i in kept else precision][i] for i in range(len(branches))]
         points = [
             measure(TileUpscaler(net, patch_size, step, budget, precision=precision, float32_branches=kept))

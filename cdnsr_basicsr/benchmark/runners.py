@@ -230,7 +230,9 @@ def tiled(bench: Bench, row: Row) -> Runner:
 
 
 def by_classes(bench: Bench, row: Row) -> Runner:
-    """Each tile by its branch: that of the classifier, or of the oracle, which knows the branches' true errors."""
+    """Each tile by its branch: that of the classifier, or of the oracle, which knows the branches' true errors; or each
+    pixel by its sampler.
+    """
     settings, calibration = bench.settings, None
     if row.backend == 'torch':
         patch_size = settings.patch_size or default_patch_size(bench.net)
@@ -243,7 +245,8 @@ def by_classes(bench: Bench, row: Row) -> Runner:
         cost=settings.cost,
         precision=row.precision,
         float32_branches=calibration.float32_branches if calibration else ())
-    upscaler.measure_speed()  # now, not within what is measured
+    if isinstance(upscaler, TileUpscaler):
+        upscaler.measure_speed()  # now, not within what is measured
 
     def run(lq: torch.Tensor) -> Result:
         # as logits: what argmax(log p - lambda c) then maximises is -(error + lambda c)
@@ -270,26 +273,6 @@ def pixels_whole(bench: Bench, row: Row) -> Runner:
     return run
 
 
-def pixels_routed(bench: Bench, row: Row) -> Runner:
-    """Each pixel by its sampler."""
-    settings = bench.settings
-    upscaler = make_upscaler(
-        bench.net, settings.patch_size, settings.step, budget=row.budget, cost=settings.cost, precision=row.precision)
-
-    def run(lq: torch.Tensor) -> Result:
-        upscaled = upscaler.upscale(lq)
-        return Result(upscaled.image, upscaler.whole_macs / 1000 * upscaled.cost, upscaled.counts)
-
-    return run
-
-
-RUNNERS = {
-    'whole': whole,
-    'bicubic': bicubic,
-    'loop': loop,
-    'published loop': loop,
-    'tiled': tiled,
-    'routed': by_classes,
-    'oracle': by_classes
-}
-PIXEL_RUNNERS = {'whole': pixels_whole, 'routed': pixels_routed}
+RUNNERS = dict(whole=whole, bicubic=bicubic, tiled=tiled, routed=by_classes, oracle=by_classes)
+RUNNERS.update(dict.fromkeys(LOOPS, loop))
+PIXEL_RUNNERS = dict(whole=pixels_whole, routed=by_classes)

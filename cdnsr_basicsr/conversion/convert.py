@@ -159,10 +159,8 @@ def describe(converted: Converted) -> str:
     block = {key: value for key, value in converted.block.items() if key not in ('branches', 'classifier')}
     project = f' ({families()[converted.family].projects})' if converted.family in families() else ''
     lines = [f'{block["type"]} x{converted.scale}{project}: {arguments(block)}']
-    lines += [
-        f'  branch {i}: {branch["type"]} {arguments(branch)}'
-        for i, branch in enumerate(converted.block.get('branches', []))
-    ]
+    for i, branch in enumerate(converted.block.get('branches', [])):
+        lines.append(f'  branch {i}: {branch["type"]} {arguments(branch)}')
     weights = sum(value.numel() for value in converted.net.state_dict().values())
     return '\n'.join([*lines, f'{weights} weights, all of them used.', *(f'Note: {note}.' for note in converted.notes)])
 

@@ -277,9 +277,9 @@ def check_pictures(dataset: Any, block: Mapping, where: str, opt: Mapping) -> No
     elif 'SingleImageDataset' in names:
         check_singles(block, where, 'dataroot_lq', lambda name, size: None)
     elif 'RealESRGANDataset' in names:
-        for key, holder in (('gt_size', block), ('gt_size', opt)):
-            if holder.get(key) is not None:
-                check_number(holder[key], where if holder is block else key, 1, CROPPED, integer=True)
+        for place, holder in ((where, block), ('gt_size', opt)):
+            if holder.get('gt_size') is not None:
+                check_number(holder['gt_size'], place, 1, CROPPED, integer=True)
         check_singles(block, where, 'dataroot_gt', lambda name, size: None)
     elif 'FFHQDataset' in names:
         wanted = (opt.get('network_g') or {}).get('out_size')

@@ -11,7 +11,7 @@ from typing import Any, Callable, Iterable, Mapping, Optional
 from . import schema, stock
 from .kinds import FLAG, whole
 from .networks import check_argument, check_arguments, check_network, find_registered, find_type, of_basicsr_or_ours
-from .values import OptionError, check_choice, check_keys, check_list, check_number, check_path, one_line, shown
+from .values import OptionError, check_choice, check_keys, check_number, check_path, one_line, shown
 
 # more is no learning rate at all; what is too large for a network shows when its losses are no longer finite
 MAX_LR = 1e6
@@ -73,21 +73,12 @@ def check_optimizer(model: Any, block: Any, where: str) -> Any:
     if target is not None:
         check_arguments(target, block, where, taken=('params', ))
     check_number(block['lr'], f'{where}.lr', 0, MAX_LR)
+    schema.check_values(block, stock.OPTIMIZER, where)
     for key, value in block.items():
-        place = f'{where}.{key}'
-        if key == 'betas':
-            check_list(value, place, 2)
-        if key in ('betas', 'momentum', 'alpha', 'rho', 'dampening', 'momentum_decay'):
-            for number in value if key == 'betas' else [value]:
-                check_number(number, place, 0, 1)
-                if number == 1 and key != 'dampening':
-                    raise OptionError(place, f'expected numbers from 0 to below 1, but got {shown(value)}')
-        elif key in ('weight_decay', 'eps'):
-            check_number(value, place, 0, 1)
-        elif key not in ('type', 'lr') and target is not None and value is not None:
+        if key not in ('type', 'lr', *stock.OPTIMIZER) and target is not None and value is not None:
             default = inspect.signature(target).parameters[key].default
             if isinstance(default, bool) or default is None:
-                FLAG.check(value, place)
+                FLAG.check(value, f'{where}.{key}')
     options = {key: value for key, value in block.items() if key != 'type'}
     return tried(where, bare_model(model).get_optimizer, block['type'], weights, **copy.deepcopy(options))
 

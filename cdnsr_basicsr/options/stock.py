@@ -6,6 +6,11 @@ from .schema import OptionFile, PairedData, Paths, RoutedValidation, fields_of
 
 MAX_WEIGHT = 1e6  # of a loss
 OPTIMIZERS = ('ASGD', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'NAdam', 'RAdam', 'RMSprop', 'Rprop', 'SGD')
+BELOW_ONE = 'numbers from 0 to below 1'
+SHARE = fitting(number(0, 1), lambda share: bool(share < 1), BELOW_ONE)
+OPTIMIZER = dict(betas=fitting(list_of(number(0, 1), 2), lambda betas: bool(max(betas) < 1), BELOW_ONE))
+OPTIMIZER.update(dict.fromkeys(('momentum', 'alpha', 'rho', 'momentum_decay'), SHARE))
+OPTIMIZER.update(dict.fromkeys(('dampening', 'weight_decay', 'eps'), number(0, 1)))
 SCHEDULERS = ('CosineAnnealingRestartLR', 'MultiStepLR', 'MultiStepRestartLR')
 SCHEDULE = dict.fromkeys(('milestones', 'restarts'), list_of(whole(0, MAX_FREQ)))
 SCHEDULE.update(periods=list_of(whole(1, MAX_FREQ)), restart_weights=list_of(number(0, MAX_WEIGHT)))
