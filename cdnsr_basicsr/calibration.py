@@ -65,6 +65,11 @@ class Calibration(NamedTuple):
     float32_branches: list[int]
     points: list[Point]
 
+    @property
+    def hardest(self) -> int:
+        """The branch that leaves the least error."""
+        return max(range(len(self.branch_psnr)), key=self.branch_psnr.__getitem__)
+
 
 def calibration_path(model: str) -> Path:
     """Beside the checkpoint; in the user's cache folder if the checkpoint is one of this package."""

@@ -137,6 +137,7 @@ def upscaler_for(settings: Settings) -> Upscaler:
             raise OptionError(f'{name}={getattr(settings, name):g}', 'needs a network that routes, CDNSR or PCSR')
     if calibration and backend == 'torch' and isinstance(upscaler, TileUpscaler):
         upscaler.measured = speed_of(calibration, upscaler)
+        upscaler.hardest = calibration.hardest
     return upscaler
 
 
@@ -146,7 +147,7 @@ def load(model: Optional[str | os.PathLike[str]] = None,
          backend: Optional[str] = Settings.backend,
          budget: Optional[float] = Settings.budget,
          target_ms: Optional[float] = Settings.target_ms,
-         cost: str = Settings.cost,
+         cost: Optional[str] = Settings.cost,
          scale: Optional[float] = Settings.scale,
          precision: str = Settings.precision,
          patch_size: Optional[int] = Settings.patch_size,

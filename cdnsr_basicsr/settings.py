@@ -25,10 +25,11 @@ class Settings:
         budget: Cost of an image, as a fraction of the hardest branch's on the whole image; classifier and tile overlap
             count. Default: no limit, each tile gets its most probable branch.
         target_ms: Time of an image in milliseconds instead, by measured speed.
-        cost: 'macs' | 'latency': what a budget counts.
+        cost: 'macs' | 'latency': what a budget counts. Default: time where the branches are of different archs, whose
+            operations say little; else macs.
         scale: Upsampling factor of a PCSR network, such as 2.5. Default: its own.
         precision: 'float32' | 'bfloat16' | 'float16': of the branches.
-        patch_size: Largest side of a tile in LR pixels. Default: 96; 128 for PCSR.
+        patch_size: Largest side of a tile in LR pixels. Default: 96; 68 for a router that maps errors, 128 for PCSR.
         step: Patch size less the overlap of tiles. Default: 4 less; 8 for a network without branches, 12 for PCSR.
         device: 'cpu', 'cuda', 'cuda:1' ... Default: a GPU if there is one.
 
@@ -40,7 +41,7 @@ class Settings:
     backend: Optional[str] = None
     budget: Optional[float] = None
     target_ms: Optional[float] = None
-    cost: str = 'macs'
+    cost: Optional[str] = None
     scale: Optional[float] = None
     precision: str = 'float32'
     patch_size: Optional[int] = None
@@ -56,7 +57,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise OptionError(f'{name}={value}', 'expected an integer of at least 1')
-        for name, accepted in (('cost', COSTS), ('backend', (None, *BACKENDS)), ('precision', PRECISIONS)):
+        for name, accepted in (('cost', (None, *COSTS)), ('backend', (None, *BACKENDS)), ('precision', PRECISIONS)):
             check_choice(getattr(self, name), name, accepted)
         if self.budget is not None and self.target_ms is not None:
             raise OptionError(f'target_ms={self.target_ms}', 'goes without a budget')

@@ -46,10 +46,11 @@ ALLOWED = {
     'memory': set(),
     'models': {'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},
     'ranks': {'options'},
+    'router': {'evaluation', 'inference', 'losses', 'options'},
     'pipeline': {'__init__', 'checkpoint', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
-        '__init__', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'files', 'inference',
-        'loading', 'memory', 'options', 'pipeline', 'settings', 'zoo'
+        '__init__', 'archs', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'files',
+        'inference', 'loading', 'memory', 'options', 'pipeline', 'router', 'settings', 'zoo'
     },
 }
 
@@ -187,7 +188,7 @@ def test_usage_in_the_readme_equals_help(capsys):
         usage[block[0]] = block[1]
     assert set(usage) == {
         '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'convert --help', 'export --help',
-        'models --help', 'upscale --help', 'calibrate --help', 'benchmark --help'
+        'models --help', 'upscale --help', 'route --help', 'calibrate --help', 'benchmark --help'
     }
     for command, text in usage.items():
         with pytest.raises(SystemExit):
@@ -249,7 +250,7 @@ def backbones_with(pattern):
 def backbones_that_predict_errors():
     """Backbones whose stage 2 has a classifier that predicts the errors of the branches."""
     stages = {name: read_options(str(ROOT / 'options' / f'train_cdnsr_{name}.yml')) for name in BACKBONES}
-    return [name for name, opt in stages.items() if opt['network_g']['classifier']['type'] == 'ErrorPredictor']
+    return [name for name, opt in stages.items() if opt['network_g']['classifier']['type'].startswith('Error')]
 
 
 def test_readme_says_which_backbones_have_which_option_files():

@@ -137,7 +137,7 @@ def test_a_broken_file_is_refused(upscaler, tmp_path):
     (dict(target_ms=float('nan')), 'target_ms=nan', 'expected a number above 0'),
     (dict(budget=1, target_ms=2), 'target_ms=2', 'goes without a budget'),
     (dict(cost='latency'), 'cost=latency', 'says what a budget counts; give one'),
-    (dict(cost='money', budget=1), 'cost', "accepted: macs, latency; got 'money'"),
+    (dict(cost='money', budget=1), 'cost', "accepted: None, macs, latency; got 'money'"),
     (dict(precision='int8'), 'precision', "accepted: float32, bfloat16, float16; got 'int8'"),
     (dict(backend='jax'), 'backend', "accepted: None, torch, onnxruntime, openvino; got 'jax'"),
     (dict(patch_size=4), 'patch_size=4', 'expected at least 8'),

@@ -3,7 +3,7 @@ from ..registration import beside_others
 
 with beside_others(ARCH_REGISTRY, upstream=True):
     from .carn_arch import CARN_M
-    from .cdnsr_arch import CDNSR, ErrorPredictor, PatchClassifier, Routing
+    from .cdnsr_arch import CDNSR, ErrorMap, ErrorPredictor, PatchClassifier, Routing
     from .etds_arch import ETDS
     from .fsrcnn_arch import FSRCNN
     from .interpolation_arch import Interpolation
@@ -14,6 +14,6 @@ with beside_others(ARCH_REGISTRY, upstream=True):
     from .spanv2_arch import SPANV2
 
 __all__ = [
-    'CARN_M', 'CDNSR', 'ErrorPredictor', 'ETDS', 'FSRCNN', 'Interpolation', 'PCSR', 'PatchClassifier', 'PlainConvSR',
-    'Routing', 'SMFANet', 'SPAN', 'SPANV2'
+    'CARN_M', 'CDNSR', 'ErrorMap', 'ErrorPredictor', 'ETDS', 'FSRCNN', 'Interpolation', 'PCSR', 'PatchClassifier',
+    'PlainConvSR', 'Routing', 'SMFANet', 'SPAN', 'SPANV2'
 ]

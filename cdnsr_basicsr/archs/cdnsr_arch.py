@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import math
 import torch
 from torch import nn as nn
 from torch.nn import functional as F
@@ -130,8 +131,34 @@ class PatchClassifier(nn.Module):
         return self.fc(self.pool(self.convs[-1](x)).flatten(1))
 
 
+class _PredictsErrors(nn.Module):
+    """What classifiers that predict errors have in common: errors as logits, and back."""
+
+    def __init__(self, num_classes, price):
+        super(_PredictsErrors, self).__init__()
+        if not price > 0:
+            raise ValueError(f'{type(self).__name__}: expected a price above 0, but got {price}.')
+        self.price = price
+        self.register_buffer('costs', torch.zeros(num_classes))
+
+    def logits(self, errors):
+        """What stands for predicted squared errors, of shape (b, M), where a class is chosen."""
+        return -(errors / self.price + self.costs)
+
+    def errors(self, logits):
+        """The predicted squared errors, in grey levels, that logits stand for.
+
+        Args:
+            logits (Tensor): of shape (b, M).
+
+        Returns:
+            Tensor: of shape (b, M).
+        """
+        return -self.price * (logits + self.costs)
+
+
 @ARCH_REGISTRY.register()
-class ErrorPredictor(nn.Module):
+class ErrorPredictor(_PredictsErrors):
     """Predicts the squared error that each branch would leave in a patch; in the place of PatchClassifier.
 
     Its logits are -(error_i / price + cost_i), so that the most probable class is the branch with the least
@@ -151,16 +178,12 @@ class ErrorPredictor(nn.Module):
     """
 
     def __init__(self, num_in_ch=3, num_feat=16, num_classes=3, price=2.):
-        super(ErrorPredictor, self).__init__()
-        if not price > 0:
-            raise ValueError(f'ErrorPredictor: expected a price above 0, but got {price}.')
-        self.price = price
+        super(ErrorPredictor, self).__init__(num_classes, price)
         widths = (num_in_ch, num_feat, 2 * num_feat, 3 * num_feat, 3 * num_feat)
         self.convs = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], 3, stride=2 if i < 3 else 1, padding=1) for i in range(4))
         self.hidden = nn.Conv2d(widths[-1], widths[-1], 1)
         self.head = nn.Conv2d(widths[-1], num_classes, 1)
-        self.register_buffer('costs', torch.zeros(num_classes))
         start_with_texture(self.convs[0])
 
     def forward(self, x):
@@ -177,19 +200,118 @@ class ErrorPredictor(nn.Module):
         # the first branch's error by its logarithm, for it spans four orders of magnitude; what the others save by
         # its fraction of that, which is small and may be negative
         first = torch.exp(x[:, :1].clamp(-8, 10))
-        errors = torch.cat([first, first * (1 - x[:, 1:])], dim=1).mean(dim=(2, 3))
-        return -(errors / self.price + self.costs)
+        return self.logits(torch.cat([first, first * (1 - x[:, 1:])], dim=1).mean(dim=(2, 3)))
 
-    def errors(self, logits):
-        """The predicted squared errors, in grey levels, that logits stand for.
+
+def cosines(size=4):
+    """Patterns of a square: the filters of its discrete cosine transform but the constant one.
+
+    Args:
+        size (int): Side of the square. Default: 4.
+
+    Returns:
+        Tensor: of shape (size*size - 1, size, size), orthonormal, each of mean zero.
+    """
+    order = torch.arange(size, dtype=torch.float32)
+    waves = torch.cos(math.pi * order[:, None] * (order + 0.5) / size) * math.sqrt(2 / size)
+    waves[0] /= math.sqrt(2)
+    return (waves[:, None, :, None] * waves[None, :, None, :]).flatten(0, 1)[1:]
+
+
+@ARCH_REGISTRY.register()
+class ErrorMap(_PredictsErrors):
+    """Predicts the squared error that each branch would leave, for every 8x8 pixels of an image.
+
+    What a network gets wrong is texture. How much there is, and of which kind, say the energies of the luma's patterns:
+    of the coefficients of a cosine transform of overlapping 4x4 squares. They are fixed, blind to brightness and the
+    same for a mirrored image, so that little is left to be learnt by heart; two 3x3 convs over their logarithms make
+    errors of them. All but the transform runs at an eighth of the resolution.
+
+    In the place of PatchClassifier it is asked for the mean of its map: its logits are -(error_i / price + cost_i), so
+    that the most probable class is the branch with the least error + price * cost. It learns from errors alone
+    (ErrorLoss): CDNSR's mixture has no gradient to it.
+
+    Args:
+        num_in_ch (int): Channel number of inputs, 3 (RGB) or 1. Default: 3.
+        num_feat (int): Channel number of intermediate features. Default: 48.
+        num_classes (int): Number of branches M. CDNSR sets it. Default: 3.
+        price (float): Squared error, in grey levels (0 to 255), that the dearest branch has to save to be worth what it
+            costs, where no budget says otherwise. Default: 2.
+
+    Attributes:
+        costs (Tensor): Buffer of shape (M, ), cost of each branch relative to the dearest; the model sets it.
+        cell (int): Side of what has an error of its own, in pixels.
+        reach (int): How far beyond a cell it looks, in pixels, rounded up to cells.
+    """
+    cell = 8
+    reach = 24
+
+    def __init__(self, num_in_ch=3, num_feat=48, num_classes=3, price=2.):
+        super(ErrorMap, self).__init__(num_classes, price)
+        luma = torch.tensor([0.299, 0.587, 0.114] if num_in_ch == 3 else [1 / num_in_ch] * num_in_ch)
+        filters = 255 * cosines()[:, None] * luma.view(1, -1, 1, 1)
+        self.register_buffer('filters', filters, persistent=False)
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(len(filters), num_feat, 3, padding=1),
+             nn.Conv2d(num_feat, num_feat, 3, padding=1)])
+        self.head = nn.Conv2d(num_feat, num_classes, 1)
+        with torch.no_grad():  # starts with the energy itself
+            self.head.weight.mul_(0.1)
+            self.head.bias.zero_()
+
+    def energies(self, x):
+        """Logarithms of the mean square of each pattern in each cell.
 
         Args:
-            logits (Tensor): of shape (b, M).
+            x (Tensor): of shape (b, c, h, w), in [0, 1].
 
         Returns:
-            Tensor: of shape (b, M).
+            Tensor: of shape (b, 15, ceil(h / 8), ceil(w / 8)).
         """
-        return -self.price * (logits + self.costs)
+        h, w = x.shape[-2:]
+        x = F.pad(x, (1, 1 + -w % self.cell, 1, 1 + -h % self.cell), mode='replicate')
+        x = F.conv2d(x, self.filters, stride=2)
+        return F.avg_pool2d(x.square(), self.cell // 2).add(0.1).log()  # 0.1: what rounding to 8 bits leaves
+
+    def errors_of(self, energies):
+        """Errors by energies.
+
+        Args:
+            energies (Tensor): of shape (b, 15, h, w).
+
+        Returns:
+            Tensor: of shape (b, M, h, w), squared errors in grey levels.
+        """
+        level = energies.mean(dim=1, keepdim=True)
+        # about the mean and the deviation of photographs, so that the zeros beyond the border are nothing unusual
+        x = energies.sub(2.5).div(2.5)
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), negative_slope=0.1)
+        x = self.head(x)
+        # the first branch's error by its logarithm, relative to the energy; of the others the fraction that they save
+        first = torch.exp((level + 1 + x[:, :1]).clamp(-6, 10))
+        return torch.cat([first, first * (1 - x[:, 1:])], dim=1)
+
+    def error_map(self, x):
+        """Errors of the cells of an image.
+
+        Args:
+            x (Tensor): of shape (b, c, h, w), in [0, 1].
+
+        Returns:
+            Tensor: of shape (b, M, ceil(h / 8), ceil(w / 8)), squared errors in grey levels.
+        """
+        return self.errors_of(self.energies(x))
+
+    def forward(self, x):
+        """
+        Args:
+            x (Tensor): of shape (b, c, h, w), in [0, 1].
+
+        Returns:
+            Tensor: of shape (b, M), logits.
+        """
+        return self.logits(self.error_map(x).mean(dim=(2, 3)))
 
 
 @ARCH_REGISTRY.register()

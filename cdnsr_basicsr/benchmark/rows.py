@@ -29,7 +29,7 @@ class Settings:
             precision, the row is left out.
         oracle: Whether to route by true errors too, at each budget.
         branches: Whether to measure each branch alone too, and bicubic upsampling.
-        cost: 'macs' | 'latency': what a budget counts.
+        cost: 'macs' | 'latency': what a budget counts. Default: see Settings.
         with_ssim: Whether to compute SSIM.
     """
     models: Sequence[str]
@@ -44,7 +44,7 @@ class Settings:
     backends: Sequence[str] = ('torch', )
     oracle: bool = False
     branches: bool = False
-    cost: str = 'macs'
+    cost: Optional[str] = None
     with_ssim: bool = True
 
 

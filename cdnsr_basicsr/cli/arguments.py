@@ -58,9 +58,9 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
         nargs=precisions,
         default=[Settings.precision] if precisions else Settings.precision,
         help=f'of the branches (default: {Settings.precision})')
-    sizes, steps = ('; 128 for PCSR', ', 8 for a network without branches, 12 for PCSR') if not routed_only else ('',
-                                                                                                                  '')
-    command.add_argument('--patch-size', type=count, metavar='N', help=f'largest side of a tile (default: 96{sizes})')
+    pcsr, steps = ('', '') if routed_only else (', 128 for PCSR', ', 8 for a network without branches, 12 for PCSR')
+    command.add_argument(
+        '--patch-size', type=count, metavar='N', help=f'largest side of a tile (default: 96; 68 for an ErrorMap{pcsr})')
     command.add_argument(
         '--step', type=count, metavar='N', help=f'patch size less the overlap of tiles (default: 4 less{steps})')
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
@@ -96,6 +96,16 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def given_for(struct: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Those of the arguments that a dataclass has fields for."""
     return {field.name: getattr(args, field.name) for field in fields(struct) if hasattr(args, field.name)}
+
+
+def check_checkpoint_to_write(path: str, overwrite: bool) -> None:
+    """Refuses a name that is none of a checkpoint, is in no folder, or is taken."""
+    if os.path.splitext(path)[1] not in ('.pth', '.safetensors'):
+        raise OptionError(f'-o {path}', 'expected a name that ends in .pth or .safetensors')
+    if not os.path.isdir(os.path.dirname(path) or '.'):
+        raise OptionError(os.path.dirname(path), 'no such folder')
+    if os.path.exists(path) and not overwrite:
+        raise OptionError(path, 'is there already; --overwrite replaces it')
 
 
 def check_budgets(budgets: Sequence[float]) -> Sequence[float]:

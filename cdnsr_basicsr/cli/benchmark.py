@@ -28,7 +28,10 @@ def add_parser(commands: arguments.Commands) -> None:
     command.add_argument(
         '--repeat', type=arguments.count, default=3, metavar='N', help='timed runs of each (default: 3)')
     command.add_argument('--limit', type=arguments.count, metavar='N', help='only the first N photographs')
-    command.add_argument('--cost', choices=COSTS, default=COSTS[0], help='what a budget counts (default: macs)')
+    command.add_argument(
+        '--cost',
+        choices=COSTS,
+        help='what a budget counts (default: latency for branches of different archs, else macs)')
     command.add_argument(
         '--no-ssim', action='store_false', dest='with_ssim', help='without SSIM, which takes longer than all the rest')
     command.add_argument('--branches', action='store_true', help='each branch alone too, and bicubic upsampling')

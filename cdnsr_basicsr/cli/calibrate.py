@@ -23,12 +23,12 @@ def add_parser(commands: arguments.Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     budgets = arguments.check_budgets(args.budgets or [])
     from ..calibration import BUDGETS, calibrate, calibration_path, markdown
-    from ..inference.tiling import PATCH_SIZE
+    from ..inference import default_patch_size
     from ..loading import load_on_device, tile_of
     with arguments.said_by_flags():
         settings = arguments.settings_of(args)
         net = load_on_device(settings)
-        patch_size, step = tile_of(settings, PATCH_SIZE)
+        patch_size, step = tile_of(settings, default_patch_size(net))
     left_out: list[tuple[str, str]] = []
     table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size, step, args.limit,
                       left_out)

@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from .. import load_plugins
 from ..conversion.registry import names_of_families
 from ..options import OptionError
-from .arguments import Commands, count, new_command
+from .arguments import Commands, check_checkpoint_to_write, count, new_command
 
 
 def add_parser(commands: Commands) -> None:
@@ -36,12 +35,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if os.path.splitext(args.output)[1] not in ('.pth', '.safetensors'):
-        raise OptionError(f'-o {args.output}', 'expected a name that ends in .pth or .safetensors')
-    if not os.path.isdir(os.path.dirname(args.output) or '.'):
-        raise OptionError(os.path.dirname(args.output), 'no such folder')
-    if os.path.exists(args.output) and not args.overwrite:
-        raise OptionError(args.output, 'is there already; --overwrite replaces it')
+    check_checkpoint_to_write(args.output, args.overwrite)
     if args.clip and not args.plain:
         raise OptionError('--clip', 'goes with --plain')
     load_plugins()

@@ -33,7 +33,8 @@ def add_parser(commands: arguments.Commands) -> None:
         '--cost',
         choices=COSTS,
         default=Settings.cost,
-        help='what --budget counts: multiply-accumulates or measured time (default: macs)')
+        help='what --budget counts: multiply-accumulates or measured time (default: latency for branches of different '
+        'archs, else macs)')
     command.add_argument('--map', action='store_true', help='write difficulty maps too, as NAME_map.png')
     command.add_argument(
         '--scale', type=float, metavar='S', help='upsampling factor of a PCSR network, such as 2.5 (default: its own)')

@@ -5,7 +5,7 @@ from torch import nn
 from typing import Any, Optional
 
 from . import pixel_upscaler, tiling
-from .network import pixel_routed
+from .network import maps_errors, pixel_routed, routed
 from .pixel_upscaler import PixelUpscaler
 from .tile_upscaler import TileUpscaler
 from .tiling import Tiling
@@ -16,7 +16,10 @@ __all__ = ['PixelUpscaler', 'TileUpscaler', 'Tiling', 'Upscaled', 'Upscaler', 'd
 
 def default_patch_size(net: nn.Module) -> int:
     """Largest side of a tile, in LR pixels, that a network's engine takes if none is given."""
-    return tiling.PATCH_SIZE if pixel_routed(net) is None else pixel_upscaler.PATCH_SIZE
+    if pixel_routed(net) is not None:
+        return pixel_upscaler.PATCH_SIZE
+    tiles = routed(net)
+    return tiling.PATCH_SIZE if tiles is None or maps_errors(tiles.classifier) is None else tiling.MAPPED_PATCH_SIZE
 
 
 def make_upscaler(net: nn.Module,
@@ -28,8 +31,7 @@ def make_upscaler(net: nn.Module,
     Raises:
         ValueError: The network is none for super-resolution, or the engine has no such argument.
     """
-    if patch_size is not None:
-        kwargs['patch_size'] = patch_size
+    kwargs['patch_size'] = default_patch_size(net) if patch_size is None else patch_size
     if pixel_routed(net) is not None:
         kwargs.pop('float32_branches', None)
         return PixelUpscaler(net, step=step, **kwargs)

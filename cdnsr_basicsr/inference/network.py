@@ -74,6 +74,15 @@ class PredictsErrors(Protocol):
         """The predicted errors, in grey levels."""
 
 
+class MapsErrors(PredictsErrors, Protocol):
+    """One that predicts them for every cell of an image."""
+    cell: int
+    reach: int
+
+    def error_map(self, x: torch.Tensor) -> torch.Tensor:
+        """Errors of the cells of an image, of shape (b, M, ceil(h / cell), ceil(w / cell))."""
+
+
 def routed(net: nn.Module) -> Optional[Routed]:
     """The network, if it has a classifier that chooses between branches."""
     return cast(Routed, net) if hasattr(net, 'classifier') and hasattr(net, 'branches') else None
@@ -89,6 +98,11 @@ def predicts_errors(classifier: Optional[nn.Module]) -> Optional[PredictsErrors]
     """The classifier, if it predicts errors."""
     known = all(hasattr(classifier, name) for name in ('errors', 'price', 'costs'))
     return cast(PredictsErrors, classifier) if known else None
+
+
+def maps_errors(classifier: Optional[nn.Module]) -> Optional[MapsErrors]:
+    """The classifier, if it predicts errors for every cell of an image."""
+    return cast(MapsErrors, classifier) if hasattr(classifier, 'error_map') else None
 
 
 def branches_of(net: nn.Module) -> list[nn.Module]:

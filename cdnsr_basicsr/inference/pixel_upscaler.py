@@ -95,11 +95,11 @@ class PixelUpscaler(Upscaler):
                  step: Optional[int] = None,
                  budget: Optional[float] = None,
                  target_ms: Optional[float] = None,
-                 cost: str = 'macs',
+                 cost: Optional[str] = None,
                  precision: str = 'float32',
                  max_tiles: Optional[int] = None,
                  scale: Optional[float] = None) -> None:
-        if target_ms is not None or cost != 'macs':
+        if target_ms is not None or cost == 'latency':
             raise ValueError(f'{type(net).__name__} takes a budget in MACs only, no time')
         self.source = pixels = cast(PixelRouted, net)
         scale = pixels.upscale if scale is None else scale

@@ -7,17 +7,27 @@ from torch import nn
 from typing import Callable, Iterator, NamedTuple, Optional, Sequence, cast
 
 from ..complexity import count_macs
-from .budget import RoutingPath
-from .network import PRECISIONS, branches_of, common_geometry, deployed, predicts_errors, routed
+from .budget import RoutingPath, SettledPath, settled
+from .network import (
+    PRECISIONS,
+    MapsErrors,
+    branches_of,
+    common_geometry,
+    deployed,
+    maps_errors,
+    predicts_errors,
+    routed,
+)
 from .speed import Speed, is_out_of_memory, measured_speed
 from .tiling import PATCH_SIZE, Block, Canvas, Rows, Tiling, pad_to
 from .upscaler import Upscaler, algorithm_search, to_device
 
 CANVAS_BYTES = {'cpu': 2**26, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
-PAIRED_BYTES = 2**26  # of two rows of tiles, upscaled: of smaller ones tiles are merged up and down too
+MERGED_BYTES = 2**26  # of the rows of tiles, upscaled, that are merged up and down
 CLASSIFIED_TOGETHER = {'cpu': 32, 'cuda': 512}  # tiles
 FEW_TILES, DEFAULT_MAX_TILES = 32, {'cpu': 4, 'cuda': 32}  # an image of few is done before a measurement would be
-MERGED_TILES = 4  # of a block; not measured, so that an image comes out the same on every machine
+MERGED_SIDE = 192  # pixels of a block of merged tiles, about; not measured: an image is the same on every machine
+MAPPED_ROWS = 512  # of an image whose errors are predicted at once
 
 Strips = list[list[tuple[int, Block]]]  # for each strip of an image its blocks of tiles and their classes
 
@@ -31,7 +41,7 @@ class TilePlan(NamedTuple):
         strips: What is run.
         tile_rows: Tile rows of a strip.
         max_tiles: Most tiles per forward pass of each branch.
-        cost: MACs to be spent, classifier and tile overlap included, relative to the dearest branch on the whole image.
+        cost: MACs to be spent, classifier and tile overlap included, relative to the hardest branch on the whole image.
         out_size: Height and width of the result.
     """
     tiling: Tiling
@@ -66,10 +76,11 @@ class TileUpscaler(Upscaler):
         patch_size: Largest side of a tile in LR pixels.
         step: Distance of neighbouring tiles in LR pixels. Default: patch_size less 4 (8 for a network without
             branches).
-        budget: Cost that may be spent on an image, as a fraction of the dearest branch's on the whole image without
+        budget: Cost that may be spent on an image, as a fraction of the hardest branch's on the whole image without
             tiles; classifier and overlap count. Default: no limit, the most probable class.
         target_ms: Time that may be spent on an image, in milliseconds, by the measured speed of the branches.
-        cost: 'macs' | 'latency': what a budget counts.
+        cost: 'macs' | 'latency': what a budget, or the price of a predicted error, counts. Default: time where branches
+            are of different archs, else MACs.
         precision: 'float32' | 'bfloat16' | 'float16': of the branches. The classifier always runs in float32.
         float32_branches: Branches that keep float32.
         max_tiles: Most tiles per forward pass. Default: the fastest number by a short measurement, which is kept for
@@ -79,6 +90,8 @@ class TileUpscaler(Upscaler):
         multiple: What the sides of tiles must be multiples of.
         branch_macs: MACs of each branch for one tile.
         classifier_macs: MACs of the classifier for one tile.
+        hardest: The branch that leaves the least error, which budgets are relative to: the last one, where no
+            calibration says otherwise.
     """
     unit = 'Tiles'
 
@@ -88,11 +101,11 @@ class TileUpscaler(Upscaler):
                  step: Optional[int] = None,
                  budget: Optional[float] = None,
                  target_ms: Optional[float] = None,
-                 cost: str = 'macs',
+                 cost: Optional[str] = None,
                  precision: str = 'float32',
                  float32_branches: Sequence[int] = (),
                  max_tiles: Optional[int] = None) -> None:
-        if cost not in ('macs', 'latency'):
+        if cost not in (None, 'macs', 'latency'):
             raise ValueError(f"Expected cost 'macs' or 'latency', but got {cost!r}.")
         if budget is not None and target_ms is not None:
             raise ValueError('Expected a budget or target_ms, but got both.')
@@ -105,7 +118,9 @@ class TileUpscaler(Upscaler):
         dtypes = [torch.float32 if i in float32_branches else PRECISIONS[precision] for i in range(len(self.sources))]
         super().__init__(net, scale, channels, patch_size, step, budget, dtypes, max_tiles)
         self.num_classes = len(self.sources)
-        self.target_ms, self.cost_kind = target_ms, cost
+        alike = len({type(branch) for branch in self.sources}) == 1
+        self.target_ms, self.cost_kind = target_ms, cost or ('macs' if alike else 'latency')
+        self.hardest = self.num_classes - 1
         self.classifier_macs = 0
         if tiles is not None:
             try:
@@ -114,7 +129,7 @@ class TileUpscaler(Upscaler):
                 text = f'the classifier takes no images of {channels} channel{"s" * (channels != 1)}: {error}'
                 raise ValueError(text) from error
         self.branch_macs = [count_macs(branch, patch_size, patch_size, channels) for branch in self.sources]
-        if budget is not None and cost == 'macs' and max(self.branch_macs) == 0:
+        if budget is not None and self.cost_kind == 'macs' and self.branch_macs[self.hardest] == 0:
             raise ValueError('the branches have no multiply-accumulates to count; use cost latency')
 
     @property
@@ -124,8 +139,7 @@ class TileUpscaler(Upscaler):
 
     @property
     def whole_macs(self) -> float:
-        """MACs of the dearest branch on a whole image, per pixel of the result."""
-        return max(self.branch_macs) / self.patch_size**2 / self.scale**2
+        return self.branch_macs[self.hardest] / self.patch_size**2 / self.scale**2
 
     def tiling_of(self, height: int, width: int) -> Tiling:
         """The tiles of an image."""
@@ -138,10 +152,20 @@ class TileUpscaler(Upscaler):
         self.branches = [deployed(branch, dtype) for branch, dtype in zip(self.sources, self.dtypes)]
 
     @property
+    def by_time(self) -> bool:
+        """Whether costs are times."""
+        return self.cost_kind == 'latency' or self.target_ms is not None
+
+    @property
+    def part_costs(self) -> Sequence[float]:
+        """Milliseconds or MACs of a tile of patch_size: of each branch, then of the classifier."""
+        return self.speed.tile_ms if self.by_time else (*self.branch_macs, self.classifier_macs)
+
+    @property
     def costs(self) -> torch.Tensor:
-        """MACs of each branch relative to the dearest, of shape (M, )."""
-        macs = torch.tensor(self.branch_macs, dtype=torch.float32)
-        return macs / macs.max().clamp(min=1)
+        """Cost of each branch relative to the dearest, of shape (M, )."""
+        costs = torch.tensor(self.part_costs[:self.num_classes], dtype=torch.float32)
+        return costs / (costs.max() or 1)
 
     @property
     def speed(self) -> Speed:
@@ -189,22 +213,24 @@ class TileUpscaler(Upscaler):
         tiling = self.tiling_of(image.height, image.width)
         row_bytes = int(4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2)
         # by the image alone, not by the device: the same tiles are merged everywhere
-        high = 2 if 2 * row_bytes <= PAIRED_BYTES else 1
+        high = 2**max(1, (MERGED_SIDE // self.step).bit_length() - 1)
+        merged = high**2 if self.max_tiles is None else min(self.max_tiles, high**2)
+        while high > 1 and (high > merged or high * row_bytes > MERGED_BYTES):
+            high //= 2
         tile_rows = min(len(tiling.tops), max(1, CANVAS_BYTES[self.kind] // row_bytes // high) * high)
         max_tiles = self._max_tiles(len(tiling))
-        merged = MERGED_TILES if self.max_tiles is None else min(self.max_tiles, MERGED_TILES)
         classes = torch.zeros(len(tiling), dtype=torch.int64)
 
         def merge(classes: torch.Tensor) -> Strips:
             return tiling.merge(classes, merged, tile_rows, high)
 
         if self.classifier is not None:
-            if logits is None:
-                logits = self._classify(self.classifier, image, tiling)
-                predictor = predicts_errors(self.classifier)
-                if self.limited and predictor is not None:  # free of the costs that its logits count
-                    logits = -predictor.errors(logits)
-            classes = self._classes(logits.cpu(), tiling, merge)
+            mapper = maps_errors(self.classifier)
+            if logits is not None or mapper is None:
+                classes = self._classes_by_logits(
+                    self._logits(self.classifier, image, tiling) if logits is None else logits.cpu(), tiling, merge)
+            else:
+                classes = self._classes_by_errors(mapper, image, tiling, merge)
         strips = merge(classes)
         macs = (*self.branch_macs, self.classifier_macs)
         whole = self._whole(tiling, macs)
@@ -212,21 +238,34 @@ class TileUpscaler(Upscaler):
         out_size = self.size_of(image.height, image.width)
         return TilePlan(tiling, classes, strips, tile_rows, max_tiles, cost, out_size)
 
-    def _classes(self, logits: torch.Tensor, tiling: Tiling, merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
+    def _limit(self, tiling: Tiling) -> float:
+        """What may be spent on an image."""
+        return self.target_ms or 0. if self.budget is None else self.budget * self._whole(tiling, self.part_costs)
+
+    def _classes_by_errors(self, mapper: MapsErrors, image: Rows, tiling: Tiling,
+                           merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
+        """Class of each tile: by its predicted errors and what the classes cost, overlap included."""
+        errors = tiling.means(self._error_map(mapper, image), mapper.cell).nan_to_num()
+        grid, parts = errors.view(len(tiling.tops), len(tiling.lefts), -1), self.part_costs
+        border = (1 - self.step / self.patch_size) / 2
+        if not self.limited:
+            return settled(grid, mapper.price * self.costs.double(), border).flatten()
+        path = SettledPath(grid, torch.tensor(parts[:self.num_classes]), border)
+        return path.within(self._limit(tiling), lambda classes: self._spent(tiling, merge(classes), parts))
+
+    def _classes_by_logits(self, logits: torch.Tensor, tiling: Tiling, merge: Callable[[torch.Tensor],
+                                                                                       Strips]) -> torch.Tensor:
         """Class of each tile: the most probable one, or what the budget allows."""
         logits = logits.nan_to_num()
         if not self.limited:
             return logits.argmax(dim=1)
-        by_time = self.cost_kind == 'latency' or self.target_ms is not None
-        parts = self.speed.tile_ms if by_time else (*self.branch_macs, self.classifier_macs)
-        limit = self.target_ms or 0. if self.budget is None else self.budget * self._whole(tiling, parts)
-        if by_time:  # a branch that is slower than a stronger one is none to choose
-            strength = self.branch_macs
-            for i, ms in enumerate(parts[:-1]):
-                if any(strength[j] > strength[i] and parts[j] <= ms for j in range(len(strength))):
+        parts = self.part_costs
+        if self.by_time and predicts_errors(self.classifier) is None:  # what is slower than a later one is not chosen
+            for i, ms in enumerate(parts[:self.num_classes]):
+                if any(later <= ms for later in parts[i + 1:self.num_classes]):
                     logits = logits.index_fill(1, torch.tensor(i), -torch.inf)
-        path = RoutingPath(logits, torch.tensor(parts[:-1]))
-        return path.within(limit, lambda classes: self._spent(tiling, merge(classes), parts))
+        path = RoutingPath(logits, torch.tensor(parts[:self.num_classes]))
+        return path.within(self._limit(tiling), lambda classes: self._spent(tiling, merge(classes), parts))
 
     def _spent(self, tiling: Tiling, strips: Strips, parts: Sequence[float]) -> float:
         """What an image costs, given the costs of branches and classifier for a tile of patch_size."""
@@ -238,15 +277,33 @@ class TileUpscaler(Upscaler):
         return total / self.patch_size**2
 
     def _whole(self, tiling: Tiling, parts: Sequence[float]) -> float:
-        """What the dearest branch costs on the image without tiles."""
-        hardest = self.branch_macs.index(max(self.branch_macs))
-        return parts[hardest] * tiling.height * tiling.width / self.patch_size**2
+        """What the hardest branch costs on the image without tiles."""
+        return parts[self.hardest] * tiling.height * tiling.width / self.patch_size**2
 
     def _lq_rows(self, image: Rows, tiling: Tiling, first: int, last: int) -> torch.Tensor:
         """What the tile rows from `first` to `last` cover, of shape (c, rows, width), on the device."""
         top, bottom = tiling.tops[first], tiling.tops[last] + tiling.size[0]
         rows = to_device(image.rows(top, min(bottom, image.height)), self.device)
         return pad_to(rows, bottom - top, tiling.padded[1])
+
+    def _logits(self, classifier: nn.Module, image: Rows, tiling: Tiling) -> torch.Tensor:
+        """What the classifier says of the tiles, of shape (n, M), on the CPU; of predicted errors, where there is a
+        limit, without the costs that their logits count.
+        """
+        logits, predictor = self._classify(classifier, image, tiling), predicts_errors(classifier)
+        return (-predictor.errors(logits) if self.limited and predictor is not None else logits).cpu()
+
+    def _error_map(self, mapper: MapsErrors, image: Rows) -> torch.Tensor:
+        """Predicted errors of all cells of an image, of shape (M, rows, columns), on the CPU."""
+        parts, cell = [], mapper.cell
+        for top in range(0, image.height, MAPPED_ROWS):
+            bottom = min(top + MAPPED_ROWS, image.height)
+            first, last = max(0, top - mapper.reach), min(bottom + mapper.reach, image.height)
+            rows = to_device(image.rows(first, last), self.device).unsqueeze(0)
+            with algorithm_search(False):
+                errors = mapper.error_map(rows.contiguous(memory_format=torch.channels_last))[0]
+            parts.append(errors[:, (top - first) // cell:][:, :-(-(bottom - top) // cell)].cpu())
+        return torch.cat(parts, dim=1)
 
     def _classify(self, classifier: nn.Module, image: Rows, tiling: Tiling) -> torch.Tensor:
         """What the classifier says of the tiles, of shape (n, M)."""

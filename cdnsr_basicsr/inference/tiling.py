@@ -6,9 +6,8 @@ from torch.nn import functional as F
 from typing import NamedTuple, Protocol
 
 PATCH_SIZE = 96  # largest side of a tile if none is given, in pixels: see docs/Deviations.md
+MAPPED_PATCH_SIZE = 68  # the same, where errors of cells are known: eight of them in a step
 LEAST_SIZE = 16  # of a tile, in pixels; not every network can do less
-# rows and columns of merged tiles, in the order in which they are placed, by the most rows
-SHAPES = {1: [(1, 4), (1, 2), (1, 1)], 2: [(2, 2), (1, 2), (2, 1), (1, 1)]}
 
 
 class Rows(Protocol):
@@ -76,6 +75,20 @@ def fit(length: int, patch_size: int, step: int, multiple: int = 1) -> tuple[int
     return size, count, size - overlap
 
 
+def shapes(max_tiles: int, high: int = 2) -> list[tuple[int, int]]:
+    """Rows and columns of merged tiles, in the order in which they are placed.
+
+    Powers of two, nearly square where more than one row is allowed: few, and with little border.
+
+    >>> shapes(4), shapes(4, 1)
+    ([(2, 2), (1, 2), (2, 1), (1, 1)], [(1, 4), (1, 2), (1, 1)])
+    """
+    sides = [2**i for i in range(max_tiles.bit_length())]
+    found = [(rows, columns) for rows in sides for columns in sides if rows <= high and rows * columns <= max_tiles]
+    square = [shape for shape in found if high == 1 or max(shape) <= 2 * min(shape)]
+    return sorted(square, key=lambda shape: (-shape[0] * shape[1], shape[0]))
+
+
 class Block(NamedTuple):
     """Neighbouring tiles that are run as one rectangle: the first tile's row and column, and how many of each."""
     row: int
@@ -140,6 +153,25 @@ class Tiling:
         right = self.lefts[block.column + block.columns - 1] + self.size[1]
         return self.tops[block.row], bottom, self.lefts[block.column], right
 
+    def means(self, values: torch.Tensor, cell: int) -> torch.Tensor:
+        """Mean over each tile, up to the middle of where it overlaps its neighbours, of what is known for cells.
+
+        Args:
+            values: of shape (M, rows, columns), for each cell of the image.
+            cell: Side of a cell in pixels; the last ones may reach beyond the image.
+
+        Returns:
+            Means of shape (n, M).
+        """
+        shares = []
+        for axis, (starts, length) in enumerate(((self.tops, self.height), (self.lefts, self.width))):
+            edges = torch.tensor([0., *self._middles(starts, axis), float(length)], dtype=torch.float64)
+            begins = cell * torch.arange(values.shape[1 + axis], dtype=torch.float64)
+            ends = torch.minimum(edges[1:, None], begins + cell)
+            shared = (ends - torch.maximum(edges[:-1, None], begins)).clamp(min=0)
+            shares.append(shared / shared.sum(dim=1, keepdim=True))
+        return torch.einsum('yr,mrc,xc->yxm', shares[0], values.double(), shares[1]).flatten(0, 1)
+
     def class_map(self, classes: torch.Tensor) -> torch.Tensor:
         """Says for every pixel which class the tile that counts most there has.
 
@@ -155,8 +187,12 @@ class Tiling:
 
     def _owner(self, starts: list[int], axis: int, length: int) -> torch.Tensor:
         """Index of the tile whose centre is nearest, for every pixel along one axis."""
-        middles = [(start + following + self.size[axis]) / 2 for start, following in zip(starts, starts[1:])]
-        return torch.bucketize(torch.arange(length) + 0.5, torch.tensor(middles, dtype=torch.float32))
+        middles = torch.tensor(self._middles(starts, axis), dtype=torch.float32)
+        return torch.bucketize(torch.arange(length) + 0.5, middles)
+
+    def _middles(self, starts: list[int], axis: int) -> list[float]:
+        """Where along one axis the middles lie of what neighbouring tiles share."""
+        return [(start + following + self.size[axis]) / 2 for start, following in zip(starts, starts[1:])]
 
     def merge(self,
               classes: torch.Tensor,
@@ -165,15 +201,15 @@ class Tiling:
               high: int = 2) -> list[list[tuple[int, Block]]]:
         """Merges neighbouring tiles of one class into rectangles, so that their overlap is computed once.
 
-        The rectangles are of few shapes, 1, 2 or 4 tiles: a network is slow on a size that it has not seen before.
-        Larger ones are placed first, from left to right and down; those of two rows begin at every second row, so that
-        they are the same however many rows a strip has.
+        The rectangles are of few shapes: a network is slow on a size that it has not seen before. Larger ones are
+        placed first, from left to right and down; those of two rows begin at every second row, of four at every fourth,
+        so that they are the same however many rows a strip has.
 
         Args:
             classes: of shape (n, ).
             max_tiles: Most tiles of a rectangle.
             max_rows: Tile rows that belong to one strip, a multiple of `high`, but for an only strip.
-            high: Most rows of a rectangle, 1 or 2.
+            high: Most rows of a rectangle, a power of two.
 
         Returns:
             For each strip its rectangles and their classes; each tile is in exactly one.
@@ -181,8 +217,8 @@ class Tiling:
         grid = classes.view(len(self.tops), len(self.lefts))
         strips: list[list[tuple[int, Block]]] = [[] for _ in range(-(-len(self.tops) // max_rows))]
         free = [bytearray(b'1' * len(self.lefts)) for _ in self.tops]
-        for rows, columns in SHAPES[high]:
-            if rows * columns > max_tiles or rows > grid.shape[0] or columns > grid.shape[1]:
+        for rows, columns in shapes(max_tiles, high):
+            if rows > grid.shape[0] or columns > grid.shape[1]:
                 continue
             windows = grid.unfold(0, rows, 1).unfold(1, columns, 1).flatten(2)
             alike = (windows == windows[..., :1]).all(dim=2)

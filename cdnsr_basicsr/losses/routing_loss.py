@@ -158,17 +158,19 @@ class LabelLoss(nn.Module):
         return self.weight_at(current_iter) * F.cross_entropy(logits, labels)
 
 
-def squared_error(output, gt):
+def squared_error(output, gt, cell=None):
     """Mean squared error of each patch in grey levels, 0 to 255, without gradient.
 
     Args:
         output (Tensor): of shape (b, c, h, w), about [0, 1].
         gt (Tensor): of the same shape.
+        cell (int | None): Side of squares to take it of instead, whole ones from the top left. Default: None.
 
     Returns:
-        Tensor: of shape (b, ).
+        Tensor: of shape (b, ), or (b, h // cell, w // cell).
     """
-    return (output.detach().float().clamp(0, 1) - gt).mul(255).square().mean(dim=(1, 2, 3))
+    error = (output.detach().float().clamp(0, 1) - gt).mul(255).square().mean(dim=1)
+    return error.mean(dim=(1, 2)) if cell is None else F.avg_pool2d(error, cell)
 
 
 @LOSS_REGISTRY.register()
@@ -183,7 +185,11 @@ class ErrorLoss(nn.Module):
         loss_weight (float): Loss weight. Default: 1.0.
         gain_weight (float): Weight of what the other branches save. Default: 10.
         beta (float): Difference from which on it counts linearly. Default: 0.5.
+
+    Attributes:
+        rounding (float): Squared error that images of 8 bits have anyway; differences below it are none.
     """
+    rounding = 1 / 12
 
     def __init__(self, loss_weight=1.0, gain_weight=10., beta=0.5):
         super(ErrorLoss, self).__init__()
@@ -196,10 +202,10 @@ class ErrorLoss(nn.Module):
     def forward(self, predicted, errors):
         """
         Args:
-            predicted (Tensor): of shape (b, M), above 0 in the first column.
-            errors (Tensor): of shape (b, M), mean squared error of each branch on each patch, in the same unit.
+            predicted (Tensor): of shape (b, M) or (b, M, h, w), above 0 in the first column, in grey levels (0 to 255).
+            errors (Tensor): of the same shape, mean squared error of each branch on each patch or cell.
         """
-        first, unit = predicted[:, 0], predicted[:, :1].detach()
-        deviance = errors[:, 0] / first + first.log()
+        first, unit = predicted[:, 0] + self.rounding, predicted[:, :1].detach() + self.rounding
+        deviance = (errors[:, 0] + self.rounding) / first + first.log()
         saved = [(values[:, :1] - values[:, 1:]) / unit for values in (predicted, errors)]
         return self.loss_weight * (deviance.mean() + self.gain_weight * F.smooth_l1_loss(*saved, beta=self.beta))

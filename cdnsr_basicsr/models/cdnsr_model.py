@@ -4,7 +4,7 @@ from collections import OrderedDict
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
-from ..inference.network import predicts_errors
+from ..inference.network import maps_errors, predicts_errors
 from ..losses import VGG19Features, squared_error
 from ..options import OptionError
 from .cdnsr_options import DISTILLATION_LOSSES, LOSSES, CDNSRFile, check_options
@@ -165,9 +165,7 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
             'flops': (routing.weights, self.costs),
         })
         if 'error' in self.losses:
-            if known_errors is None:
-                known_errors = torch.stack([squared_error(output, gt) for output in routing.branch_outputs], dim=1)
-            arguments['error'] = (net.classifier.errors(routing.logits), known_errors)
+            arguments['error'] = self._errors(net.classifier, routing, lq, gt, known_errors)
         if 'branch' in self.losses:
             outputs = torch.stack(routing.branch_outputs, dim=1)
             weights = routing.weights[..., None, None, None].expand_as(outputs)
@@ -183,6 +181,23 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
         if self.guard is not None:
             self.guard(counts)
         return log
+
+    def _errors(self, classifier, routing, lq, gt, known):
+        """Predicted errors and those that were made: of patches where these were known before, else of cells, if the
+        classifier tells them apart.
+        """
+        mapper = maps_errors(classifier)
+        if known is not None or mapper is None:
+            if known is None:
+                known = torch.stack([squared_error(output, gt) for output in routing.branch_outputs], dim=1)
+            return classifier.errors(routing.logits), known
+        cell = mapper.cell * self.opt['scale']
+        known = torch.stack([squared_error(output, gt, cell) for output in routing.branch_outputs], dim=1)
+        return mapper.error_map(lq)[..., :known.shape[2], :known.shape[3]], known
+
+    def upscaler(self, net):
+        # operations also where branches are of different archs: what a training does depends on no machine
+        return super(CDNSRModel, self).upscaler(net, cost='macs')
 
     def get_current_log(self):
         super(CDNSRModel, self).get_current_log()

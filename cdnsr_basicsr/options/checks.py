@@ -390,9 +390,10 @@ def check_model_of_cdnsr(opt: Mapping[str, Any], is_train: bool) -> Optional[str
     if not isinstance(net, Mapping) or net.get('type') != 'CDNSR' or model == 'CDNSRModel':
         return None
     classifier = net.get('classifier')
-    if is_train and isinstance(classifier, Mapping) and classifier.get('type') == 'ErrorPredictor':
+    kind = classifier.get('type') if isinstance(classifier, Mapping) else None
+    if is_train and kind in ('ErrorMap', 'ErrorPredictor'):
         raise OptionError(
-            'model_type', f'{model} cannot train an ErrorPredictor, to which only errors have a gradient '
+            'model_type', f'{model} cannot train an {kind}, to which only errors have a gradient '
             '(train.error_opt); use CDNSRModel')
     missing = ['annealing of tau'] * is_train + ['tiles in validation, so that an image has one class as a whole']
     if is_train and model not in ('FastSRModel', 'ETDSModel'):

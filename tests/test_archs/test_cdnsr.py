@@ -1,12 +1,14 @@
-"""CDNSR and its classifiers, PatchClassifier and ErrorPredictor."""
+"""CDNSR and its classifiers: PatchClassifier, ErrorPredictor and ErrorMap."""
 import inspect
+import math
 import pytest
 import torch
 
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 
-ErrorPredictor, PatchClassifier = (ARCH_REGISTRY.get(name) for name in ('ErrorPredictor', 'PatchClassifier'))
+ErrorMap, ErrorPredictor, PatchClassifier = (
+    ARCH_REGISTRY.get(name) for name in ('ErrorMap', 'ErrorPredictor', 'PatchClassifier'))
 gumbel_softmax = inspect.getmodule(ARCH_REGISTRY.get('CDNSR')).gumbel_softmax
 
 
@@ -202,9 +204,66 @@ def test_errors_predicted_for_a_tile_are_the_mean_of_those_of_its_parts():
         torch.testing.assert_close(net(x)[0], net(parts).mean(0))
 
 
-def test_price_of_an_error_predictor_is_above_zero():
-    with pytest.raises(ValueError, match='price above 0, but got 0'):
-        ErrorPredictor(price=0)
+@pytest.mark.parametrize('arch', [ErrorMap, ErrorPredictor])
+def test_price_of_an_error_is_above_zero(arch):
+    with pytest.raises(ValueError, match=f'{arch.__name__}: expected a price above 0, but got 0'):
+        arch(price=0)
+
+
+def wave(order, place):
+    """Value of a wave of an orthonormal cosine transform of four pixels."""
+    return math.cos(math.pi * order * (place + 0.5) / 4) * (0.5**0.5 if order else 0.5)
+
+
+def energy_of(y, v, u, row, column):
+    """Mean square of pattern (v, u) in a cell of 8x8 pixels, whose 4x4 squares begin a pixel before it."""
+    total = 0.
+    for top in range(8 * row - 1, 8 * row + 7, 2):
+        for left in range(8 * column - 1, 8 * column + 7, 2):
+            value = 0.
+            for i in range(4):
+                for j in range(4):
+                    pixel = y[min(max(top + i, 0), y.shape[0] - 1), min(max(left + j, 0), y.shape[1] - 1)]
+                    value += wave(v, i) * wave(u, j) * pixel
+            total += value**2
+    return total / 16
+
+
+def test_energies_are_those_of_a_cosine_transform_of_luma():
+    x = torch.rand(1, 3, 16, 24, dtype=torch.float64)
+    y = 255 * (0.299 * x[0, 0] + 0.587 * x[0, 1] + 0.114 * x[0, 2])
+    found = ErrorMap().double().energies(x)
+    assert found.shape == (1, 15, 2, 3)
+    patterns = [(v, u) for v in range(4) for u in range(4)][1:]
+    for index, row, column in ((0, 0, 0), (3, 1, 1), (7, 0, 2), (14, 1, 2)):
+        expected = math.log(energy_of(y, *patterns[index], row, column) + 0.1)
+        assert float(found[0, index, row, column]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('size', [(1, 1), (3, 9), (32, 32), (41, 70)])
+def test_a_map_has_an_error_of_every_cell(channels, size):
+    net = ErrorMap(channels, num_feat=8, num_classes=4, price=3.).eval()
+    net.costs.copy_(torch.tensor([0.1, 0.2, 0.5, 1.]))
+    x = torch.rand(2, channels, *size)
+    with torch.no_grad():
+        found, logits = net.error_map(x), net(x)
+    assert found.shape == (2, 4, -(-size[0] // 8), -(-size[1] // 8)) and bool((found[:, 0] > 0).all())
+    torch.testing.assert_close(net.errors(logits), found.mean(dim=(2, 3)), rtol=1e-4, atol=1e-4)
+    assert logits.argmax(1).tolist() == (found.mean(dim=(2, 3)) + 3 * net.costs).argmin(1).tolist()
+
+
+def test_a_map_neither_sees_brightness_nor_more_than_it_says():
+    net = ErrorMap(num_feat=8).eval()
+    x = 0.2 + 0.5 * torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        found = net.error_map(x)
+        torch.testing.assert_close(net.error_map(x + 0.1), found, rtol=1e-3, atol=1e-3)
+        other = torch.rand_like(x)
+        seen = slice(48 - net.reach, 56 + net.reach)
+        other[..., seen, seen] = x[..., seen, seen]
+        torch.testing.assert_close(net.error_map(other)[..., 6, 6], found[..., 6, 6])
+        assert not torch.allclose(net.error_map(other), found)
 
 
 def test_cdnsr_with_an_error_predictor_routes_and_mixes():

@@ -76,7 +76,7 @@ def test_an_image_does_not_depend_on_how_many_rows_of_tiles_a_device_holds(tiny_
     """Neither on which tiles run together, which the memory of a strip must not decide."""
     net = spread(build_network(tiny_net()).eval())
     lq = torch.rand(1, 3, *size)
-    monkeypatch.setattr(tile_upscaler, 'PAIRED_BYTES', paired_bytes)
+    monkeypatch.setattr(tile_upscaler, 'MERGED_BYTES', paired_bytes)
     images, blocks = [], []
     for canvas_bytes in (1, 100000, 2**30):
         monkeypatch.setitem(tile_upscaler.CANVAS_BYTES, 'cpu', canvas_bytes)
@@ -84,7 +84,7 @@ def test_an_image_does_not_depend_on_how_many_rows_of_tiles_a_device_holds(tiny_
         blocks.append(sorted(item for strip in upscaler.plan(TensorRows(lq)).strips for item in strip))
         images.append(upscaler.upscale(lq).image)
     assert blocks[0] == blocks[1] == blocks[2]
-    assert max(block.rows for _, block in blocks[0]) <= (1 if paired_bytes == 1 else 2)
+    assert max(block.rows for _, block in blocks[0]) <= (1 if paired_bytes == 1 else 16)
     for image in images[1:]:
         torch.testing.assert_close(image, images[0], atol=1e-5, rtol=0)
 
@@ -618,3 +618,64 @@ def test_macs_of_the_backbones(block, published):
 def test_upscaler_takes_one_image(tiny_net):
     with pytest.raises(ValueError, match='one image'):
         TileUpscaler(build_network(tiny_net()).eval(), 16, 12).upscale(torch.rand(2, 3, 8, 8))
+
+
+def mapped(tiny_net, **kwargs):
+    """A network whose ErrorMap tells cells apart."""
+    block = {**tiny_net(4, [fsrcnn(4), carn(8), carn(16)]), 'classifier': {'type': 'ErrorMap', 'num_feat': 8, **kwargs}}
+    net = build_network(block).eval()
+    torch.nn.init.normal_(net.classifier.head.weight, std=0.5)
+    return net
+
+
+def half_smooth(height, width):
+    """An image that is busier towards the right."""
+    return 0.5 + (torch.rand(1, 3, height, width) - 0.5) * torch.linspace(0, 1, width)
+
+
+@pytest.mark.parametrize('rows', [8, 24, 512])
+def test_errors_are_the_same_however_many_rows_are_mapped_at_once(tiny_net, monkeypatch, rows):
+    net, lq = mapped(tiny_net), torch.rand(1, 3, 101, 70)
+    monkeypatch.setattr(tile_upscaler, 'MAPPED_ROWS', rows)
+    upscaler = TileUpscaler(net, 20, 16)
+    with torch.inference_mode():
+        found = upscaler._error_map(net.classifier, TensorRows(lq))
+        torch.testing.assert_close(found, net.classifier.error_map(lq)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_limit_tiles_get_the_least_error_and_price(tiny_net):
+    net, lq = mapped(tiny_net, price=30.), half_smooth(90, 130)
+    upscaler = TileUpscaler(net, 16, 16)  # no overlap: borders are free
+    plan = upscaler.plan(TensorRows(lq))
+    with torch.no_grad():
+        errors = plan.tiling.means(net.classifier.error_map(lq)[0], 8)
+    assert plan.classes.tolist() == (errors + 30 * upscaler.costs).argmin(dim=1).tolist()
+    assert len(set(plan.classes.tolist())) > 1
+
+
+@pytest.mark.parametrize('cost', ['macs', 'latency'])
+def test_a_budget_is_kept_by_predicted_errors_of_cells(tiny_net, cost):
+    net, lq = mapped(tiny_net), half_smooth(120, 150)
+    spent = []
+    for budget in (0.2, 0.5, 0.8, 5):
+        upscaler = TileUpscaler(net, 20, 16, budget=budget, cost=cost, max_tiles=64)
+        ms = [1., 3., 8., 0.01]
+        upscaler.measured = Speed([1] * 4, ms)
+        plan = upscaler.plan(TensorRows(lq))
+        parts = ms if cost == 'latency' else [*upscaler.branch_macs, upscaler.classifier_macs]
+        spent.append(upscaler._spent(plan.tiling, plan.strips, parts) / upscaler._whole(plan.tiling, parts))
+        assert spent[-1] <= budget or set(plan.classes.tolist()) == {0}
+        if spent[-1] < budget - 0.05:  # all that is worth spending, whatever it costs
+            errors = plan.tiling.means(upscaler._error_map(net.classifier, TensorRows(lq)), 8)
+            assert plan.classes.tolist() == errors.argmin(dim=1).tolist()
+    assert spent == sorted(spent) and 0.15 < spent[0] < spent[1]
+
+
+def test_budgets_are_of_the_hardest_branch_which_is_the_last_one(tiny_net):
+    """Also where another one has more operations."""
+    net = build_network(tiny_net(4, [fsrcnn(4), carn(16), carn(8)])).eval()
+    upscaler = TileUpscaler(net, 32, 28)
+    assert upscaler.hardest == 2 and upscaler.branch_macs[1] > upscaler.branch_macs[2]
+    assert upscaler.whole_macs == upscaler.branch_macs[2] / 32**2 / 16
+    all_last = upscaler.plan(TensorRows(torch.rand(1, 3, 32, 32)), torch.tensor([[0., 0., 1.]]))
+    assert all_last.cost == pytest.approx(1 + upscaler.classifier_macs / upscaler.branch_macs[2])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cdnsr_basicsr.inference.tiling import SHAPES, Block, Canvas, Tiling, fit, pad_to
+from cdnsr_basicsr.inference.tiling import Block, Canvas, Tiling, fit, pad_to, shapes
 
 SIZES = [(1, 1), (1, 40), (7, 3), (16, 16), (17, 33), (30, 45), (61, 38)]
 TILES = [(16, 16), (16, 14), (16, 5), (16, 1), (1, 1), (3, 2), (20, 12)]
@@ -99,8 +99,8 @@ def test_blend_is_the_weighted_average():
     np.testing.assert_allclose(ours.numpy(), (total / weights.clip(1))[:, :80, :66], atol=1e-6)
 
 
-@pytest.mark.parametrize('max_tiles', [1, 2, 3, 4])
-@pytest.mark.parametrize('max_rows, high', [(1, 1), (5, 1), (2, 2), (4, 2), (100, 1), (100, 2)])
+@pytest.mark.parametrize('max_tiles', [1, 2, 3, 4, 16, 64])
+@pytest.mark.parametrize('max_rows, high', [(1, 1), (5, 1), (2, 2), (4, 2), (8, 4), (8, 8), (100, 1), (100, 2)])
 def test_merging_keeps_every_tile_once_and_classes_apart(max_tiles, max_rows, high):
     tiling = Tiling(200, 170, 16, 14)
     grid = (torch.rand(len(tiling)) < 0.2).long()
@@ -108,7 +108,7 @@ def test_merging_keeps_every_tile_once_and_classes_apart(max_tiles, max_rows, hi
     seen = torch.zeros(len(tiling.tops), len(tiling.lefts), dtype=torch.int64)
     for number, blocks in enumerate(strips):
         for kind, (row, column, rows, columns) in blocks:
-            assert rows * columns <= max_tiles and (rows, columns) in SHAPES[high]
+            assert rows * columns <= max_tiles and rows <= high and (rows, columns) in shapes(max_tiles, high)
             assert number == row // max_rows == (row + rows - 1) // max_rows
             assert (grid.view_as(seen)[row:row + rows, column:column + columns] == kind).all()
             seen[row:row + rows, column:column + columns] += 1
@@ -131,6 +131,19 @@ def test_blocks_halve_down_to_single_tiles():
         pending += [half for part in halves for half in part]
         tiles += [] if halves else [block]
     assert sorted(tiles) == [Block(row, column, 1, 1) for row in range(1, 5) for column in (2, 3)]
+
+
+@pytest.mark.parametrize('size', [(1, 1), (30, 77), (64, 50)])
+@pytest.mark.parametrize('cell', [1, 8])
+def test_means_of_tiles_are_those_of_the_pixels_that_they_own(size, cell):
+    tiling = Tiling(*size, 20, 16)
+    values = torch.rand(2, *(-(-length // cell) for length in size))
+    pixels = values.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, :size[0], :size[1]]
+    owner = tiling.class_map(torch.arange(len(tiling)))
+    expected = torch.stack([pixels[:, owner == tile].mean(dim=1) for tile in range(len(tiling))])
+    # a middle may lie within a pixel, of which each tile then has half
+    torch.testing.assert_close(tiling.means(values, cell).float(), expected, atol=0.06 if size[0] > 1 else 1e-6, rtol=0)
+    torch.testing.assert_close(tiling.means(torch.ones_like(values), cell).float(), torch.ones(len(tiling), 2))
 
 
 def test_class_map_names_the_tile_with_the_nearest_centre():

@@ -103,11 +103,26 @@ def test_error_loss_equals_slow_loop():
     predicted, errors = torch.rand(6, 4) + 0.5, torch.rand(6, 4) * 3
     total = 0
     for guess, truth in zip(predicted.tolist(), errors.tolist()):
-        total += truth[0] / guess[0] + math.log(guess[0])
+        unit = guess[0] + 1 / 12  # what rounding to 8 bits leaves
+        total += (truth[0] + 1 / 12) / unit + math.log(unit)
         for i in range(1, 4):
-            gap = abs((truth[0] - truth[i]) - (guess[0] - guess[i])) / guess[0]
+            gap = abs((truth[0] - truth[i]) - (guess[0] - guess[i])) / unit
             total += 7 * (gap**2 / (2 * 0.5) if gap < 0.5 else gap - 0.25) / 3
-    assert ErrorLoss(2., gain_weight=7)(predicted, errors).item() == pytest.approx(2 * total / 6, rel=1e-5)
+    loss = ErrorLoss(2., gain_weight=7)
+    assert loss(predicted, errors).item() == pytest.approx(2 * total / 6, rel=1e-5)
+    # maps: cells count as patches do
+    maps = [values.T.reshape(1, 4, 2, 3) for values in (predicted, errors)]
+    assert loss(*maps).item() == pytest.approx(2 * total / 6, rel=1e-5)
+
+
+def test_squared_errors_of_cells_are_those_of_crops():
+    output, gt = torch.rand(2, 3, 19, 24), torch.rand(2, 3, 19, 24)
+    found = squared_error(output, gt, 8)
+    assert found.shape == (2, 2, 3)
+    for row in range(2):
+        for column in range(3):
+            area = (..., slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
+            torch.testing.assert_close(found[:, row, column], squared_error(output[area], gt[area]))
 
 
 @pytest.mark.slow
