@@ -26,7 +26,7 @@ CANVAS_BYTES = {'cpu': 2**26, 'cuda': 2**29}  # of the strip that is being blend
 MERGED_BYTES = 2**26  # of the rows of tiles, upscaled, that are merged up and down
 CLASSIFIED_TOGETHER = {'cpu': 32, 'cuda': 512}  # tiles
 FEW_TILES, DEFAULT_MAX_TILES = 32, {'cpu': 4, 'cuda': 32}  # an image of few is done before a measurement would be
-MERGED_SIDE = 192  # pixels of a block of merged tiles, about; not measured: an image is the same on every machine
+MERGED_SIDE = 256  # pixels of a block of merged tiles, about; not measured: an image is the same on every machine
 MAPPED_ROWS = 512  # of an image whose errors are predicted at once
 
 Strips = list[list[tuple[int, Block]]]  # for each strip of an image its blocks of tiles and their classes
