@@ -19,7 +19,7 @@ from typing import Any, Optional, Sequence, Union
 
 from .files import replace_folder_when_done
 from .inference import TileUpscaler
-from .inference.network import deployed, parts_of, pixel_routed, predicts_errors
+from .inference.network import arch_of, deployed, parts_of, pixel_routed, predicts_errors
 from .inference.runtime import BACKENDS, ExportedErrorPredictor, ExportedNetwork, ExportedPart, installed, precisions
 from .options import OptionError, check_choice, check_keys, check_number, one_line
 
@@ -96,6 +96,7 @@ def export(net: nn.Module,
             data = to_onnx(part, name, upscaler.channels, multiple)
             (folder / f'{name}.onnx').write_bytes(data)
             entries[name] = dict(file=f'{name}.onnx', sha256=hashlib.sha256(data).hexdigest(), macs=int(number))
+            entries[name]['arch'] = arch_of(part)
         content: dict[str, Any] = dict(format=FORMAT, scale=upscaler.scale, channels=upscaler.channels)
         content.update(multiple=multiple, tile=-(-upscaler.patch_size // multiple) * multiple)
         content['branches'] = [entries[name] for name in parts if name != 'classifier']
@@ -260,8 +261,16 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
     def load(block: Any, name: str, kind: type = ExportedPart, **kwargs: Any) -> ExportedPart:
         data = read_part(folder, block, name, where)
         try:
-            return kind(data, backend, f'{name} {block["sha256"][:16]}', block['macs'] / content['tile']**2,
-                        content['channels'], content['scale'], content['multiple'], **kwargs)
+            return kind(
+                data,
+                backend,
+                f'{name} {block["sha256"][:16]}',
+                block['macs'] / content['tile']**2,
+                content['channels'],
+                content['scale'],
+                content['multiple'],
+                arch=block.get('arch'),
+                **kwargs)
         except ValueError as error:
             raise OptionError(str(folder), one_line(error)) from error
 
@@ -283,7 +292,7 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
 
 def read_part(folder: Path, block: Any, name: str, where: str) -> bytes:
     """Content of the ONNX file that a block of the description names."""
-    check_keys(block, ('file', 'sha256', 'macs'), f'{where}: {name}', ('file', 'sha256', 'macs'))
+    check_keys(block, ('file', 'sha256', 'macs', 'arch'), f'{where}: {name}', ('file', 'sha256', 'macs'))
     check_number(block['macs'], f'{where}: {name}.macs', 0, integer=True)
     check_choice(block['file'], f'{where}: {name}.file', (f'{name}.onnx', ))
     path = folder / block['file']

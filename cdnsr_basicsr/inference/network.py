@@ -111,6 +111,11 @@ def branches_of(net: nn.Module) -> list[nn.Module]:
     return [net] if parts is None else list(parts.branches)
 
 
+def arch_of(net: nn.Module) -> str:
+    """Name of a network's arch, also of one that another runtime computes."""
+    return str(getattr(net, 'exported_arch', type(net).__name__))
+
+
 def parts_of(net: nn.Module) -> dict[str, nn.Module]:
     """Branches of a network by name, and then its classifier, if it has one."""
     parts = {f'branch_{i}': branch for i, branch in enumerate(branches_of(net))}

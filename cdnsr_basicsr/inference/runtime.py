@@ -127,6 +127,7 @@ class ExportedPart(nn.Module):
         scale: Upsampling factor; of a branch.
         multiple: What the sides of images must be multiples of.
         num_classes: Of a classifier.
+        arch: Whose weights it holds, as far as that is known.
 
     Raises:
         ValueError: The backend cannot read the model.
@@ -140,12 +141,13 @@ class ExportedPart(nn.Module):
                  channels: int,
                  scale: int = 1,
                  multiple: int = 1,
-                 num_classes: Optional[int] = None) -> None:
+                 num_classes: Optional[int] = None,
+                 arch: Optional[str] = None) -> None:
         super().__init__()
         version = importlib.import_module(backend).__version__
         self.description = f'{name}, {backend} {version}'
         self.name, self.macs_per_pixel, self.num_classes = name, macs, num_classes
-        self.exported_geometry = (scale, channels, multiple)
+        self.exported_geometry, self.exported_arch = (scale, channels, multiple), arch
         try:
             self.run = (OnnxRuntime if backend == 'onnxruntime' else OpenVino)(model)
         except Exception as error:  # ONNX Runtime's errors have no common type

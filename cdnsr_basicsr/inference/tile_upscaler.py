@@ -11,6 +11,7 @@ from .budget import RoutingPath, SettledPath, settled
 from .network import (
     PRECISIONS,
     MapsErrors,
+    arch_of,
     branches_of,
     common_geometry,
     deployed,
@@ -118,7 +119,7 @@ class TileUpscaler(Upscaler):
         dtypes = [torch.float32 if i in float32_branches else PRECISIONS[precision] for i in range(len(self.sources))]
         super().__init__(net, scale, channels, patch_size, step, budget, dtypes, max_tiles)
         self.num_classes = len(self.sources)
-        alike = len({type(branch) for branch in self.sources}) == 1
+        alike = len({arch_of(branch) for branch in self.sources}) == 1
         self.target_ms, self.cost_kind = target_ms, cost or ('macs' if alike else 'latency')
         self.hardest = self.num_classes - 1
         self.classifier_macs = 0
