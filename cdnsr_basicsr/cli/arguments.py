@@ -58,8 +58,9 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
         nargs=precisions,
         default=[Settings.precision] if precisions else Settings.precision,
         help=f'of the branches (default: {Settings.precision})')
-    sizes, steps = ('; 128 for PCSR', ', 8 for a network without branches, 12 for PCSR') if not routed_only else ('',
-                                                                                                                  '')
+    sizes, steps = '; 128 for PCSR', ', 8 for a network without branches, 12 for PCSR'
+    if routed_only:
+        sizes = steps = ''
     command.add_argument('--patch-size', type=count, metavar='N', help=f'largest side of a tile (default: 96{sizes})')
     command.add_argument(
         '--step', type=count, metavar='N', help=f'patch size less the overlap of tiles (default: 4 less{steps})')
