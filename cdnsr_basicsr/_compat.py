@@ -64,7 +64,9 @@ def provide_missing_modules() -> None:
 
 
 def _around(mended: Callable) -> Callable:
-    """A function that gets one of BasicSR's, and arguments of its own, before that one's: what puts it in its place."""
+    """Makes of a function what replaces one of BasicSR's: it is called with that one, with what else `mend` was given,
+    and then with the caller's arguments.
+    """
 
     def mend(original: Callable, *given: Any) -> Callable:
 

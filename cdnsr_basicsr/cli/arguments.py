@@ -58,9 +58,10 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
         nargs=precisions,
         default=[Settings.precision] if precisions else Settings.precision,
         help=f'of the branches (default: {Settings.precision})')
-    pcsr, steps = ('', '') if routed_only else (', 128 for PCSR', ', 8 for a network without branches, 12 for PCSR')
-    command.add_argument(
-        '--patch-size', type=count, metavar='N', help=f'largest side of a tile (default: 96; 68 for an ErrorMap{pcsr})')
+    sizes, steps = '; 68 for an ErrorMap, 128 for PCSR', ', 8 for a network without branches, 12 for PCSR'
+    if routed_only:
+        sizes, steps = '; 68 for an ErrorMap', ''
+    command.add_argument('--patch-size', type=count, metavar='N', help=f'largest side of a tile (default: 96{sizes})')
     command.add_argument(
         '--step', type=count, metavar='N', help=f'patch size less the overlap of tiles (default: 4 less{steps})')
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')

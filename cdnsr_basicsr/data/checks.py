@@ -332,8 +332,9 @@ def check_channels(model: Any, net: Any, item: Mapping, block: Mapping, where: s
     """
     from basicsr.models.sr_model import SRModel
     lq, gt = item.get('lq'), item.get('gt')
-    if not isinstance(lq, torch.Tensor) or lq.dim() != 3 or not issubclass(model,
-                                                                           SRModel) or not of_basicsr_or_ours(model):
+    if not issubclass(model, SRModel) or not of_basicsr_or_ours(model):
+        return
+    if not isinstance(lq, torch.Tensor) or lq.dim() != 3:
         return
     side = min(64, *lq.shape[1:])
     if block['phase'] == 'train':

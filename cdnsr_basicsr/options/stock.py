@@ -17,9 +17,9 @@ SCHEDULE.update(periods=list_of(whole(1, MAX_FREQ)), restart_weights=list_of(num
 SCHEDULE.update(gamma=number(1e-9, 10), last_epoch=whole(-1, -1))
 # BasicSR's models that have a discriminator
 GAN_MODELS = ('SRGANModel', 'HiFaceGANModel', 'StyleGAN2Model', 'VideoGANModel', 'VideoRecurrentGANModel')
-# what BasicSR's pipelines read, besides what models do; or no longer read, but its option files still say
-HEAD_KEYS = (*fields_of(OptionFile), 'gpu_ids', 'set_CUDA_VISIBLE_DEVICES', 'tile', 'routing'
-             )  # the last two are for `basicsr upscale -opt`
+# what BasicSR's pipelines read, besides what models do; or no longer read, but its option files still say; the last two
+# are for `basicsr upscale -opt`
+HEAD_KEYS = (*fields_of(OptionFile), 'gpu_ids', 'set_CUDA_VISIBLE_DEVICES', 'tile', 'routing')
 TRAIN_KEYS = ('total_iter', 'warmup_iter', 'scheduler', 'fix_iter', 'net_d_iters', 'net_d_init_iters')
 TRAIN = {
     **dict.fromkeys(('net_d_iters', 'net_g_reg_every', 'net_d_reg_every'), whole(1)),
