@@ -71,11 +71,16 @@ def seconds_of(log):
     return sorted(times)[len(times) // 2]
 
 
+def plan_file(title):
+    """Where it stands how long an iteration of a run takes."""
+    return Path('experiments', 'compare_' + re.sub(r'\W+', '_', title) + '.json')
+
+
 def plan_of(run, minutes, points):
     """Name of the run's experiment, how many iterations fill the time, and the seconds of one, timed once."""
     title, path, changes = parse(run)
-    name = 'compare_' + re.sub(r'\W+', '_', title)
-    file = Path('experiments', f'{name}.json')
+    file = plan_file(title)
+    name = file.stem
     if not file.is_file():
         seconds = seconds_of(train(path, changes, TIMED, f'{name}_timed', 1, []))
         iterations = max(1, round(60 * minutes / seconds / points / PRINTED)) * PRINTED * points
@@ -98,6 +103,13 @@ def compare(run, plan, points, folders):
     return list(rows.values())
 
 
+def minutes_of(row):
+    """Minutes of a row; where the iterations were done elsewhere (train_on_gpu.py), as they would be on the core."""
+    if 'minutes' in row:
+        return float(row['minutes'])
+    return int(row['iteration']) * json.loads(plan_file(row['name']).read_text())['seconds'] / 60
+
+
 def plot(rows, path):
     """PSNR over time, a figure for each validation set."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -107,7 +119,7 @@ def plot(rows, path):
     FigureCanvasAgg(figure)
     for axes, key in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets):
         for i, name in enumerate(dict.fromkeys(row['name'] for row in rows)):
-            points = [(float(row['minutes']), float(row[key])) for row in rows if row['name'] == name]
+            points = [(minutes_of(row), float(row[key])) for row in rows if row['name'] == name]
             axes.plot(*zip(*points), f'C{i % 10}{"-" if i < 10 else "--"}', marker='o', markersize=3, label=name)
         axes.set(xlabel='minutes of training on one core', ylabel=f'{key}, dB')
         axes.grid(alpha=0.3)

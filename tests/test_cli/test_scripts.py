@@ -249,6 +249,83 @@ def test_trainings_of_equal_time_are_compared(work, train_opt):
     assert cv2.imread(str(work / 'compare.png')) is not None
 
 
+ON_GPU = f"""
+import cdnsr_basicsr, json, numpy as np, sys, torch
+cdnsr_basicsr.register()
+sys.path.insert(0, {str(ROOT / 'scripts')!r})
+import train_on_gpu as it
+"""
+
+
+def test_what_is_learnt_from_on_a_gpu(tmp_path):
+    """LR pictures, patches and learning rates are those of `basicsr prepare` and `basicsr train`."""
+    (tmp_path / 'photographs').mkdir()
+    for i, sides in enumerate([(61, 90), (150, 70)]):
+        cv2.imwrite(str(tmp_path / f'photographs/{i}.png'), photograph(*sides, seed=i))
+    (tmp_path / 'try.py').write_text(ON_GPU + """
+from basicsr.models import build_model
+from basicsr.utils.matlab_functions import imresize
+from cdnsr_basicsr.options import resolve_options
+
+picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (61, 90, 3), dtype=np.uint8))
+for factor in (1 / 2, 1 / 3, 1 / 4, 0.8, 0.6):
+    ours = it.shrink(picture, factor).numpy()
+    theirs = np.round(255 * imresize(picture.numpy() / np.float32(255), factor)).clip(0, 255)
+    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1 and (ours != theirs).mean() < 1e-3
+
+photographs, seen = it.Photographs(['photographs'], 4, [1]), set()
+generator = torch.Generator().manual_seed(0)
+lq, gt = photographs.patches(64, 12, True, True, False, generator)
+for small, large in zip(lq, gt):  # turned and mirrored together; borders have other pixels around them
+    made = it.shrink((255 * large).round().byte().permute(1, 2, 0), 1 / 4).permute(2, 0, 1) / 255
+    assert (made - small)[:, 3:-3, 3:-3].abs().max() < 1.5 / 255
+upright = photographs.patches(64, 12, False, False, False, generator)[0]
+where = [photographs.images[0][start:start + h * w].view(h, w, 3).unfold(0, 12, 1).unfold(1, 12, 1)
+         for start, h, w in zip(photographs.start, photographs.height, photographs.width)]
+for patch in upright:
+    found = [((255 * patch).round().byte() == places).flatten(2).all(2).any().item() for places in where]
+    assert sum(found) == 1
+    seen.update(i for i, here in enumerate(found) if here)
+assert seen == {0, 1}
+
+opt, _ = resolve_options('branch.yml', ['train:warmup_iter=20', 'train:total_iter=60', 'train:scheduler:periods=[60]'])
+opt.update(is_train=True, dist=False, rank=0, world_size=1, num_gpu=0)
+opt['path'].update(models='.', training_states='.', experiments_root='.')
+model = build_model(opt)
+for i, rate in enumerate(it.rates(opt['train'], 60), 1):
+    model.update_learning_rate(i, 20)
+    assert abs(model.get_current_learning_rate()[0] - rate) < 1e-9
+""")
+    (tmp_path / 'branch.yml').write_text((ROOT / 'options/train_modern_branch1.yml').read_text())
+    done = python(tmp_path / 'try.py', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_networks_are_trained_side_by_side(tmp_path):
+    (tmp_path / 'photographs').mkdir()
+    cv2.imwrite(str(tmp_path / 'photographs/0.png'), photograph(120, 160))
+    changes = 'datasets:train:batch_size_per_gpu=2 datasets:train:gt_size=32'
+    runs = [
+        f'V2 {ROOT}/options/train_modern_branch1.yml {changes} train:total_iter=8',
+        f'ETDS, slow {ROOT}/options/train_etds_branch3.yml {changes} train:total_iter=4 train:ema_decay=0'
+    ]
+    command = [
+        ROOT / 'scripts/train_on_gpu.py', '--photographs', 'photographs', '--val', 'photographs', '--points', '2'
+    ]
+    done = python(*command, '-o', 'out', *runs, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.rsplit(',', 2) for line in (tmp_path / 'out/psnr.csv').read_text().splitlines()]
+    assert [row[:2] for row in rows] == [['name', 'iteration'], ['V2', '4'], ['"ETDS, slow"', '2'], ['V2', '8'],
+                                         ['"ETDS, slow"', '4']]
+    assert all(5 < float(row[2]) < 60 for row in rows[1:])
+    assert load_network(str(tmp_path / 'out/V2/net_g_latest.pth')).upscale == 4
+    assert set(torch.load(tmp_path / 'out/ETDS_slow/net_g_latest.pth')) == {'params', 'network_g', 'scale'}
+    cut = python(*command, '--seconds', '0.01', '-o', 'cut', runs[0].replace('iter=8', 'iter=100000'), cwd=tmp_path)
+    assert cut.returncode == 0, cut.stderr
+    last = (tmp_path / 'cut/psnr.csv').read_text().splitlines()[-1]
+    assert last.startswith('V2,') and int(last.split(',')[1]) < 100
+
+
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
 def test_a_small_campaign_of_damage_counts_every_case(tmp_path):
     done = python('fuzz.py', '--pictures', '8', '--options', '6', '--checkpoints', '6', '--seed', '1', cwd=tmp_path)
