@@ -115,7 +115,8 @@ def upscaler_for(settings: Settings) -> Upscaler:
     patch_size, step = tile_of(settings, default_patch_size(net))
     calibration = None if exported else read_calibration(model, net, settings.precision, patch_size)
     budget = route_by(settings.opt, net) if settings.opt else None
-    if settings.budget is not None or settings.target_ms is not None:
+    limits = {name: getattr(settings, name) for name in ('budget', 'target_ms', 'max_loss')}
+    if any(limit is not None for limit in limits.values()):
         budget = settings.budget
     if backend != 'torch' and not exported:
         net = in_backend(net, backend, model)
@@ -126,15 +127,16 @@ def upscaler_for(settings: Settings) -> Upscaler:
             step,
             budget=budget,
             target_ms=settings.target_ms,
+            max_loss=settings.max_loss,
             cost=settings.cost,
             scale=settings.scale,
             precision=settings.precision,
             float32_branches=calibration.float32_branches if calibration else ())
     except (ValueError, RuntimeError) as error:
         raise OptionError(model, one_line(error)) from error
-    for name in ('budget', 'target_ms'):
-        if getattr(settings, name) is not None and not upscaler.routed:
-            raise OptionError(f'{name}={getattr(settings, name):g}', 'needs a network that routes, CDNSR or PCSR')
+    for name, limit in limits.items():
+        if limit is not None and not upscaler.routed:
+            raise OptionError(f'{name}={limit:g}', 'needs a network that routes, CDNSR or PCSR')
     if calibration and backend == 'torch' and isinstance(upscaler, TileUpscaler):
         upscaler.measured = speed_of(calibration, upscaler)
         upscaler.hardest = calibration.hardest
@@ -147,6 +149,7 @@ def load(model: Optional[str | os.PathLike[str]] = None,
          backend: Optional[str] = Settings.backend,
          budget: Optional[float] = Settings.budget,
          target_ms: Optional[float] = Settings.target_ms,
+         max_loss: Optional[float] = Settings.max_loss,
          cost: Optional[str] = Settings.cost,
          scale: Optional[float] = Settings.scale,
          precision: str = Settings.precision,
@@ -159,7 +162,7 @@ def load(model: Optional[str | os.PathLike[str]] = None,
 
     Args:
         model: Checkpoint, name of a shipped model, or folder of an exported network.
-        opt, backend, budget, target_ms, cost, scale, precision, patch_size, step, device: See Settings.
+        opt, backend, budget, target_ms, max_loss, cost, scale, precision, patch_size, step, device: See Settings.
 
     Returns:
         What upscales images, `upscale`, and folders of them, `upscale_folder`.
@@ -168,5 +171,5 @@ def load(model: Optional[str | os.PathLike[str]] = None,
         OptionError: Something does not fit or cannot be found; `key` and `message` say what.
     """
     return upscaler_for(
-        Settings(None if model is None else os.fspath(model), opt, backend, budget, target_ms, cost, scale, precision,
-                 patch_size, step, device))
+        Settings(None if model is None else os.fspath(model), opt, backend, budget, target_ms, max_loss, cost, scale,
+                 precision, patch_size, step, device))

@@ -22,6 +22,7 @@ CELLS = (1, 2, 4)  # cells whose mean is learnt together, each way: what is aske
 ROUTED = 4  # cells on each side of what gets a class of its own, about: by these a price is found
 HELD_BACK = 5  # of so many photographs one is not learnt from
 MAX_LOSS = 0.02  # dB that routing may cost
+MOST_MARGIN = 3  # of few photographs more would be chance
 CONTRAST = 0.4  # pictures get between exp(-CONTRAST) and exp(CONTRAST / 2) of theirs; errors go with its square
 
 
@@ -178,6 +179,19 @@ def decibels(error: float, other: float) -> float:
     return 10 * math.log10(max(error, 1e-9) / max(other, 1e-9))
 
 
+def total_of(errors: torch.Tensor, sizes: torch.Tensor, classes: torch.Tensor) -> float:
+    """Error of all, each in its class."""
+    return float((errors.gather(0, classes[None])[0] * sizes).sum())
+
+
+def margin_of(predicted: torch.Tensor, errors: torch.Tensor, sizes: torch.Tensor, costs: torch.Tensor,
+              price: float) -> float:
+    """True loss of PSNR by routing at a price, relative to the predicted one."""
+    classes = chosen(predicted, price, costs)
+    true, expected = (decibels(total_of(e, sizes, classes), float((e[-1] * sizes).sum())) for e in (errors, predicted))
+    return min(max(true / max(expected, 1e-4), 1 / MOST_MARGIN), MOST_MARGIN)
+
+
 def price_for(predicted: torch.Tensor, sizes: torch.Tensor, costs: torch.Tensor, max_loss: float) -> float:
     """The highest price at which routing is predicted to cost at most so many dB, against the hardest branch.
 
@@ -191,8 +205,7 @@ def price_for(predicted: torch.Tensor, sizes: torch.Tensor, costs: torch.Tensor,
     for _ in range(50):
         price = math.sqrt(low * high)
         classes = chosen(predicted, price, costs)
-        spent = (predicted.gather(0, classes[None])[0] * sizes).sum()
-        fits = decibels(float(spent), float((predicted[-1] * sizes).sum())) <= max_loss
+        fits = decibels(total_of(predicted, sizes, classes), float((predicted[-1] * sizes).sum())) <= max_loss
         low, high = (price, high) if fits else (low, price)
     return low
 
@@ -234,13 +247,16 @@ def route(blocks: Sequence[Mapping[str, Any]],
     train_router(mapper, learnt)
     costs = engine.costs.double()
     predicted, _, sizes = routed_errors(mapper, examples)
-    mapper.price = price_for(predicted, sizes, costs, max_loss)
+    known = routed_errors(mapper, held_back or examples)
+    if held_back:
+        mapper.margin = margin_of(*known, costs, price_for(predicted, sizes, costs, max_loss))
+    mapper.price = price_for(predicted, sizes, costs, max_loss / mapper.margin)
     mapper.costs.copy_(costs)
-    block['classifier']['price'] = mapper.price
-    predicted, errors, sizes = routed_errors(mapper, held_back or examples)
+    block['classifier'].update(price=mapper.price, margin=mapper.margin)
+    predicted, errors, sizes = known
     classes = chosen(predicted, mapper.price, costs)
     alone = (errors * sizes).sum(dim=1)
-    spent = float((errors.gather(0, classes[None])[0] * sizes).sum())
+    spent = total_of(errors, sizes, classes)
     shares = torch.bincount(classes, sizes, len(nets)) / sizes.sum()
     psnr = [decibels(255**2, float(error / sizes.sum())) for error in alone]
     return Routed(net, block, len(learnt), len(held_back), psnr, shares.tolist(),

@@ -10,6 +10,7 @@ from .options import OptionError, check_choice
 COSTS = ('macs', 'latency')
 BACKENDS = ('torch', 'onnxruntime', 'openvino')
 PRECISIONS = ('float32', 'bfloat16', 'float16')
+WEIGHED = ('pixels', 'pictures')
 MAX_MEGAPIXELS = 1000  # larger pictures are refused
 
 
@@ -25,6 +26,8 @@ class Settings:
         budget: Cost of an image, as a fraction of the hardest branch's on the whole image; classifier and tile overlap
             count. Default: no limit, each tile gets its most probable branch.
         target_ms: Time of an image in milliseconds instead, by measured speed.
+        max_loss: PSNR that an image may lose against the hardest branch, in dB, as a router that predicts errors
+            predicts it, instead: it costs no more than that needs.
         cost: 'macs' | 'latency': what a budget counts. Default: time where the branches are of different archs, whose
             operations say little; else macs.
         scale: Upsampling factor of a PCSR network, such as 2.5. Default: its own.
@@ -41,6 +44,7 @@ class Settings:
     backend: Optional[str] = None
     budget: Optional[float] = None
     target_ms: Optional[float] = None
+    max_loss: Optional[float] = None
     cost: Optional[str] = None
     scale: Optional[float] = None
     precision: str = 'float32'
@@ -49,7 +53,7 @@ class Settings:
     device: Optional[str] = None
 
     def __post_init__(self) -> None:
-        for name in ('budget', 'target_ms', 'scale'):
+        for name in ('budget', 'target_ms', 'max_loss', 'scale'):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise OptionError(f'{name}={value}', 'expected a number above 0')
@@ -59,8 +63,9 @@ class Settings:
                 raise OptionError(f'{name}={value}', 'expected an integer of at least 1')
         for name, accepted in (('cost', (None, *COSTS)), ('backend', (None, *BACKENDS)), ('precision', PRECISIONS)):
             check_choice(getattr(self, name), name, accepted)
-        if self.budget is not None and self.target_ms is not None:
-            raise OptionError(f'target_ms={self.target_ms}', 'goes without a budget')
+        limits = [name for name in ('budget', 'target_ms', 'max_loss') if getattr(self, name) is not None]
+        if len(limits) > 1:
+            raise OptionError(f'{limits[1]}={getattr(self, limits[1])}', f'goes without {limits[0]}')
         if self.cost == 'latency' and self.budget is None:
             raise OptionError('cost=latency', 'says what a budget counts; give one')
         if not self.model and not self.opt:

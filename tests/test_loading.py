@@ -135,7 +135,9 @@ def test_a_broken_file_is_refused(upscaler, tmp_path):
     (dict(budget=0), 'budget=0', 'expected a number above 0'),
     (dict(budget='half'), 'budget=half', 'expected a number above 0'),
     (dict(target_ms=float('nan')), 'target_ms=nan', 'expected a number above 0'),
-    (dict(budget=1, target_ms=2), 'target_ms=2', 'goes without a budget'),
+    (dict(budget=1, target_ms=2), 'target_ms=2', 'goes without budget'),
+    (dict(target_ms=1, max_loss=2), 'max_loss=2', 'goes without target_ms'),
+    (dict(max_loss=-1), 'max_loss=-1', 'expected a number above 0'),
     (dict(cost='latency'), 'cost=latency', 'says what a budget counts; give one'),
     (dict(cost='money', budget=1), 'cost', "accepted: None, macs, latency; got 'money'"),
     (dict(precision='int8'), 'precision', "accepted: float32, bfloat16, float16; got 'int8'"),
@@ -173,7 +175,7 @@ def test_a_folder(upscaler, model, pixels, tmp_path):
     assert np.array_equal(read_image(tmp_path / 'out/b.png').pixels, expected(model, pixels))
     assert (tmp_path / 'out/a_map.png').is_file()
     for wrong, message in ((dict(ext='gif'), 'ext=gif: accepted: png'), (dict(suffix='a/b'), 'suffix=a/b: expected no'),
-                           (dict(shard='3/2'), 'shard=3/2: expected I/N')):
+                           (dict(shard='3/2'), 'shard=3/2: expected I/N'), (dict(weigh='x'), "weigh")):
         with pytest.raises(sr.OptionError, match=message):
             upscaler.upscale_folder(tmp_path / 'in', tmp_path / 'out', **wrong)
 

@@ -9,15 +9,7 @@ from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import load_described, save_checkpoint
 from cdnsr_basicsr.evaluation import Pair
 from cdnsr_basicsr.losses import squared_error
-from cdnsr_basicsr.router import (
-    Example,
-    chosen,
-    examples_of,
-    joined,
-    price_for,
-    routed_errors,
-    train_router,
-)
+from cdnsr_basicsr.router import Example, chosen, examples_of, joined, margin_of, price_for, routed_errors, train_router
 from tests.helpers import fsrcnn, photograph
 
 BICUBIC = dict(type='Interpolation', upscale=2)
@@ -106,6 +98,20 @@ def test_the_price_is_the_highest_that_costs_no_more(max_loss):
 
     price = price_for(errors, sizes, costs, max_loss)
     assert loss(price) <= max_loss < loss(1.01 * price) + 0.05 and loss(2 * price) > max_loss
+
+
+def test_the_margin_is_what_is_lost_by_what_was_said():
+    predicted = torch.rand(1, 400).double() * 50 * torch.tensor([[1.], [0.7], [0.5]]) + 3 * torch.rand(3, 400)
+    sizes, costs = torch.ones(400).double(), torch.tensor([0.1, 0.4, 1.]).double()
+    worse = predicted[-1] + 1.5 * (predicted - predicted[-1])  # what lighter branches do worse is half as much again
+    price = price_for(predicted, sizes, costs, 0.1)
+    assert margin_of(predicted, worse, sizes, costs, price) == pytest.approx(1.5, rel=0.02)
+    assert margin_of(predicted, predicted, sizes, costs, price) == pytest.approx(1)
+    # asked for less by as much, no more is lost
+    classes = chosen(predicted, price_for(predicted, sizes, costs, 0.1 / 1.5), costs)
+    lost = worse.gather(0, classes[None]).sum() / worse[-1].sum()
+    assert 0.09 < 10 * torch.log10(lost) <= 0.102
+    assert margin_of(predicted, predicted[-1:] + 99 * (predicted - predicted[-1]), sizes, costs, price) == 3
 
 
 def picture(path, seed):

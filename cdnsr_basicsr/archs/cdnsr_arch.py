@@ -237,6 +237,8 @@ class ErrorMap(_PredictsErrors):
         num_classes (int): Number of branches M. CDNSR sets it. Default: 3.
         price (float): Squared error, in grey levels (0 to 255), that the dearest branch has to save to be worth what it
             costs, where no budget says otherwise. Default: 2.
+        margin (float): Loss of PSNR by routing, relative to the predicted one, as it was measured on photographs that
+            were not learnt from. Default: 1.
 
     Attributes:
         costs (Tensor): Buffer of shape (M, ), cost of each branch relative to the dearest; the model sets it.
@@ -246,8 +248,11 @@ class ErrorMap(_PredictsErrors):
     cell = 8
     reach = 24
 
-    def __init__(self, num_in_ch=3, num_feat=48, num_classes=3, price=2.):
+    def __init__(self, num_in_ch=3, num_feat=48, num_classes=3, price=2., margin=1.):
         super(ErrorMap, self).__init__(num_classes, price)
+        if not margin > 0:
+            raise ValueError(f'ErrorMap: expected a margin above 0, but got {margin}.')
+        self.margin = margin
         luma = torch.tensor([0.299, 0.587, 0.114] if num_in_ch == 3 else [1 / num_in_ch] * num_in_ch)
         filters = 255 * cosines()[:, None] * luma.view(1, -1, 1, 1)
         self.register_buffer('filters', filters, persistent=False)

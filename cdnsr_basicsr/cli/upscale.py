@@ -5,7 +5,7 @@ import argparse
 import sys
 
 from ..options import OptionError
-from ..settings import BACKENDS, COSTS, Settings
+from ..settings import BACKENDS, COSTS, WEIGHED, Settings
 from . import arguments
 
 
@@ -26,9 +26,26 @@ def add_parser(commands: arguments.Commands) -> None:
         '--budget',
         type=float,
         metavar='FRACTION',
-        help='cost per picture, of that of the hardest branch on the whole picture; classifier and tile overlap count '
-        '(default: no limit, each tile gets its most probable branch)')
-    limits.add_argument('--target-ms', type=float, metavar='MS', help='time per picture instead, by measured speed')
+        help='cost of all pictures together, of that of the hardest branch on whole pictures; classifier and tile '
+        'overlap count (default: no limit: what the price in the network is worth, or each tile its most probable '
+        'branch)')
+    limits.add_argument(
+        '--target-ms', type=float, metavar='MS', help='time per picture instead, on average, by measured speed')
+    limits.add_argument(
+        '--max-loss',
+        type=float,
+        metavar='DB',
+        help='PSNR that may be lost against the hardest branch instead, as predicted: as cheap as that allows')
+    command.add_argument(
+        '--per-picture',
+        action='store_true',
+        help='the limit holds for each picture by itself (default: for the folder, at one price of quality; only of '
+        'routers that predict errors)')
+    command.add_argument(
+        '--weigh',
+        choices=WEIGHED,
+        default=WEIGHED[0],
+        help='what of a folder counts alike: errors of all pixels, or decibels of all pictures (default: pixels)')
     command.add_argument(
         '--cost',
         choices=COSTS,
@@ -58,11 +75,12 @@ def run(args: argparse.Namespace) -> int:
             raise OptionError(flag, 'expected a path, but got nothing')
     from ..inference.upscale import check_naming, parse_shard
     from ..loading import upscaler_for
-    with arguments.said_by_flags(suffix='--suffix', ext='--ext', shard='--shard', map='--map'):
+    with arguments.said_by_flags(suffix='--suffix', ext='--ext', shard='--shard', map='--map', weigh='--weigh'):
         check_naming(args.suffix, args.ext)
         parse_shard(args.shard)
         upscaler = upscaler_for(arguments.settings_of(args))
-        named = ('suffix', 'ext', 'map', 'overwrite', 'shard', 'max_megapixels', 'strip_metadata')
+        named = ('suffix', 'ext', 'map', 'overwrite', 'shard', 'max_megapixels', 'strip_metadata', 'per_picture',
+                 'weigh')
         done = upscaler.upscale_folder(args.input, args.output, **{name: getattr(args, name) for name in named})
     print(f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
           f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')

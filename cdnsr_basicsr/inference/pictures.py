@@ -179,6 +179,14 @@ def upscaled_strips(upscaler: Upscaler, pixels: np.ndarray) -> tuple[Plan, Itera
     return plan, (np.concatenate(pair, axis=2) for pair in zip(strips, alphas))
 
 
+def planned_rows(upscaler: Upscaler, pixels: np.ndarray) -> Iterator[PictureRows]:
+    """What `upscaled_strips` has a plan for: the colours, and alpha where it is not the same everywhere."""
+    colors = pixels.shape[2] // 3 * 2 + 1
+    yield PictureRows(pixels[..., :colors], upscaler.channels)
+    if (pixels[..., colors:] != pixels[:1, :1, colors:]).any():
+        yield PictureRows(pixels[..., colors:], upscaler.channels)
+
+
 def is_gray(pixels: np.ndarray) -> bool:
     """Whether the first three channels of a picture (h, w, c) are equal everywhere."""
     blocks = (pixels[top:top + CONVERTED_ROWS] for top in range(0, len(pixels), CONVERTED_ROWS))

@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 import functools
+import math
 import torch
+from contextlib import contextmanager
 from torch import nn
-from typing import Callable, Iterator, NamedTuple, Optional, Sequence, cast
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, cast
 
 from ..complexity import count_macs
 from .budget import RoutingPath, SettledPath, settled
 from .network import (
     PRECISIONS,
     MapsErrors,
+    PredictsErrors,
     arch_of,
     branches_of,
     common_geometry,
@@ -29,8 +32,25 @@ CLASSIFIED_TOGETHER = {'cpu': 32, 'cuda': 512}  # tiles
 FEW_TILES, DEFAULT_MAX_TILES = 32, {'cpu': 4, 'cuda': 32}  # an image of few is done before a measurement would be
 MERGED_SIDE = 256  # pixels of a block of merged tiles, about; not measured: an image is the same on every machine
 MAPPED_ROWS = 512  # of an image whose errors are predicted at once
+LOWEST_PRICE, HIGHEST_PRICE = 1e-5, 1e9  # squared error per cost of the dearest branch: more no tile can save
+HALVINGS = 24  # of their ratio's logarithm, to one millionth
 
 Strips = list[list[tuple[int, Block]]]  # for each strip of an image its blocks of tiles and their classes
+
+
+class Look(NamedTuple):
+    """What is to be decided of an image.
+
+    Attributes:
+        tiling: The tiles.
+        tile_rows: Tile rows of a strip.
+        merge: Makes of the classes of all tiles what is run.
+        errors: Predicted errors of the tiles, of shape (rows, columns, M); empty where they are not asked for.
+    """
+    tiling: Tiling
+    tile_rows: int
+    merge: Callable[[torch.Tensor], Strips]
+    errors: torch.Tensor
 
 
 class TilePlan(NamedTuple):
@@ -80,6 +100,8 @@ class TileUpscaler(Upscaler):
         budget: Cost that may be spent on an image, as a fraction of the hardest branch's on the whole image without
             tiles; classifier and overlap count. Default: no limit, the most probable class.
         target_ms: Time that may be spent on an image, in milliseconds, by the measured speed of the branches.
+        max_loss: PSNR that an image may lose against the hardest branch alone, in dB, as predicted; of a classifier
+            that predicts errors. No more is spent than that needs.
         cost: 'macs' | 'latency': what a budget, or the price of a predicted error, counts. Default: time where branches
             are of different archs, else MACs.
         precision: 'float32' | 'bfloat16' | 'float16': of the branches. The classifier always runs in float32.
@@ -102,14 +124,15 @@ class TileUpscaler(Upscaler):
                  step: Optional[int] = None,
                  budget: Optional[float] = None,
                  target_ms: Optional[float] = None,
+                 max_loss: Optional[float] = None,
                  cost: Optional[str] = None,
                  precision: str = 'float32',
                  float32_branches: Sequence[int] = (),
                  max_tiles: Optional[int] = None) -> None:
         if cost not in (None, 'macs', 'latency'):
             raise ValueError(f"Expected cost 'macs' or 'latency', but got {cost!r}.")
-        if budget is not None and target_ms is not None:
-            raise ValueError('Expected a budget or target_ms, but got both.')
+        if sum(limit is not None for limit in (budget, target_ms, max_loss)) > 1:
+            raise ValueError('Expected at most one of budget, target_ms and max_loss.')
         self.sources = branches_of(net)
         scale, channels, self.multiple = common_geometry(self.sources)
         tiles = routed(net)
@@ -120,8 +143,15 @@ class TileUpscaler(Upscaler):
         super().__init__(net, scale, channels, patch_size, step, budget, dtypes, max_tiles)
         self.num_classes = len(self.sources)
         alike = len({arch_of(branch) for branch in self.sources}) == 1
-        self.target_ms, self.cost_kind = target_ms, cost or ('macs' if alike else 'latency')
+        self.target_ms, self.max_loss = target_ms, max_loss
+        self.price: Optional[float] = None  # of all images together, once it is known
+        self.weigh = 'pixels'
+        self.cost_kind = cost or ('macs' if alike else 'latency')
         self.hardest = self.num_classes - 1
+        self.predicts = tiles is not None and predicts_errors(tiles.classifier) is not None
+        if max_loss is not None and self.routed and not self.predicts:
+            raise ValueError(
+                f'max_loss={max_loss:g} needs a classifier that predicts errors, ErrorMap or ErrorPredictor')
         self.classifier_macs = 0
         if tiles is not None:
             try:
@@ -136,7 +166,7 @@ class TileUpscaler(Upscaler):
     @property
     def limited(self) -> bool:
         """Whether there is a limit to what may be spent."""
-        return self.budget is not None or self.target_ms is not None
+        return any(limit is not None for limit in (self.budget, self.target_ms, self.max_loss))
 
     @property
     def whole_macs(self) -> float:
@@ -211,6 +241,27 @@ class TileUpscaler(Upscaler):
             logits: of shape (n, M), instead of the classifier's; for each tile, as `tiling_of` cuts them.
         """
         self._update()
+        mapped = maps_errors(self.classifier) is not None
+        by_errors = logits is None and self.predicts and (mapped or self.limited)
+        look = self._look(image, by_errors)
+        tiling, max_tiles = look.tiling, self._max_tiles(len(look.tiling))
+        if self.classifier is None:
+            classes = torch.zeros(len(tiling), dtype=torch.int64)
+        elif by_errors:
+            classes = self._classes_by_errors(look)
+        else:
+            logits = self._classify(self.classifier, image, tiling) if logits is None else logits
+            classes = self._classes_by_logits(logits.cpu(), look)
+        strips = look.merge(classes)
+        macs = (*self.branch_macs, self.classifier_macs)
+        whole = self._whole(tiling, macs)
+        cost = self._spent(tiling, strips, macs) / whole if whole else float('nan')
+        return TilePlan(tiling, classes, strips, look.tile_rows, max_tiles, cost,
+                        self.size_of(tiling.height, tiling.width))
+
+    @torch.inference_mode()
+    def _look(self, image: Rows, by_errors: bool) -> Look:
+        """Cuts an image and, if its classes are a matter of errors, predicts them."""
         tiling = self.tiling_of(image.height, image.width)
         row_bytes = int(4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2)
         # by the image alone, not by the device: the same tiles are merged everywhere
@@ -219,54 +270,114 @@ class TileUpscaler(Upscaler):
         while high > 1 and (high > merged or high * row_bytes > MERGED_BYTES):
             high //= 2
         tile_rows = min(len(tiling.tops), max(1, CANVAS_BYTES[self.kind] // row_bytes // high) * high)
-        max_tiles = self._max_tiles(len(tiling))
-        classes = torch.zeros(len(tiling), dtype=torch.int64)
 
         def merge(classes: torch.Tensor) -> Strips:
             return tiling.merge(classes, merged, tile_rows, high)
 
-        if self.classifier is not None:
-            mapper = maps_errors(self.classifier)
-            if logits is not None or mapper is None:
-                classes = self._classes_by_logits(
-                    self._logits(self.classifier, image, tiling) if logits is None else logits.cpu(), tiling, merge)
-            else:
-                classes = self._classes_by_errors(mapper, image, tiling, merge)
-        strips = merge(classes)
-        macs = (*self.branch_macs, self.classifier_macs)
-        whole = self._whole(tiling, macs)
-        cost = self._spent(tiling, strips, macs) / whole if whole else float('nan')
-        out_size = self.size_of(image.height, image.width)
-        return TilePlan(tiling, classes, strips, tile_rows, max_tiles, cost, out_size)
+        errors = torch.empty(0)
+        if by_errors:
+            errors = self._errors(image, tiling).nan_to_num().view(len(tiling.tops), len(tiling.lefts), -1)
+        return Look(tiling, tile_rows, merge, errors)
+
+    def _errors(self, image: Rows, tiling: Tiling) -> torch.Tensor:
+        """Predicted errors of the tiles, of shape (n, M), on the CPU."""
+        mapper = maps_errors(self.classifier)
+        if mapper is not None:
+            return tiling.means(self._error_map(mapper, image), mapper.cell)
+        classifier = cast(nn.Module, self.classifier)
+        return cast(PredictsErrors, classifier).errors(self._classify(classifier, image, tiling)).cpu()
+
+    @property
+    def border(self) -> float:
+        """Share of a tile's cost that each side costs whose neighbour is of another class."""
+        # what maps errors decides in cells, whose overlap is nothing but that; tiles overlap anyway
+        return 0. if maps_errors(self.classifier) is None else (1 - self.step / self.patch_size) / 2
 
     def _limit(self, tiling: Tiling) -> float:
         """What may be spent on an image."""
         return self.target_ms or 0. if self.budget is None else self.budget * self._whole(tiling, self.part_costs)
 
-    def _classes_by_errors(self, mapper: MapsErrors, image: Rows, tiling: Tiling,
-                           merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
+    def _classes_by_errors(self, look: Look) -> torch.Tensor:
         """Class of each tile: by its predicted errors and what the classes cost, overlap included."""
-        errors = tiling.means(self._error_map(mapper, image), mapper.cell).nan_to_num()
-        grid, parts = errors.view(len(tiling.tops), len(tiling.lefts), -1), self.part_costs
-        border = (1 - self.step / self.patch_size) / 2
-        if not self.limited:
-            return settled(grid, mapper.price * self.costs.double(), border).flatten()
-        path = SettledPath(grid, torch.tensor(parts[:self.num_classes]), border)
-        return path.within(self._limit(tiling), lambda classes: self._spent(tiling, merge(classes), parts))
+        price = self.price
+        if price is None and self.max_loss is not None:
+            price = self._common_price([look], 'pixels')
+        if price is None and self.limited:
+            costs, border = torch.tensor(self.part_costs[:self.num_classes]), self.border
+            path = SettledPath(look.errors, costs, border) if border else RoutingPath(-look.errors.flatten(0, 1), costs)
+            return path.within(self._limit(look.tiling), lambda classes: self._cost(look, classes))
+        price = cast(PredictsErrors, self.classifier).price if price is None else price
+        return self._at(price, look, self.weigh)
 
-    def _classes_by_logits(self, logits: torch.Tensor, tiling: Tiling, merge: Callable[[torch.Tensor],
-                                                                                       Strips]) -> torch.Tensor:
+    def _at(self, price: float, look: Look, weigh: str) -> torch.Tensor:
+        """Class of each tile at a price."""
+        costs = price / self._weight(look, weigh) * self.costs.double()
+        return settled(look.errors.double(), costs, self.border).flatten()
+
+    def _weight(self, look: Look, weigh: str) -> float:
+        """What a squared error of an image counts, per pixel. Decibels of an image grow with what it loses of its own
+        error.
+        """
+        if weigh == 'pixels':
+            return 1.
+        return 1e6 / max(float(look.errors[..., self.hardest].mean()), 1e-3) / (look.tiling.height * look.tiling.width)
+
+    @contextmanager
+    def together(self, images: Iterable[Rows], weigh: str = 'pixels') -> Iterator[None]:
+        if not (self.limited and self.predicts):
+            yield
+            return
+        self._update()
+        self.exact, self.weigh = None, weigh  # a copy of this has no price yet
+        self.price = self._common_price([self._look(image, True) for image in images], weigh)
+        try:
+            yield
+        finally:
+            self.exact = self.price = None
+            self.weigh = 'pixels'
+
+    def _common_price(self, looks: Sequence[Look], weigh: str) -> float:
+        """The price at which images together keep to the limit, and lose or cost no more than that needs."""
+        margin = getattr(self.classifier, 'margin', 1.)
+
+        def keeps(price: float) -> bool:
+            classes = [self._at(price, look, weigh) for look in looks]
+            if self.max_loss is None:
+                return sum(map(self._cost, looks, classes)) <= sum(self._limit(look.tiling) for look in looks)
+            left = least = 0.
+            for look, chosen in zip(looks, classes):
+                share = look.tiling.height * look.tiling.width / len(look.tiling) * self._weight(look, weigh)
+                errors = look.errors.flatten(0, 1).double().clamp(min=0)
+                left += share * float(errors.gather(1, chosen[:, None]).sum())
+                least += share * float(errors[:, self.hardest].sum())
+            return left <= least * 10**(self.max_loss / margin / 10)
+
+        low, high = math.log(LOWEST_PRICE), math.log(HIGHEST_PRICE)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            # a higher price spends less, and loses more
+            if keeps(math.exp(middle)) == (self.max_loss is None):
+                high = middle
+            else:
+                low = middle
+        return math.exp(high if self.max_loss is None else low)
+
+    def _cost(self, look: Look, classes: torch.Tensor) -> float:
+        """What an image costs, in the unit of part_costs."""
+        return self._spent(look.tiling, look.merge(classes), self.part_costs)
+
+    def _classes_by_logits(self, logits: torch.Tensor, look: Look) -> torch.Tensor:
         """Class of each tile: the most probable one, or what the budget allows."""
         logits = logits.nan_to_num()
         if not self.limited:
             return logits.argmax(dim=1)
         parts = self.part_costs
-        if self.by_time and predicts_errors(self.classifier) is None:  # what is slower than a later one is not chosen
+        if self.by_time and not self.predicts:  # what is slower than a later one is not chosen
             for i, ms in enumerate(parts[:self.num_classes]):
                 if any(later <= ms for later in parts[i + 1:self.num_classes]):
                     logits = logits.index_fill(1, torch.tensor(i), -torch.inf)
         path = RoutingPath(logits, torch.tensor(parts[:self.num_classes]))
-        return path.within(self._limit(tiling), lambda classes: self._spent(tiling, merge(classes), parts))
+        return path.within(self._limit(look.tiling), lambda classes: self._cost(look, classes))
 
     def _spent(self, tiling: Tiling, strips: Strips, parts: Sequence[float]) -> float:
         """What an image costs, given the costs of branches and classifier for a tile of patch_size."""
@@ -286,13 +397,6 @@ class TileUpscaler(Upscaler):
         top, bottom = tiling.tops[first], tiling.tops[last] + tiling.size[0]
         rows = to_device(image.rows(top, min(bottom, image.height)), self.device)
         return pad_to(rows, bottom - top, tiling.padded[1])
-
-    def _logits(self, classifier: nn.Module, image: Rows, tiling: Tiling) -> torch.Tensor:
-        """What the classifier says of the tiles, of shape (n, M), on the CPU; of predicted errors, where there is a
-        limit, without the costs that their logits count.
-        """
-        logits, predictor = self._classify(classifier, image, tiling), predicts_errors(classifier)
-        return (-predictor.errors(logits) if self.limited and predictor is not None else logits).cpu()
 
     def _error_map(self, mapper: MapsErrors, image: Rows) -> torch.Tensor:
         """Predicted errors of all cells of an image, of shape (M, rows, columns), on the CPU."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 import numpy as np
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tqdm import tqdm
-from typing import Iterator, NamedTuple, Optional, Union
+from typing import Iterator, NamedTuple, Optional, Sequence, Union
 
 from ..files import replace_when_done
-from ..options import OptionError
-from ..settings import MAX_MEGAPIXELS
+from ..options import OptionError, check_choice
+from ..settings import MAX_MEGAPIXELS, WEIGHED
 from .difficulty_map import save_difficulty_map
 from .image_io import EXTENSIONS, MAX_SIDES, Found, ImageError, check_writable, list_images, read_image, write_image
-from .pictures import upscaled_strips
+from .pictures import planned_rows, upscaled_strips
+from .tiling import Rows
 from .upscaler import Plan, Upscaler
 
 
@@ -116,8 +117,14 @@ def upscale_files(upscaler: Upscaler,
                   overwrite: bool = False,
                   shard: Optional[str] = None,
                   max_megapixels: float = MAX_MEGAPIXELS,
-                  strip_metadata: bool = False) -> Summary:
+                  strip_metadata: bool = False,
+                  per_picture: bool = False,
+                  weigh: str = WEIGHED[0]) -> Summary:
     """Upscales a picture, or all pictures of a folder. A picture that fails does not stop the others.
+
+    Where there is a limit (budget, target_ms, max_loss) and errors are predicted, it is kept by all pictures of the
+    folder together, at one price of quality: they are all read once before, for their errors, those of other shards and
+    those that are there already too, so that what becomes of a picture does not depend on what has been done.
 
     Args:
         upscaler: The engine.
@@ -131,6 +138,8 @@ def upscale_files(upscaler: Upscaler,
             started, a part for each.
         max_megapixels: Larger pictures are refused.
         strip_metadata: Whether results are without EXIF and XMP; the colour profile says what colours mean, and stays.
+        per_picture: Whether each picture keeps to the limit by itself.
+        weigh: 'pixels' | 'pictures': what of a folder counts alike; see Upscaler.together.
 
     Raises:
         OptionError: An argument is out of range, or the network does not route and there is nothing to map.
@@ -138,6 +147,7 @@ def upscale_files(upscaler: Upscaler,
         OSError: The results cannot be written to that folder, or would replace the pictures themselves.
     """
     extension, (part, parts) = check_naming(suffix, ext), parse_shard(shard)
+    check_choice(weigh, 'weigh', WEIGHED)
     if map and not upscaler.routed:
         raise OptionError('map=True', 'needs a network that routes, CDNSR or PCSR')
     root, folder = Path(source), Path(output)
@@ -166,35 +176,46 @@ def upscale_files(upscaler: Upscaler,
     failed = [(str(path), f'cannot be listed: {reason}') for path, reason in closed if first]
     notes: list[tuple[str, str]] = []
     begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * upscaler.num_classes
-    for path in tqdm(sources[part - 1::parts], 'upscale', unit='picture', disable=None):
-        result = result_path(path, root, folder, suffix, extension)
-        large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
-        try:
-            for name in (result, map_path(result)) if map else (result, ):
-                if owners[name] != path:
-                    raise ImageError(
-                        f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of the two')
-            plan = None
-            if overwrite or not result.exists():
-                result.parent.mkdir(parents=True, exist_ok=True)
-                large = large if owners.get(large, path) == path else result
-                plan = _upscale_file(upscaler, path, result, large, map, overwrite, max_megapixels, strip_metadata,
-                                     notes)
-        # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
-        except (ImageError, OSError, RuntimeError, MemoryError) as error:
-            failed.append((str(path), ' '.join(str(error).split()).removeprefix(f'{path}: ')))
-            continue
-        if plan is None:
-            present += 1
-            continue
-        done += 1
-        height, width = upscaler.size_of(*plan.size)
-        result_pixels += height * width
-        spent += plan.cost * height * width
-        counts = [total + more for total, more in zip(counts, plan.counts)]
+    with ExitStack() as stack:
+        if len(sources) > 1 and not per_picture:
+            stack.enter_context(upscaler.together(_looked_at(upscaler, sources, max_megapixels), weigh))
+        for path in tqdm(sources[part - 1::parts], 'upscale', unit='picture', disable=None):
+            result = result_path(path, root, folder, suffix, extension)
+            large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
+            try:
+                for name in (result, map_path(result)) if map else (result, ):
+                    if owners[name] != path:
+                        raise ImageError(
+                            f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of the two'
+                        )
+                plan = None
+                if overwrite or not result.exists():
+                    result.parent.mkdir(parents=True, exist_ok=True)
+                    large = large if owners.get(large, path) == path else result
+                    plan = _upscale_file(upscaler, path, result, large, map, overwrite, max_megapixels, strip_metadata,
+                                         notes)
+            # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
+            except (ImageError, OSError, RuntimeError, MemoryError) as error:
+                failed.append((str(path), ' '.join(str(error).split()).removeprefix(f'{path}: ')))
+                continue
+            if plan is None:
+                present += 1
+                continue
+            done += 1
+            height, width = upscaler.size_of(*plan.size)
+            result_pixels += height * width
+            spent += plan.cost * height * width
+            counts = [total + more for total, more in zip(counts, plan.counts)]
     seconds = time.perf_counter() - begin
     cost = spent / max(result_pixels, 1)
     return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts, notes, others if first else [])
+
+
+def _looked_at(upscaler: Upscaler, sources: Sequence[Path], max_megapixels: float) -> Iterator[Rows]:
+    """All pictures that can be read; the others are named when their turn comes."""
+    for path in tqdm(sources, 'looking', unit='picture', disable=None):
+        with suppress(ImageError, OSError, MemoryError):
+            yield from planned_rows(upscaler, read_image(path, max_megapixels).pixels)
 
 
 def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, save_map: bool, overwrite: bool,

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from pathlib import Path
 from torch import nn
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Protocol, TypeVar
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Protocol, TypeVar
 
 from .difficulty_map import draw_over
 from .network import Weights, device_of, same_weights, weights_of
@@ -129,6 +129,18 @@ class Upscaler(ABC):
     def plan(self, image: Rows) -> Plan:
         """Decides what is done with an image, as far as that is known before."""
 
+    @contextmanager
+    def together(self, images: Iterable[Rows], weigh: str = 'pixels') -> Iterator[None]:
+        """Lets images keep to the limit together, whatever each of them takes: they have one price, the one at which
+        they do. Where no errors are predicted, each keeps to it by itself.
+
+        Args:
+            images: All that is upscaled meanwhile; of each the predicted errors are kept.
+            weigh: What counts alike: 'pixels', the squared errors of all pixels together; or 'pictures', the decibels
+                of all images, so that one that is easy on the whole gets more.
+        """
+        yield
+
     @abstractmethod
     def strips(self, image: Rows, plan: Any) -> Iterator[torch.Tensor]:
         """Upscales an image as planned, strip by strip.
@@ -228,8 +240,8 @@ class Upscaler(ABC):
 
         Args:
             source, output: The file or folder, and the folder of the results.
-            suffix, ext, map, overwrite, shard, max_megapixels, strip_metadata: See `upscale_files`; as the command has
-                them.
+            suffix, ext, map, overwrite, shard, max_megapixels, strip_metadata, per_picture, weigh: See `upscale_files`;
+                as the command has them.
 
         Returns:
             Summary: What was done, and what failed.

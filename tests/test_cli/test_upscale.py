@@ -75,11 +75,15 @@ def models(tmp_path_factory):
     folder, nets = tmp_path_factory.mktemp('models'), {}
     blocks = {f'cdnsr_x{scale}': cdnsr_block(scale) for scale in (2, 3, 4)}
     blocks.update(plain=pixels_block(), gray=pixels_block(channels=1), carn=carn(4, 2))
+    blocks['mapped'] = dict(cdnsr_block(), classifier=dict(type='ErrorMap', num_feat=8))
     for name, block in blocks.items():
         torch.manual_seed(1)
         net = build_network(block).eval()
-        if block['type'] == 'CDNSR':
+        if name.startswith('cdnsr'):
             spread(net).branches[2].deconv.bias.data.fill_(0.5)
+        if name == 'mapped':  # says that the branches leave 1, 0.6 and 0.4 of what the texture tells
+            torch.nn.init.zeros_(net.classifier.head.weight)
+            net.classifier.head.bias.data = torch.tensor([0., 0.4, 0.6])
         save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=block['upscale']), folder / f'{name}.pth')
         nets[name] = net
     return folder, nets
@@ -835,6 +839,58 @@ def test_both_ends_of_a_budget(run, models, capsys, monkeypatch, arguments, kind
         assert_same(load(Path('out', name)), slow(models[1]['cdnsr_x2'], pixels, kind))
 
 
+def cost_of(capsys):
+    return float(re.search(r'cost ([\d.]+)', capsys.readouterr().out).group(1))
+
+
+def test_a_budget_is_of_the_folder_where_errors_are_predicted(run, capsys):
+    """However it is done: at once, in parts, or what is missing of it."""
+    names = ('a', 'b', 'c')
+    for name, height, strength in zip(names, (70, 90, 50), (0.1, 1, 0.4)):
+        pixels = photo(height, 100).astype(float)
+        save(f'in/{name}.png', (128 + strength * (pixels - 128)).astype('uint8'))
+    arguments = ('--budget', 0.6, '--cost', 'macs', '--patch-size', 16)
+    assert run(*arguments, model='mapped', output='opaque') == 0
+    assert 0.58 < cost_of(capsys) <= 0.6
+    save('in/alpha.png', photo(60, 60, 4))
+    Path('in/broken.png').write_bytes(Path('in/a.png').read_bytes()[:300])
+    assert run(*arguments, model='mapped') == 1
+    assert run(*arguments, '--shard', '1/2', model='mapped', output='parts') in (0, 1)
+    Path('parts/c.png').unlink(missing_ok=True)
+    assert run(*arguments, model='mapped', output='parts') == 1
+    for name in (*names, 'alpha'):
+        assert_same(load(Path('parts', f'{name}.png')), load(Path('out', f'{name}.png')))
+    capsys.readouterr()
+
+    costs = {}
+    for name in names:
+        assert run(*arguments, model='mapped', source=f'in/{name}.png', output=f'alone_{name}') == 0
+        costs[name] = cost_of(capsys)
+        assert costs[name] <= 0.6
+    Path('in/broken.png').unlink()
+    assert run(*arguments, '--per-picture', model='mapped', output='each') == 0
+    differ = 0
+    for name in names:
+        assert_same(load(Path('each', f'{name}.png')), load(Path(f'alone_{name}', f'{name}.png')))
+        differ += not np.array_equal(load(Path('each', f'{name}.png')), load(Path('out', f'{name}.png')))
+    assert differ >= 2
+    assert run(*arguments, '--weigh', 'pictures', model='mapped', output='weighed') == 0
+    assert not np.array_equal(load(Path('weighed/b.png')), load(Path('out/b.png')))
+
+
+def test_a_loss_is_kept_as_cheaply_as_it_can_be(run, capsys):
+    save('in/a.png', photo(90, 120))
+    save('in/b.png', photo(60, 70, seed=1))
+    costs = []
+    for loss in (1e-6, 0.1, 0.5, 9):
+        assert run('--max-loss', loss, '--patch-size', 16, '--overwrite', model='mapped') == 0
+        costs.append(cost_of(capsys))
+    assert costs == sorted(costs, reverse=True) and costs[0] > costs[1] > costs[2] > costs[3]
+    assert run('--max-loss', 0.1) == 2
+    assert one_line(capsys).endswith('.pth: --max-loss 0.1 needs a classifier that predicts errors, ErrorMap or '
+                                     'ErrorPredictor')
+
+
 @pytest.mark.slow
 def test_a_budget_between_is_kept_by_every_picture(run, capsys):
     save('in/a.png', photo(120, 150))
@@ -891,6 +947,9 @@ MISTAKES = [
     (('--budget', 'much'), "argument --budget: invalid float value: 'much'"),
     (('--target-ms', 0), '--target-ms 0.0: expected a number above 0'),
     (('--target-ms', 'nan'), '--target-ms nan: expected a number above 0'),
+    (('--max-loss', 0), '--max-loss 0.0: expected a number above 0'),
+    (('--budget', 1, '--max-loss', 1), 'argument --max-loss: not allowed with argument --budget'),
+    (('--weigh', 'people'), "argument --weigh: invalid choice: 'people' (choose from"),
     (('--budget', 1, '--target-ms', 1), 'argument --target-ms: not allowed with argument --budget'),
     (('--cost', 'money'), "argument --cost: invalid choice: 'money' (choose from"),
     (('--shard', '0/2'), '--shard 0/2: expected I/N with I from 1 to N, for example 2/8'),
@@ -949,7 +1008,7 @@ def test_a_model_is_needed(run, capsys):
     assert 'arguments are required: -i' in one_line(capsys)
 
 
-@pytest.mark.parametrize('flag', [('--budget', '0.5'), ('--target-ms', '5'), ('--map', )])
+@pytest.mark.parametrize('flag', [('--budget', '0.5'), ('--target-ms', '5'), ('--max-loss', '5'), ('--map', )])
 def test_only_branches_can_be_chosen_from(run, capsys, flag):
     save('in/a.png', photo(9, 9))
     assert run(*flag, model='plain') == 2

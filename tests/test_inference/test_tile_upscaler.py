@@ -204,7 +204,7 @@ def test_a_target_time_is_kept_by_the_measured_speed(tiny_net):
         assert target - ms < 0.11 or set(plan.classes.tolist()) == {2} or target == 0
         counts.append(ms)
     assert counts == sorted(counts)
-    with pytest.raises(ValueError, match='budget or target_ms'):
+    with pytest.raises(ValueError, match='at most one of budget, target_ms'):
         TileUpscaler(net, 16, 14, target_ms=1, budget=1)
 
 
@@ -669,6 +669,92 @@ def test_a_budget_is_kept_by_predicted_errors_of_cells(tiny_net, cost):
             errors = plan.tiling.means(upscaler._error_map(net.classifier, TensorRows(lq)), 8)
             assert plan.classes.tolist() == errors.argmin(dim=1).tolist()
     assert spent == sorted(spent) and 0.15 < spent[0] < spent[1]
+
+
+def ranked(tiny_net, **kwargs):
+    """A network whose branches leave 1, 0.6 and 0.4 of what the texture says, it says."""
+    net = mapped(tiny_net, **kwargs)
+    torch.nn.init.zeros_(net.classifier.head.weight)
+    net.classifier.head.bias.data = torch.tensor([0., 0.4, 0.6])
+    return net
+
+
+@torch.no_grad()
+def looked(upscaler, images, weigh='pixels'):
+    """Plans of images that keep to a limit together, each one's predicted errors of its tiles, and what they count."""
+    with upscaler.together(map(TensorRows, images), weigh):
+        plans = [upscaler.plan(TensorRows(lq)) for lq in images]
+    errors = [
+        plan.tiling.means(upscaler._error_map(upscaler.net.classifier, TensorRows(lq)), 8).double()
+        for plan, lq in zip(plans, images)
+    ]
+    return plans, errors
+
+
+FOLDER = [(120, 150, 1.), (40, 90, 0.2), (90, 70, 0.5)]
+
+
+@pytest.mark.parametrize('limit', [dict(budget=0.3), dict(budget=0.6), dict(target_ms=150.)])
+def test_a_folder_keeps_to_a_budget_together_where_it_saves_most(tiny_net, limit):
+    net, images = ranked(tiny_net), [0.5 + size * (half_smooth(h, w) - 0.5) for h, w, size in FOLDER]
+    upscaler = TileUpscaler(net, 16, 16, cost='latency', max_tiles=1, **limit)  # no overlap: borders are free
+    upscaler.measured = Speed([1] * 4, [1., 3., 8., 0.01])
+    plans, errors = looked(upscaler, images)
+
+    def spent(plans):
+        return [upscaler._spent(plan.tiling, plan.strips, upscaler.part_costs) for plan in plans]
+
+    allowed = sum(
+        limit.get('target_ms') or limit['budget'] * upscaler._whole(plan.tiling, upscaler.part_costs) for plan in plans)
+    assert 0.97 * allowed < sum(spent(plans)) <= allowed
+    # a tile of any picture that would save more by a dearer class than another one does has it
+    costs = torch.tensor([1., 3., 8.]).double() / 8
+    classes, errors = torch.cat([plan.classes for plan in plans]), torch.cat(errors)
+    rises = [((e[k] - e.min()) / (costs[i] - costs[k])) for e, k in zip(errors, classes) for i in range(k + 1, 3)]
+    saves = [((e[i] - e[k]) / (costs[k] - costs[i])) for e, k in zip(errors, classes) for i in range(k)]
+    assert min(saves) >= max(
+        (e[k] - e[i]) / (costs[i] - costs[k]) for e, k in zip(errors, classes) for i in range(k + 1, 3)) - 1e-3
+    assert rises
+
+    alone = [upscaler.plan(TensorRows(lq)) for lq in images]  # afterwards each by itself again
+    shares = [ms / upscaler._limit(plan.tiling) for ms, plan in zip(spent(alone), alone)]
+    together = [ms / upscaler._limit(plan.tiling) for ms, plan in zip(spent(plans), plans)]
+    assert max(shares) <= 1 < max(together) and min(together) < min(shares)
+
+
+@pytest.mark.parametrize('max_loss', [0.02, 0.3])
+@pytest.mark.parametrize('weigh', ['pixels', 'pictures'])
+def test_a_folder_loses_no_more_than_it_may(tiny_net, max_loss, weigh):
+    """Of all pixels together, or of the pictures' decibels on average; and it saves what it can."""
+    net, images = ranked(tiny_net, margin=1.25), [0.5 + size * (half_smooth(h, w) - 0.5) for h, w, size in FOLDER]
+    upscaler = TileUpscaler(net, 16, 16, cost='latency', max_loss=max_loss, max_tiles=1)
+    upscaler.measured, upscaler.hardest = Speed([1] * 4, [1., 3., 8., 0.01]), 2
+    plans, errors = looked(upscaler, images, weigh)
+
+    def lost(plans):
+        sums = torch.tensor(
+            [[float(e.clamp(min=0).gather(1, plan.classes[:, None]).mean()) for e, plan in zip(errors, plans)],
+             [float(e[:, 2].clamp(min=0).mean()) for e in errors]])
+        if weigh == 'pictures':
+            return 10 * torch.log10((sums[0] / sums[1]).mean())
+        return 10 * torch.log10((sums * torch.tensor([h * w for h, w, _ in FOLDER])).sum(1)).diff().neg().item()
+
+    assert float(lost(plans)) <= max_loss / 1.25 + 1e-4
+    upscaler.max_loss *= 1.5
+    cheaper, _ = looked(upscaler, images, weigh)
+    assert sum(plan.classes.sum() for plan in cheaper) < sum(plan.classes.sum() for plan in plans)
+    single = upscaler.plan(TensorRows(images[0]))
+    share = errors[0].clamp(min=0).gather(1, single.classes[:, None]).sum() / errors[0][:, 2].clamp(min=0).sum()
+    assert 10 * torch.log10(share) <= upscaler.max_loss / 1.25 + 1e-4
+
+
+def test_a_loss_is_predicted_by_errors_alone(tiny_net):
+    with pytest.raises(ValueError, match='max_loss=0.02 needs a classifier that predicts errors'):
+        TileUpscaler(build_network(tiny_net()).eval(), 16, 12, max_loss=0.02)
+    with pytest.raises(ValueError, match='at most one of budget, target_ms and max_loss'):
+        TileUpscaler(mapped(tiny_net), 16, 12, max_loss=0.02, budget=0.5)
+    with pytest.raises(ValueError, match='margin above 0'):
+        mapped(tiny_net, margin=0.)
 
 
 def test_budgets_are_of_the_hardest_branch_which_is_the_last_one(tiny_net):
