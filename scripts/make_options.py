@@ -69,7 +69,9 @@ class Maker:
     def add_backbone(self, backbone, row):
         """Makes all files of a row of backbones.yml."""
         networks = [text(network) for network in row['branches'].values()]
-        values = dict(row, backbone=backbone, classifier=f"<{row['classifier']}>")
+        kind = row['classifier']
+        values = dict(row, backbone=backbone, classifier=f'<{kind}>', tile=f'<tile_{kind}>')
+        stages = kind.replace('maps', 'errors')
         values['branches'] = '\n'.join(f'- {network}' for network in networks)
         values.update((f'branch{i}', network) for i, network in enumerate(networks, 1))
         values.update((f'pcsr_{key}', value) for key, value in row.get('pcsr', {}).items())
@@ -78,7 +80,7 @@ class Maker:
             kind = f"branch_{network['type']}"
             kind = kind if kind in self.templates['kinds'] else 'branch'
             self.add(kind, values, branch=branch, branch_network=network, number=i + 1, label=i, part=part)
-        for kind in (f"classifier_{row['classifier']}", f"joint_{row['classifier']}", 'distill', 'test_cdnsr'):
+        for kind in (f'classifier_{stages}', f'joint_{stages}', 'distill', 'test_cdnsr'):
             self.add(kind, values)
         if 'classsr' in row:
             self.add('classsr', values, **row['classsr'])
@@ -108,8 +110,8 @@ def mistake_in(backbones):
             wrong.append('a name has small letters and digits only')
         if len(row.get('branches', ())) != 3:
             wrong.append('expected three branches')
-        if row.get('classifier') not in ('errors', 'published'):
-            wrong.append('classifier is errors or published')
+        if row.get('classifier') not in ('maps', 'errors', 'published'):
+            wrong.append('classifier is maps, errors or published')
         if wrong:
             return f"{backbone}: {', '.join(wrong)}"
 
@@ -120,7 +122,7 @@ def with_table(readme, backbones):
     for backbone, row in sorted(backbones.items()):
         branches = ', '.join(row['branches']) + (f": {row['about']}" if 'about' in row else '')
         others = ['yes' if key in row else '-' for key in ('classsr', 'pcsr')]
-        classifier = {'errors': 'predicts errors', 'published': 'published'}[row['classifier']]
+        classifier = {'maps': 'maps errors', 'errors': 'predicts errors', 'published': 'published'}[row['classifier']]
         rows.append(f"| `{backbone}` | {' | '.join([branches, classifier, *others])} |\n")
     return re.sub(r'(\| BACKBONE \|.*\n\|[ -|]*\n)(?:\|.*\n)*', lambda head: head[1] + ''.join(rows), readme)
 

@@ -126,7 +126,7 @@ def test_a_backbone_is_one_row(copy, monkeypatch, classifier):
     ('tiny:', 'Tiny_1:', 'Tiny_1: a name has small letters and digits only'),
     ('  title: Tiny\n', '', 'tiny: title is missing'),
     ('  classsr:', '  clasr:', 'tiny: clasr is unknown'),
-    ('CLASSIFIER', 'softmax', 'tiny: classifier is errors or published'),
+    ('CLASSIFIER', 'softmax', 'tiny: classifier is maps, errors or published'),
     ('    SPAN 4: {type: SPAN, num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 1, upscale: 4}\n', '',
      'tiny: expected three branches'),
 ])  # yapf: disable
