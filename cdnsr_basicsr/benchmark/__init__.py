@@ -32,6 +32,8 @@ def benchmark(settings: Settings) -> tuple[list[Measured], str, list[tuple[str, 
         check_backend(backend)
     networks = {model: network_of(model, settings) for model in dict.fromkeys(settings.models)}
     check_comparable(networks)
+    if settings.oracle and not settings.budgets and not any(network.maps_errors for network in networks.values()):
+        raise OptionError('--oracle', 'goes with --budgets, unless a classifier is an ErrorMap')
     first = next(iter(networks.values()))
     rows = list(dict.fromkeys(row for model, network in networks.items() for row in rows_of(settings, model, network)))
     results: dict[Row, list[dict]] = {row: [] for row in rows}

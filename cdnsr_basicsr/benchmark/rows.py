@@ -27,7 +27,7 @@ class Settings:
         device: Where to run.
         backends: What is to run tiled and routed rows, those other than torch on the CPU; where one has no such
             precision, the row is left out.
-        oracle: Whether to route by true errors too, at each budget.
+        oracle: Whether to route by true errors too, at each budget; where a classifier maps errors, at its price too.
         branches: Whether to measure each branch alone too, and bicubic upsampling.
         cost: 'macs' | 'latency': what a budget counts. Default: see Settings.
         with_ssim: Whether to compute SSIM.
@@ -56,11 +56,13 @@ class Network(NamedTuple):
         channels: Channels of the images: 3, or 1 for gray.
         num_branches: Branches that tiles are routed to, 0 for a network without.
         routes_pixels: Whether it routes pixels.
+        maps_errors: Whether its classifier maps errors, as an ErrorMap does.
     """
     scale: float
     channels: int
     num_branches: int = 0
     routes_pixels: bool = False
+    maps_errors: bool = False
 
 
 class Row(NamedTuple):
@@ -152,5 +154,6 @@ def rows_of(settings: Settings, model: str, network: Network) -> list[Row]:
                 Row(model, kind, True, precision, branch=i) for kind in ('whole', 'tiled') for precision in precisions
             ]
     if tiles and settings.oracle:
-        rows += [Row(model, 'oracle', True, precisions[0], budget) for budget in settings.budgets]
+        budgets = limits['routed'] if network.maps_errors else settings.budgets
+        rows += [Row(model, 'oracle', True, precisions[0], budget) for budget in budgets]
     return rows

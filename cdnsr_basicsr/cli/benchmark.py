@@ -36,7 +36,9 @@ def add_parser(commands: arguments.Commands) -> None:
         '--no-ssim', action='store_false', dest='with_ssim', help='without SSIM, which takes longer than all the rest')
     command.add_argument('--branches', action='store_true', help='each branch alone too, and bicubic upsampling')
     command.add_argument(
-        '--oracle', action='store_true', help="the budgets also routed by the branches' true errors, as a bound")
+        '--oracle',
+        action='store_true',
+        help="also route by the branches' true errors, an upper bound: at each budget, and at an ErrorMap's price")
     arguments.add_engine(command, '+')
     command.add_argument(
         '--backends',
@@ -55,8 +57,6 @@ def run(args: argparse.Namespace) -> int:
     from ..loading import check_tile, choose_device
     with arguments.said_by_flags():
         check_tile(args.patch_size or PATCH_SIZE, args.step)  # the larger of the engines' defaults
-    if args.oracle and not args.budgets:
-        raise OptionError('--oracle', 'goes with --budgets')
     if set(args.backends) - {'torch'}:
         if args.device not in (None, 'cpu'):
             raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')

@@ -203,12 +203,17 @@ class TileUpscaler(Upscaler):
                 return cast(torch.Tensor, self.branches[branch](tiles))
 
     @torch.inference_mode()
-    def plan(self, image: Rows, logits: Optional[torch.Tensor] = None) -> TilePlan:
+    def plan(self,
+             image: Rows,
+             logits: Optional[torch.Tensor] = None,
+             errors: Optional[torch.Tensor] = None) -> TilePlan:
         """Decides the class of every tile of an image, and which run together.
 
         Args:
             image: The image.
             logits: of shape (n, M), instead of the classifier's; for each tile, as `tiling_of` cuts them.
+            errors: of shape (n, M), mean squared error of each tile in each class, in grey levels, instead of what the
+                classifier says or predicts.
         """
         self._update()
         tiling = self.tiling_of(image.height, image.width)
@@ -227,11 +232,17 @@ class TileUpscaler(Upscaler):
 
         if self.classifier is not None:
             mapper = maps_errors(self.classifier)
+            if errors is not None and mapper is None:
+                # what argmax(log p - lambda c) then maximises is -(error + lambda c), of all pixels of a tile together
+                pixels = tiling.class_map(torch.arange(len(tiling))).flatten().bincount()
+                logits = -errors * pixels.unsqueeze(1)
             if logits is not None or mapper is None:
                 classes = self._classes_by_logits(
                     self._logits(self.classifier, image, tiling) if logits is None else logits.cpu(), tiling, merge)
             else:
-                classes = self._classes_by_errors(mapper, image, tiling, merge)
+                if errors is None:
+                    errors = tiling.means(self._error_map(mapper, image), mapper.cell)
+                classes = self._classes_by_errors(errors, mapper.price, tiling, merge)
         strips = merge(classes)
         macs = (*self.branch_macs, self.classifier_macs)
         whole = self._whole(tiling, macs)
@@ -243,14 +254,13 @@ class TileUpscaler(Upscaler):
         """What may be spent on an image."""
         return self.target_ms or 0. if self.budget is None else self.budget * self._whole(tiling, self.part_costs)
 
-    def _classes_by_errors(self, mapper: MapsErrors, image: Rows, tiling: Tiling,
+    def _classes_by_errors(self, errors: torch.Tensor, price: float, tiling: Tiling,
                            merge: Callable[[torch.Tensor], Strips]) -> torch.Tensor:
-        """Class of each tile: by its predicted errors and what the classes cost, overlap included."""
-        errors = tiling.means(self._error_map(mapper, image), mapper.cell).nan_to_num()
-        grid, parts = errors.view(len(tiling.tops), len(tiling.lefts), -1), self.part_costs
+        """Class of each tile: by its errors and what the classes cost, overlap included."""
+        grid, parts = errors.nan_to_num().view(len(tiling.tops), len(tiling.lefts), -1), self.part_costs
         border = (1 - self.step / self.patch_size) / 2
         if not self.limited:
-            return settled(grid, mapper.price * self.costs.double(), border).flatten()
+            return settled(grid, price * self.costs.double(), border).flatten()
         path = SettledPath(grid, torch.tensor(parts[:self.num_classes]), border)
         return path.within(self._limit(tiling), lambda classes: self._spent(tiling, merge(classes), parts))
 

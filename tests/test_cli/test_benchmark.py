@@ -18,6 +18,8 @@ from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.cli.arguments import settings_of
 from cdnsr_basicsr.complexity import count_macs
 from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
+from cdnsr_basicsr.inference import TileUpscaler
+from cdnsr_basicsr.inference.tiling import TensorRows
 from cdnsr_basicsr.loading import upscaler_for
 from cdnsr_basicsr.options import OptionError
 from tests.helpers import carn, fsrcnn, photograph, spread, swinir
@@ -106,6 +108,52 @@ def test_branches_alone_and_the_oracle_bound_the_router(model, photographs, caps
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('step', [16, 12])
+def test_the_oracle_of_an_error_map_settles_true_errors(photographs, tmp_path, tiny_net, step):
+    block = {**tiny_net(4, [fsrcnn(4), carn(8)]), 'classifier': {'type': 'ErrorMap', 'num_feat': 8, 'price': 50.}}
+    net, model = build_network(copy.deepcopy(block)).eval(), str(tmp_path / 'net.pth')
+    for branch, level in zip(net.branches, (0.3, 0.2)):  # gray images: one is better in the dark, one in the bright
+        *_, last = branch.modules()
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.constant_(last.bias, level)
+    brighter = photograph(200, 256) * np.linspace(0, 1, 256)[:, None] / 2 + np.linspace(0, 127, 256)[:, None]
+    cv2.imwrite(f'{photographs}/0.png', brighter.astype(np.uint8))
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=4), model)
+    (tmp_path / 'pairs').mkdir()
+    pairs = PairStore(str(tmp_path / 'pairs'), photographs, 4)
+    bench, lq = Bench(Settings([model], 'hr', patch_size=16, step=step), pairs, model), to_tensor(pairs.lq(0))
+    upscaler = TileUpscaler(net, 16, step)
+    tiling = upscaler.tiling_of(*lq.shape[2:])
+
+    # the slow way: errors of one pixel after another, each counted for the tile whose centre is nearest
+    owner = tiling.class_map(torch.arange(len(tiling))).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    errors = torch.zeros(len(tiling), 2, dtype=torch.float64)
+    for i, branch in enumerate(net.branches):
+        image = TileUpscaler(branch, 16, step).upscale(lq).image.clamp(0, 1)
+        square = 255**2 * (image - to_tensor(pairs.gt(0))).double().square().mean(dim=1)[0]
+        for tile in range(len(tiling)):
+            errors[tile, i] = square[owner == tile].mean()
+    torch.testing.assert_close(bench.true_errors(lq), errors, rtol=1e-4, atol=1e-4)
+
+    # no tile would be cheaper in the other class, if each side where classes differ costs the strips beside it
+    grid = upscaler.plan(TensorRows(lq), errors=errors).classes.view(len(tiling.tops), len(tiling.lefts))
+    assert bench.runner(Row(model, 'oracle', True))(lq).counts == torch.bincount(grid.flatten(), minlength=2).tolist()
+    costs, border = 50 * upscaler.costs, (1 - step / 16) / 2
+
+    def total(row, column, kind):
+        cost = errors.view(*grid.shape, 2)[row, column, kind] + costs[kind]
+        for y, x in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            if 0 <= y < grid.shape[0] and 0 <= x < grid.shape[1] and grid[y, x] != kind:
+                cost += border * (costs[kind] + costs[grid[y, x]])
+        return cost
+
+    assert set(grid.flatten().tolist()) == {0, 1}
+    for row, column in np.ndindex(*grid.shape):
+        kind = grid[row, column]
+        assert total(row, column, kind) <= total(row, column, 1 - kind)
+
+
+@pytest.mark.slow
 def test_budgets_of_a_benchmark_can_count_time(model, photographs, capsys):
     arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '16']
     assert cli.main(['benchmark', *arguments, '--no-ssim', '--budgets', '1e-9', '--cost', 'latency']) == 0
@@ -123,6 +171,13 @@ def test_networks_without_branches_are_whole_and_tiled():
                                                                       ('whole', True, 'bfloat16'),
                                                                       ('tiled', True, 'float32'),
                                                                       ('tiled', True, 'bfloat16')]
+
+
+def test_the_oracle_is_there_without_a_budget_where_a_classifier_maps_errors():
+    settings = Settings(['a.pth'], 'hr', budgets=[0.5], oracle=True)
+    for maps_errors in (False, True):
+        rows = rows_of(settings, 'a.pth', Network(4, 3, num_branches=3, maps_errors=maps_errors))
+        assert [row.budget for row in rows if row.kind == 'oracle'] == [None, 0.5][1 - maps_errors:]
 
 
 @pytest.mark.slow
@@ -306,6 +361,7 @@ def test_rows_and_branches_that_are_not_finite_are_named(photographs, tmp_path, 
     (['benchmark', '-m', 'MODEL', '--data', 'nowhere'], 'nowhere: no such folder'),
     (['benchmark', '-m', 'MODEL', '--data', 'empty'], 'empty: holds no photographs'),
     (['benchmark', '-m', 'MODEL', '--data', '.', '--budgets', '0.5', '-1'], '--budgets -1.0: expected numbers above 0'),
+    (['benchmark', '-m', 'MODEL', '--data', '.', '--oracle'], '--oracle: goes with --budgets, unless a classifier is'),
     (['benchmark', '-m', 'MODEL', 'PLAIN2', '--data', 'empty'], 'all models must have one scale, but have [2, 4]'),
     (['calibrate', '-m', 'PLAIN2', '-i', 'empty'], 'FSRCNN has no branches to choose from'),
     (['calibrate', '-m', 'MODEL', '-i', 'empty'], 'empty: holds no photographs'),
