@@ -10,17 +10,18 @@ from typing import Sequence
 from ..files import replace_when_done
 from .rows import ROUTED, Measured, Row
 
-COLUMNS = ('model', 'network', 'method', 'precision', 'PSNR', 'SSIM', 'kMACs/pixel', 'MFLOPs/patch (papers)',
+COLUMNS = ('model', 'network', 'method', 'precision', 'PSNR', 'pooled', 'SSIM', 'kMACs/pixel', 'MFLOPs/patch (papers)',
            'ms/megapixel', 'times BasicSR', 'peak MiB', 'classes %')
 
 
-def summary(row: Row, about: dict, results: list[dict], ms: float, first: float) -> Measured:
+def summary(row: Row, about: dict, results: list[dict], pooled: float, ms: float, first: float) -> Measured:
     """What was measured of a row.
 
     Args:
         row: The row.
         about: What `Bench.describe` says of its network.
         results: What `measure` says of each photograph.
+        pooled: PSNR of all photographs together.
         ms: Median time in milliseconds per megapixel.
         first: That of the first row of the model.
     """
@@ -35,7 +36,8 @@ def summary(row: Row, about: dict, results: list[dict], ms: float, first: float)
     network = about['network'] if row.kind in ROUTED else about['branches'][one]
     network = 'Interpolation' if row.kind == 'bicubic' else network
     peak = max(result.get('peak', float('nan')) for result in results)
-    return Measured(row, network, mean('psnr'), mean('ssim'), mean('kmacs'), mflops, ms, first / ms, peak, shares)
+    return Measured(row, network, mean('psnr'), pooled, mean('ssim'), mean('kmacs'), mflops, ms, first / ms, peak,
+                    shares)
 
 
 def labels(models: Sequence[str]) -> dict[str, str]:
@@ -54,6 +56,7 @@ def cells(measured: Measured, label: str) -> list[str]:
     return [
         label, m.network, row.name, row.precision,
         number(m.psnr, 3),
+        number(m.pooled, 3),
         number(m.ssim, 4),
         number(m.kmacs, 2),
         number(m.patch_mflops, 0),

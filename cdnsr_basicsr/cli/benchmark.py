@@ -21,6 +21,12 @@ def add_parser(commands: arguments.Commands) -> None:
         metavar='MODEL',
         help='checkpoints, names of models (basicsr models), or option files that name one at path.pretrain_network_g')
     command.add_argument(
+        '--singles',
+        nargs='+',
+        default=[],
+        metavar='MODEL',
+        help='networks without branches to set beside them, on the whole image only')
+    command.add_argument(
         '--data', required=True, metavar='FOLDER', help='photographs, or a folder with gt/ and lq/ (prepare --whole)')
     command.add_argument('-o', dest='output', metavar='FOLDER', help='write benchmark.md, .csv and .png there')
     command.add_argument(

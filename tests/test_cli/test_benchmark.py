@@ -17,7 +17,7 @@ from cdnsr_basicsr.benchmark.runners import Bench, one_tile_at_a_time
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.cli.arguments import settings_of
 from cdnsr_basicsr.complexity import count_macs
-from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
+from cdnsr_basicsr.evaluation import PairStore, pooled_psnr, quality, read_pairs, to_image, to_tensor
 from cdnsr_basicsr.inference import TileUpscaler
 from cdnsr_basicsr.inference.tiling import TensorRows
 from cdnsr_basicsr.loading import upscaler_for
@@ -160,7 +160,50 @@ def test_budgets_of_a_benchmark_can_count_time(model, photographs, capsys):
     text = capsys.readouterr().out
     assert ', budgets of time;' in text
     row = [line for line in text.splitlines() if 'budget 1e-09' in line][0].strip('| ').split(' | ')
-    assert row[5] == '-' and row[-1] == '100 / 0 / 0'  # no SSIM
+    assert row[6] == '-' and row[-1] == '100 / 0 / 0'  # no SSIM
+
+
+@pytest.mark.slow
+def test_single_networks_are_measured_on_the_whole_image_beside_routed_ones(model, photographs, tmp_path, capsys):
+    block, single = carn(8), str(tmp_path / 'single.pth')
+    save_checkpoint(dict(params=build_network(carn(8)).state_dict(), network_g=block, scale=4), single)
+    arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--no-ssim', '--patch-size', '16']
+    arguments += ['--precision', 'float32', 'bfloat16', '-o', str(tmp_path / 'out')]
+    assert cli.main(['benchmark', *arguments, '--singles', single, single]) == 0
+    with open(tmp_path / 'out/benchmark.csv') as file:
+        rows = list(csv.DictReader(file))
+    rows_of_single = [row for row in rows if row['model'] == 'single']
+    assert [(row['method'], row['precision']) for row in rows_of_single] == [('whole image (BasicSR)', 'float32'),
+                                                                             ('whole image, tuned', 'float32'),
+                                                                             ('whole image, tuned', 'bfloat16')]
+    assert {row['method'] for row in rows if row['model'] == 'net'} > {'tiled', 'routed', 'whole image (BasicSR)'}
+
+    # pooled, the slow way: all pixels that are measured in one row
+    net, squares, psnrs = load_network(single), [], []
+    for pair in read_pairs(photographs, 4):
+        with torch.no_grad():
+            image = to_image(net(to_tensor(pair.lq)))
+        squares.append((image.astype(float) - pair.gt)[4:-4, 4:-4].ravel()**2)
+        psnrs.append(10 * np.log10(255**2 / squares[-1].mean()))
+    assert float(rows_of_single[0]['pooled']) == pytest.approx(
+        10 * np.log10(255**2 / np.concatenate(squares).mean()), abs=6e-4)
+    assert float(rows_of_single[0]['PSNR']) == pytest.approx(np.mean(psnrs), abs=6e-4)
+    assert cli.main(['benchmark', '-m', single, '--data', photographs, '--singles', model]) == 2
+    assert f'--singles: {model} is routed; expected networks without branches' in capsys.readouterr().err
+
+
+def test_pooled_psnr_is_that_of_all_pixels_together():
+    generator, sizes = np.random.default_rng(0), [(40, 60), (30, 31), (12, 50)]  # of the last no border is left out
+    images = [[generator.integers(0, high, (*size, 3), dtype=np.uint8) for high in (256, 9 + 99 * i)]
+              for i, size in enumerate(sizes)]
+    psnrs = [quality(image, gt, 4, with_ssim=False)[0] for image, gt in images]
+    squares = [(image.astype(float) - gt)**2 for image, gt in images]
+    squares = [part[4:-4, 4:-4].ravel() for part in squares[:2]] + [squares[2].ravel()]
+    expected = 10 * np.log10(255**2 / np.concatenate(squares).mean())
+    assert pooled_psnr(psnrs, sizes, 4) == pytest.approx(expected) != pytest.approx(np.mean(psnrs), abs=0.1)
+    assert pooled_psnr([math.inf, math.inf], sizes[:2], 4) == math.inf
+    assert pooled_psnr([math.inf, 30.], [(50, 50)] * 2, 4) == pytest.approx(30 + 10 * np.log10(2))
+    assert math.isnan(pooled_psnr([math.nan, 30.], sizes[:2], 4))
 
 
 def test_networks_without_branches_are_whole_and_tiled():
@@ -226,8 +269,8 @@ def test_windows_that_do_not_divide_tiles_run_in_every_row(tmp_path, tiny_net, p
 @pytest.mark.slow
 def test_what_did_not_fit_into_memory_is_a_dash(tmp_path):
     nan = math.nan
-    row = Measured(Row('a.pth', 'whole', False), 'CARN_M', nan, nan, nan, nan, nan, nan, nan, [0, 0, 100])
-    assert cells(row, 'a')[4:] == ['-'] * 7 + ['']
+    row = Measured(Row('a.pth', 'whole', True), 'CARN_M', *[nan] * 8, [0, 0, 100])
+    assert cells(row, 'a')[4:] == ['-'] * 8 + ['']
     assert labels(['x/net.pth', 'y/net.pth', 'z.pth']) == {
         'x/net.pth': 'x/net.pth',
         'y/net.pth': 'y/net.pth',
