@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from basicsr.archs import build_network
 from cdnsr_basicsr import benchmark, calibration, cli
 from cdnsr_basicsr.archs import Interpolation
 from cdnsr_basicsr.benchmark import Measured, Row, Settings, write_report
-from cdnsr_basicsr.benchmark.report import cells, labels
+from cdnsr_basicsr.benchmark.report import cells, draw, frontier, labels
 from cdnsr_basicsr.benchmark.rows import Network, rows_of
 from cdnsr_basicsr.benchmark.runners import Bench, one_tile_at_a_time
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
@@ -204,6 +205,45 @@ def test_pooled_psnr_is_that_of_all_pixels_together():
     assert pooled_psnr([math.inf, math.inf], sizes[:2], 4) == math.inf
     assert pooled_psnr([math.inf, 30.], [(50, 50)] * 2, 4) == pytest.approx(30 + 10 * np.log10(2))
     assert math.isnan(pooled_psnr([math.nan, 30.], sizes[:2], 4))
+
+
+def test_a_frontier_is_without_what_is_worse_than_something_cheaper():
+    points = [(9., 31.), (2., 30.), (3., 29.), (5., 32.), (2., 28.), (4., 30.), (12., 33.)]
+    assert frontier(points) == [(2., 30.), (5., 32.), (12., 33.)]
+    assert frontier([]) == []
+
+
+def test_the_plot_sets_routed_networks_against_the_frontier_of_single_ones():
+
+    def measured(model, kind, pooled, ms, shares, **kwargs):
+        row = Row(model, kind, **{'tuned': True, **kwargs})
+        return Measured(row, 'Net', pooled - 1, pooled, math.nan, ms / 10, math.nan, ms, math.nan, math.nan, shares)
+
+    rows = [
+        measured('routed.pth', 'whole', 32, 90, [0, 100], tuned=False),
+        measured('routed.pth', 'whole', 32, 40, [0, 100]),
+        measured('routed.pth', 'tiled', 32, 35, [0, 100]),  # faster, but not on the whole image
+        measured('routed.pth', 'bicubic', 28, 5, [0, 0]),
+        measured('routed.pth', 'whole', 30, 10, [100, 0], branch=0),
+        measured('routed.pth', 'routed', 31.9, 30, [20, 80]),
+        measured('routed.pth', 'routed', 31, 15, [60, 40], budget=0.5),
+        measured('routed.pth', 'oracle', 31.5, 15, [60, 40], budget=0.5),
+        measured('pixels.pth', 'whole', 35, 8, [60, 40]),  # routes: no single network
+        measured('good.pth', 'whole', 31, 8, [100]),
+        measured('slow.pth', 'whole', 30.5, 20, [100]),  # worse than good.pth
+        measured('large.pth', 'whole', math.nan, math.nan, [0]),
+    ]
+    for key, factor in (('ms', 1), ('kmacs', 10)):
+        axes = Figure().subplots()
+        draw(axes, rows, key)
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        points = {name: [(x * factor, y) for x, y in line.get_xydata()] for name, line in lines.items()}
+        assert points['frontier of single networks, tuned'] == [(5, 28), (8, 31), (40, 32)]
+        assert points['routed, routed'] == [(15, 31), (30, 31.9)] and points['routed, oracle'] == [(15, 31.5)]
+        assert (lines['routed, routed'].get_linestyle(), lines['routed, oracle'].get_linestyle()) == ('-', '--')
+        assert {text.get_text().strip()
+                for text in axes.texts} == {'bicubic', 'routed, branch 1', 'routed, branch 2', 'good', 'slow'}
+        assert ('whole image (BasicSR)' in lines) == (key == 'ms')
 
 
 def test_networks_without_branches_are_whole_and_tiled():
