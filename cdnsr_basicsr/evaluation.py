@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional
+from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
 
 from .data.prepare import make_lq, read_bgr, smallest
 from .inference.image_io import ImageError, list_images
@@ -126,19 +126,37 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
     return tensor[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
+def border_of(size: Sequence[int], border: int) -> int:
+    """Pixels left out at each side of an image of this height and width: none, if it is hardly larger than that."""
+    return border if min(size) > 2 * border + 11 else 0  # 11: SSIM's window
+
+
 def quality(image: np.ndarray, gt: np.ndarray, border: int, with_ssim: bool = True) -> tuple[float, float]:
     """PSNR in dB and SSIM over all channels, as BasicSR computes them.
 
     Args:
         image: uint8 of shape (h, w, c).
         gt: Of the same shape.
-        border: Pixels left out at each side, if the image is larger than that and SSIM's window of 11 pixels.
+        border: Pixels left out at each side; see border_of.
         with_ssim: Whether to compute SSIM, which takes much longer; NaN otherwise.
     """
     from basicsr.metrics import calculate_psnr, calculate_ssim
-    border = border if min(gt.shape[:2]) > 2 * border + 11 else 0
+    border = border_of(gt.shape[:2], border)
     ssim = calculate_ssim(image, gt, border) if with_ssim and min(gt.shape[:2]) >= 11 else float('nan')
     return float(calculate_psnr(image, gt, border)), float(ssim)
+
+
+def pooled_psnr(psnrs: Sequence[float], sizes: Iterable[Sequence[int]], border: int) -> float:
+    """PSNR in dB of all pixels of several images together.
+
+    Args:
+        psnrs: PSNR of each, as `quality` computes it.
+        sizes: Height and width of each.
+        border: See `quality`.
+    """
+    kept = [[side - 2 * border_of(size, border) for side in size] for size in sizes]
+    with np.errstate(divide='ignore'):  # images without an error have an infinite PSNR, together, too
+        return float(-10 * np.log10(np.average(10**(-np.array(psnrs) / 10), weights=np.prod(kept, axis=1))))
 
 
 def quality_of(result: torch.Tensor, gt: np.ndarray, border: int, with_ssim: bool = True) -> tuple[float, float]:

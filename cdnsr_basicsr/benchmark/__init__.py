@@ -7,7 +7,7 @@ import torch
 from contextlib import ExitStack
 from tqdm import tqdm
 
-from ..evaluation import PairStore
+from ..evaluation import PairStore, pooled_psnr
 from ..export import check_backend
 from ..inference.speed import machine
 from ..options import OptionError
@@ -30,8 +30,13 @@ def benchmark(settings: Settings) -> tuple[list[Measured], str, list[tuple[str, 
     """
     for backend in settings.backends:
         check_backend(backend)
-    networks = {model: network_of(model, settings) for model in dict.fromkeys(settings.models)}
+    networks = {model: network_of(model, settings) for model in dict.fromkeys([*settings.models, *settings.singles])}
+    for model in settings.singles:
+        if networks[model].num_branches or networks[model].routes_pixels:
+            raise OptionError('--singles', f'{model} is routed; expected networks without branches')
     check_comparable(networks)
+    if settings.oracle and not settings.budgets and not any(network.maps_errors for network in networks.values()):
+        raise OptionError('--oracle', 'goes with --budgets, unless a classifier is an ErrorMap')
     first = next(iter(networks.values()))
     rows = list(dict.fromkeys(row for model, network in networks.items() for row in rows_of(settings, model, network)))
     results: dict[Row, list[dict]] = {row: [] for row in rows}
@@ -65,7 +70,9 @@ def benchmark(settings: Settings) -> tuple[list[Measured], str, list[tuple[str, 
     measured = []
     for row in rows:
         ms, baseline = (1000 * seconds[which] / pairs.megapixels for which in (row, Row(row.model, 'whole', False)))
-        measured.append(summary(row, described[row.model, True, 'torch'], results[row], ms, baseline))
+        psnrs = [result.get('psnr', float('nan')) for result in results[row]]
+        pooled = pooled_psnr(psnrs, pairs.sizes, int(first.scale))
+        measured.append(summary(row, described[row.model, True, 'torch'], results[row], pooled, ms, baseline))
     gray = '; PSNR and SSIM of luma' if first.channels == 1 else ''
     text = (f'{len(sizes)} photograph{"s" * (len(sizes) != 1)} of {min(sizes)} to {max(sizes)} pixels, x{first.scale}, '
             f'tiles of at most {settings.patch_size or "the usual size"}'

@@ -5,22 +5,23 @@ import csv
 import numpy as np
 import statistics
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Iterable, Sequence
 
 from ..files import replace_when_done
 from .rows import ROUTED, Measured, Row
 
-COLUMNS = ('model', 'network', 'method', 'precision', 'PSNR', 'SSIM', 'kMACs/pixel', 'MFLOPs/patch (papers)',
+COLUMNS = ('model', 'network', 'method', 'precision', 'PSNR', 'pooled', 'SSIM', 'kMACs/pixel', 'MFLOPs/patch (papers)',
            'ms/megapixel', 'times BasicSR', 'peak MiB', 'classes %')
 
 
-def summary(row: Row, about: dict, results: list[dict], ms: float, first: float) -> Measured:
+def summary(row: Row, about: dict, results: list[dict], pooled: float, ms: float, first: float) -> Measured:
     """What was measured of a row.
 
     Args:
         row: The row.
         about: What `Bench.describe` says of its network.
         results: What `measure` says of each photograph.
+        pooled: PSNR of all photographs together.
         ms: Median time in milliseconds per megapixel.
         first: That of the first row of the model.
     """
@@ -35,7 +36,8 @@ def summary(row: Row, about: dict, results: list[dict], ms: float, first: float)
     network = about['network'] if row.kind in ROUTED else about['branches'][one]
     network = 'Interpolation' if row.kind == 'bicubic' else network
     peak = max(result.get('peak', float('nan')) for result in results)
-    return Measured(row, network, mean('psnr'), mean('ssim'), mean('kmacs'), mflops, ms, first / ms, peak, shares)
+    return Measured(row, network, mean('psnr'), pooled, mean('ssim'), mean('kmacs'), mflops, ms, first / ms, peak,
+                    shares)
 
 
 def labels(models: Sequence[str]) -> dict[str, str]:
@@ -54,6 +56,7 @@ def cells(measured: Measured, label: str) -> list[str]:
     return [
         label, m.network, row.name, row.precision,
         number(m.psnr, 3),
+        number(m.pooled, 3),
         number(m.ssim, 4),
         number(m.kmacs, 2),
         number(m.patch_mflops, 0),
@@ -75,7 +78,7 @@ def markdown(measured: Sequence[Measured]) -> str:
 
 
 def write_report(measured: Sequence[Measured], text: str, folder: str) -> None:
-    """Writes benchmark.md, benchmark.csv and benchmark.png (PSNR against time, and against MACs)."""
+    """Writes benchmark.md, benchmark.csv and benchmark.png."""
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     with replace_when_done(root / 'benchmark.md') as temporary:
@@ -83,33 +86,82 @@ def write_report(measured: Sequence[Measured], text: str, folder: str) -> None:
     with replace_when_done(root / 'benchmark.csv') as temporary, open(temporary, 'w', newline='') as file:
         csv.writer(file).writerows([COLUMNS, *table(measured)])
     with replace_when_done(root / 'benchmark.png') as temporary:
-        _plot(measured, text, temporary)
+        plot(measured, text, temporary)
 
 
-def _plot(measured: Sequence[Measured], text: str, path: Path) -> None:
+def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of some points (cost, quality) that are better than every cheaper one, by cost."""
+    kept: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or quality > kept[-1][1]:
+            kept.append((cost, quality))
+    return kept
+
+
+def single_networks(measured: Sequence[Measured], names: dict[str, str]) -> dict[str, Measured]:
+    """What upscales whole images alone, with all that the engine has: networks, branches and bicubic, by name."""
+    singles = {}
+    for m in measured:
+        if m.row.kind == 'bicubic':
+            singles['bicubic'] = m
+        elif m.row.kind == 'whole' and m.row.tuned and np.count_nonzero(m.shares) < 2:  # else it routes pixels
+            branch = f', branch {np.argmax(m.shares) + 1}' if len(m.shares) > 1 else ''
+            singles[names[m.row.model] + branch] = m
+    return singles
+
+
+def draw(axes: Any, measured: Sequence[Measured], key: str) -> None:
+    """Draws pooled PSNR against a cost: the frontier of single networks, and networks that route, over their budgets.
+
+    Args:
+        axes: Of matplotlib.
+        measured: Rows of one precision, and those that are there in one only.
+        key: The cost: 'ms' | 'kmacs'.
+    """
+    names = labels([m.row.model for m in measured])
+    points = {name: (getattr(m, key), m.pooled) for name, m in single_networks(measured, names).items()}
+    points = {name: point for name, point in points.items() if np.isfinite(point).all()}
+    axes.plot(*np.reshape(frontier(points.values()), (-1, 2)).T, 'k-', label='frontier of single networks, tuned')
+    for name, point in points.items():
+        axes.plot(*point, 'ks', markersize=4)
+        axes.annotate(f' {name}', point, fontsize=7, va='top')
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for m in measured:
+        if m.row.kind in ('routed', 'oracle'):
+            name = m.row._replace(budget=None).name  # budgets are one line
+            lines.setdefault((m.row.model, name), []).append((getattr(m, key), m.pooled))
+    for (model, name), line in lines.items():
+        style = '^--' if name == 'oracle' else 'o-'
+        colour = f'C{list(names).index(model) % 10}'
+        axes.plot(*zip(*sorted(line)), style, color=colour, label=f'{names[model]}, {name}')
+    if key == 'ms':
+        plain = [(m.ms, m.pooled) for m in measured if m.row.kind == 'whole' and not m.row.tuned]
+        axes.plot(*np.reshape(plain, (-1, 2)).T, 'kx', label='whole image (BasicSR)')
+
+
+def plot(measured: Sequence[Measured], text: str, path: Path) -> None:
+    """Draws pooled PSNR against time and against MACs, for each precision."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(13, 6.5), layout='constrained')
+    precisions = list(dict.fromkeys(m.row.precision for m in measured if m.row.kind == 'whole' and m.row.tuned))
+    figure = Figure(figsize=(13, 6 * len(precisions)), layout='constrained')
     FigureCanvasAgg(figure)
     figure.suptitle(text, fontsize=8)
-    lines: dict[str, list[Measured]] = {}
-    names = labels([m.row.model for m in measured])
-    for m in measured:
-        name = m.row._replace(budget=None).name  # budgets are one line
-        lines.setdefault(f'{names[m.row.model]}, {name}, {m.row.precision}', []).append(m)
-    axis_labels = dict(ms='ms per megapixel', kmacs='thousand MACs per pixel, classifier and overlap included')
-    for axes, (key, label) in zip(figure.subplots(1, 2), axis_labels.items()):
-        for number, (name, points) in enumerate(lines.items()):
-            points = sorted((getattr(m, key), m.psnr) for m in points)
-            style = dict(color=f'C{number % 10}', marker='os^v'[number // 10 % 4], label=name)
-            axes.plot(*zip(*points), linestyle='-' if len(points) > 1 else '', **style)
-        axes.set(xlabel=label, ylabel='PSNR (RGB) in dB')
-        axes.grid(alpha=0.3)
-        if key == 'ms':
-            axes.set_xscale('log')
-            axes.xaxis.set_major_formatter('{x:.0f}')
-            axes.xaxis.set_minor_formatter('{x:.0f}')
-            axes.tick_params(axis='x', which='both', labelsize=7)
-            figure.legend(loc='outside lower center', ncols=3, fontsize=8)
+    costs = dict(ms='ms per megapixel', kmacs='thousand MACs per pixel, classifier and overlap included')
+    for number, (precision, pair) in enumerate(zip(precisions, figure.subplots(len(precisions), 2, squeeze=False))):
+        # BasicSR's rows and bicubic are there in one precision only
+        shown = [m for m in measured if m.row.precision == precision or m.row.kind == 'bicubic' or not m.row.tuned]
+        for axes, (key, label) in zip(pair, costs.items()):
+            draw(axes, shown, key)
+            axes.set(xlabel=label, ylabel='pooled PSNR in dB')
+            axes.set_title(precision, fontsize=9, loc='left')
+            axes.grid(alpha=0.3)
+        pair[0].set_xscale('log')
+        pair[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        pair[0].xaxis.set_major_formatter('{x:g}')
+        pair[0].xaxis.set_minor_formatter(NullFormatter())
+        if number == 0:  # where the oracle is
+            figure.legend(*pair[0].get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)

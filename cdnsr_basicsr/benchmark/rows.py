@@ -27,10 +27,11 @@ class Settings:
         device: Where to run.
         backends: What is to run tiled and routed rows, those other than torch on the CPU; where one has no such
             precision, the row is left out.
-        oracle: Whether to route by true errors too, at each budget.
+        oracle: Whether to route by true errors too, at each budget; where a classifier maps errors, at its price too.
         branches: Whether to measure each branch alone too, and bicubic upsampling.
         cost: 'macs' | 'latency': what a budget counts. Default: see Settings.
         with_ssim: Whether to compute SSIM.
+        singles: Networks without branches to set beside the models: named as these, but on whole images only.
     """
     models: Sequence[str]
     data: str
@@ -46,6 +47,7 @@ class Settings:
     branches: bool = False
     cost: Optional[str] = None
     with_ssim: bool = True
+    singles: Sequence[str] = ()
 
 
 class Network(NamedTuple):
@@ -56,11 +58,13 @@ class Network(NamedTuple):
         channels: Channels of the images: 3, or 1 for gray.
         num_branches: Branches that tiles are routed to, 0 for a network without.
         routes_pixels: Whether it routes pixels.
+        maps_errors: Whether its classifier maps errors, as an ErrorMap does.
     """
     scale: float
     channels: int
     num_branches: int = 0
     routes_pixels: bool = False
+    maps_errors: bool = False
 
 
 class Row(NamedTuple):
@@ -105,6 +109,7 @@ class Measured(NamedTuple):
         network: Type of the network.
         psnr, ssim: Means over the photographs, of RGB, or of the luma of networks for gray pictures, `scale` pixels of
             border left out; NaN if a result is not finite.
+        pooled: PSNR of all these pixels of all photographs together.
         kmacs: Thousand MACs per pixel of the result, classifier and tile overlap included.
         patch_mflops: The papers' convention: million FLOPs (2 per MAC, transposed convs at their output size) per patch
             of 32x32, averaged over the tiles; of the branches alone, without classifier and overlap.
@@ -116,6 +121,7 @@ class Measured(NamedTuple):
     row: Row
     network: str
     psnr: float
+    pooled: float
     ssim: float
     kmacs: float
     patch_mflops: float
@@ -133,6 +139,8 @@ def rows_of(settings: Settings, model: str, network: Network) -> list[Row]:
     precisions, tiles, pixels = settings.precisions, network.num_branches > 0, network.routes_pixels
     rows = [Row(model, 'whole', tuned=False)]
     rows += [Row(model, 'whole', True, precision) for precision in precisions]
+    if model not in settings.models:  # a single network
+        return rows
     if tiles:
         rows += [Row(model, kind, tuned=False) for kind in LOOPS]
     limits: dict[str, Sequence[Optional[float]]] = {} if pixels else {'tiled': [None]}
@@ -152,5 +160,6 @@ def rows_of(settings: Settings, model: str, network: Network) -> list[Row]:
                 Row(model, kind, True, precision, branch=i) for kind in ('whole', 'tiled') for precision in precisions
             ]
     if tiles and settings.oracle:
-        rows += [Row(model, 'oracle', True, precisions[0], budget) for budget in settings.budgets]
+        budgets = limits['routed'] if network.maps_errors else settings.budgets
+        rows += [Row(model, 'oracle', True, precisions[0], budget) for budget in budgets]
     return rows

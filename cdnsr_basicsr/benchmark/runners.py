@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from contextlib import ExitStack
 from torch import nn
 from typing import Callable, NamedTuple, Optional
 
@@ -13,7 +14,16 @@ from ..complexity import count_macs
 from ..evaluation import PairStore, to_tensor
 from ..export import in_backend
 from ..inference import TileUpscaler, default_patch_size, make_upscaler
-from ..inference.network import PRECISIONS, branches_of, common_geometry, deployed, pixel_routed, routed, run_padded
+from ..inference.network import (
+    PRECISIONS,
+    branches_of,
+    common_geometry,
+    deployed,
+    maps_errors,
+    pixel_routed,
+    routed,
+    run_padded,
+)
 from ..inference.tiling import TensorRows
 from ..loading import route_by
 from ..options import OptionError, read_options
@@ -64,8 +74,11 @@ def network_of(model: str, settings: Settings) -> Network:
         upscaler = make_upscaler(net, settings.patch_size, settings.step)
     except ValueError as error:
         raise OptionError(model, str(error)) from error
-    num_branches = 0 if routed(net) is None else upscaler.num_classes
-    return Network(upscaler.scale, upscaler.channels, num_branches, pixel_routed(net) is not None)
+    parts = routed(net)
+    if parts is None:
+        return Network(upscaler.scale, upscaler.channels, routes_pixels=pixel_routed(net) is not None)
+    maps = maps_errors(parts.classifier) is not None
+    return Network(upscaler.scale, upscaler.channels, upscaler.num_classes, maps_errors=maps)
 
 
 class Bench:
@@ -92,6 +105,7 @@ class Bench:
         self.plain = make_upscaler(self.net, settings.patch_size, settings.step)
         self.branches = branches_of(self.net)
         self.runners: dict[Row, Runner] = {}
+        self.settled = ExitStack()
         self.number = 0
         self.errors: dict[int, torch.Tensor] = {}
 
@@ -113,20 +127,23 @@ class Bench:
         """Counts of a result that one branch has made."""
         return [int(i == branch) for i in range(len(self.branches))]
 
-    def true_errors(self, lq: torch.Tensor) -> torch.Tensor:
-        """Squared error of each branch on each tile, of shape (n, M), as the engine cuts tiles."""
-        if self.number not in self.errors:
-            tiling = self.plain.tiling_of(*lq.shape[2:])
-            owner = tiling.class_map(torch.arange(len(tiling))).flatten()
-            gt = to_tensor(self.pairs.gt(self.number), self.plain.channels).to(self.device)
-            columns = []
+    def lq(self, number: int) -> torch.Tensor:
+        """An LQ image as a tensor, on the device."""
+        return to_tensor(self.pairs.lq(number), self.plain.channels).to(self.device)
+
+    def true_errors(self, number: int) -> torch.Tensor:
+        """Mean squared error of each branch on each tile of a photograph, in grey levels, as the engine cuts
+        tiles; of shape (n, M).
+        """
+        if number not in self.errors:
+            lq, gt = self.lq(number), to_tensor(self.pairs.gt(number), self.plain.channels).to(self.device)
+            maps = []
             for branch in self.branches:
                 alone = TileUpscaler(branch, self.plain.patch_size, self.plain.step)
                 error = (alone.upscale(lq).image.clamp(0, 1) - gt).square().mean(dim=1)
-                error = nn.functional.avg_pool2d(error, self.plain.scale).flatten().cpu()
-                columns.append(torch.bincount(owner, error, len(tiling)))
-            self.errors[self.number] = torch.stack(columns, dim=1)
-        return self.errors[self.number]
+                maps.append(nn.functional.avg_pool2d(255**2 * error, self.plain.scale).cpu())
+            self.errors[number] = self.plain.tiling_of(*lq.shape[2:]).means(torch.cat(maps), cell=1)
+        return self.errors[number]
 
     def describe(self) -> dict:
         """Types of the network and its branches, and MFLOPs of these in the papers' convention."""
@@ -247,10 +264,17 @@ def by_classes(bench: Bench, row: Row) -> Runner:
         float32_branches=calibration.float32_branches if calibration else ())
     if isinstance(upscaler, TileUpscaler):
         upscaler.measure_speed()  # now, not within what is measured
+        if calibration:
+            upscaler.hardest = calibration.hardest
+        every = range(len(bench.pairs.sizes)) if bench.pairs else ()
+        errors = [bench.true_errors(number) for number in every] if row.kind == 'oracle' else None
+        images = (TensorRows(bench.lq(number)) for number in every)
+        bench.settled.enter_context(upscaler.together(images, errors=errors))  # as upscale does with a folder
 
     def run(lq: torch.Tensor) -> Result:
-        # as logits: what argmax(log p - lambda c) then maximises is -(error + lambda c)
-        plan = upscaler.plan(TensorRows(lq), -bench.true_errors(lq)) if row.kind == 'oracle' else None
+        plan = None
+        if row.kind == 'oracle':
+            plan = upscaler.plan(TensorRows(lq), errors=bench.true_errors(bench.number))
         upscaled = upscaler.upscale(lq, plan)
         return Result(upscaled.image, upscaler.whole_macs / 1000 * upscaled.cost, upscaled.counts)
 

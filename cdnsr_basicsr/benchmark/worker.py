@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 from .. import load_plugins
-from ..evaluation import PairStore, quality_of, to_tensor
+from ..evaluation import PairStore, quality_of
 from ..inference.speed import is_out_of_memory
 from ..inference.upscaler import algorithm_search
 from ..memory import keep_freed_memory
@@ -32,7 +32,7 @@ def measure(bench: Bench, row: Row, number: int, look: bool) -> dict:
         number: Which image.
         look: Whether to say how good the result is and what memory it took, besides the time.
     """
-    lq = to_tensor(bench.pairs.lq(number), bench.plain.channels).to(bench.device)
+    lq = bench.lq(number)
     run = bench.runner(row)
     bench.number = number
     wait = torch.cuda.synchronize if lq.is_cuda else lambda: None

@@ -21,6 +21,12 @@ def add_parser(commands: arguments.Commands) -> None:
         metavar='MODEL',
         help='checkpoints, names of models (basicsr models), or option files that name one at path.pretrain_network_g')
     command.add_argument(
+        '--singles',
+        nargs='+',
+        default=[],
+        metavar='MODEL',
+        help='networks without branches to set beside them, on the whole image only')
+    command.add_argument(
         '--data', required=True, metavar='FOLDER', help='photographs, or a folder with gt/ and lq/ (prepare --whole)')
     command.add_argument('-o', dest='output', metavar='FOLDER', help='write benchmark.md, .csv and .png there')
     command.add_argument(
@@ -36,7 +42,9 @@ def add_parser(commands: arguments.Commands) -> None:
         '--no-ssim', action='store_false', dest='with_ssim', help='without SSIM, which takes longer than all the rest')
     command.add_argument('--branches', action='store_true', help='each branch alone too, and bicubic upsampling')
     command.add_argument(
-        '--oracle', action='store_true', help="the budgets also routed by the branches' true errors, as a bound")
+        '--oracle',
+        action='store_true',
+        help="also route by the branches' true errors, an upper bound: at each budget, and at an ErrorMap's price")
     arguments.add_engine(command, '+')
     command.add_argument(
         '--backends',
@@ -55,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
     from ..loading import check_tile, choose_device
     with arguments.said_by_flags():
         check_tile(args.patch_size or PATCH_SIZE, args.step)  # the larger of the engines' defaults
-    if args.oracle and not args.budgets:
-        raise OptionError('--oracle', 'goes with --budgets')
     if set(args.backends) - {'torch'}:
         if args.device not in (None, 'cpu'):
             raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')

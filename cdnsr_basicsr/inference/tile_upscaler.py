@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import torch
 from contextlib import contextmanager
@@ -233,17 +234,22 @@ class TileUpscaler(Upscaler):
                 return cast(torch.Tensor, self.branches[branch](tiles))
 
     @torch.inference_mode()
-    def plan(self, image: Rows, logits: Optional[torch.Tensor] = None) -> TilePlan:
+    def plan(self,
+             image: Rows,
+             logits: Optional[torch.Tensor] = None,
+             errors: Optional[torch.Tensor] = None) -> TilePlan:
         """Decides the class of every tile of an image, and which run together.
 
         Args:
             image: The image.
             logits: of shape (n, M), instead of the classifier's; for each tile, as `tiling_of` cuts them.
+            errors: of shape (n, M), mean squared error of each tile in each class, in grey levels, instead of what the
+                classifier says or predicts.
         """
         self._update()
         mapped = maps_errors(self.classifier) is not None
-        by_errors = logits is None and self.predicts and (mapped or self.limited)
-        look = self._look(image, by_errors)
+        by_errors = errors is not None or logits is None and self.predicts and (mapped or self.limited)
+        look = self._look(image, by_errors, errors)
         tiling, max_tiles = look.tiling, self._max_tiles(len(look.tiling))
         if self.classifier is None:
             classes = torch.zeros(len(tiling), dtype=torch.int64)
@@ -260,8 +266,8 @@ class TileUpscaler(Upscaler):
                         self.size_of(tiling.height, tiling.width))
 
     @torch.inference_mode()
-    def _look(self, image: Rows, by_errors: bool) -> Look:
-        """Cuts an image and, if its classes are a matter of errors, predicts them."""
+    def _look(self, image: Rows, by_errors: bool, errors: Optional[torch.Tensor] = None) -> Look:
+        """Cuts an image and, if its classes are a matter of errors and these are not known, predicts them."""
         tiling = self.tiling_of(image.height, image.width)
         row_bytes = int(4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2)
         # by the image alone, not by the device: the same tiles are merged everywhere
@@ -274,10 +280,10 @@ class TileUpscaler(Upscaler):
         def merge(classes: torch.Tensor) -> Strips:
             return tiling.merge(classes, merged, tile_rows, high)
 
-        errors = torch.empty(0)
-        if by_errors:
-            errors = self._errors(image, tiling).nan_to_num().view(len(tiling.tops), len(tiling.lefts), -1)
-        return Look(tiling, tile_rows, merge, errors)
+        if not by_errors:
+            return Look(tiling, tile_rows, merge, torch.empty(0))
+        errors = self._errors(image, tiling) if errors is None else errors
+        return Look(tiling, tile_rows, merge, errors.nan_to_num().view(len(tiling.tops), len(tiling.lefts), -1))
 
     def _errors(self, image: Rows, tiling: Tiling) -> torch.Tensor:
         """Predicted errors of the tiles, of shape (n, M), on the CPU."""
@@ -323,13 +329,24 @@ class TileUpscaler(Upscaler):
         return 1e6 / max(float(look.errors[..., self.hardest].mean()), 1e-3) / (look.tiling.height * look.tiling.width)
 
     @contextmanager
-    def together(self, images: Iterable[Rows], weigh: str = 'pixels') -> Iterator[None]:
+    def together(self,
+                 images: Iterable[Rows],
+                 weigh: str = 'pixels',
+                 errors: Optional[Sequence[torch.Tensor]] = None) -> Iterator[None]:
+        """See Upscaler.
+
+        Args:
+            images, weigh: See there.
+            errors: Of the tiles of each image, instead of the predicted ones; see `plan`.
+        """
         if not (self.limited and self.predicts):
             yield
             return
         self._update()
         self.exact, self.weigh = None, weigh  # a copy of this has no price yet
-        self.price = self._common_price([self._look(image, True) for image in images], weigh)
+        known: Iterable[Optional[torch.Tensor]] = itertools.repeat(None) if errors is None else errors
+        looks = [self._look(image, True, errors_of) for image, errors_of in zip(images, known)]
+        self.price = self._common_price(looks, weigh)
         try:
             yield
         finally:

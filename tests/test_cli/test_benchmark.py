@@ -6,18 +6,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from basicsr.archs import build_network
 from cdnsr_basicsr import benchmark, calibration, cli
 from cdnsr_basicsr.archs import Interpolation
 from cdnsr_basicsr.benchmark import Measured, Row, Settings, write_report
-from cdnsr_basicsr.benchmark.report import cells, labels
+from cdnsr_basicsr.benchmark.report import cells, draw, frontier, labels
 from cdnsr_basicsr.benchmark.rows import Network, rows_of
 from cdnsr_basicsr.benchmark.runners import Bench, one_tile_at_a_time
 from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
 from cdnsr_basicsr.cli.arguments import settings_of
 from cdnsr_basicsr.complexity import count_macs
-from cdnsr_basicsr.evaluation import PairStore, quality, read_pairs, to_image, to_tensor
+from cdnsr_basicsr.evaluation import PairStore, pooled_psnr, quality, read_pairs, to_image, to_tensor
+from cdnsr_basicsr.inference import TileUpscaler
+from cdnsr_basicsr.inference.tiling import TensorRows
 from cdnsr_basicsr.loading import upscaler_for
 from cdnsr_basicsr.options import OptionError
 from tests.helpers import carn, fsrcnn, photograph, spread, swinir
@@ -106,13 +109,141 @@ def test_branches_alone_and_the_oracle_bound_the_router(model, photographs, caps
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('step', [16, 12])
+def test_the_oracle_of_an_error_map_settles_true_errors(photographs, tmp_path, tiny_net, step):
+    block = {**tiny_net(4, [fsrcnn(4), carn(8)]), 'classifier': {'type': 'ErrorMap', 'num_feat': 8, 'price': 50.}}
+    net, model = build_network(copy.deepcopy(block)).eval(), str(tmp_path / 'net.pth')
+    for branch, level in zip(net.branches, (0.3, 0.2)):  # gray images: one is better in the dark, one in the bright
+        *_, last = branch.modules()
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.constant_(last.bias, level)
+    brighter = photograph(200, 256) * np.linspace(0, 1, 256)[:, None] / 2 + np.linspace(0, 127, 256)[:, None]
+    cv2.imwrite(f'{photographs}/0.png', brighter.astype(np.uint8))
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=4), model)
+    (tmp_path / 'pairs').mkdir()
+    pairs = PairStore(str(tmp_path / 'pairs'), photographs, 4)
+    bench, lq = Bench(Settings([model], 'hr', patch_size=16, step=step), pairs, model), to_tensor(pairs.lq(0))
+    upscaler = TileUpscaler(net, 16, step)
+    tiling = upscaler.tiling_of(*lq.shape[2:])
+
+    # the slow way: errors of one pixel after another, each counted for the tile whose centre is nearest
+    owner = tiling.class_map(torch.arange(len(tiling))).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    errors = torch.zeros(len(tiling), 2, dtype=torch.float64)
+    for i, branch in enumerate(net.branches):
+        image = TileUpscaler(branch, 16, step).upscale(lq).image.clamp(0, 1)
+        square = 255**2 * (image - to_tensor(pairs.gt(0))).double().square().mean(dim=1)[0]
+        for tile in range(len(tiling)):
+            errors[tile, i] = square[owner == tile].mean()
+    torch.testing.assert_close(bench.true_errors(0), errors, rtol=1e-4, atol=1e-4)
+
+    # no tile would be cheaper in the other class, if each side where classes differ costs the strips beside it
+    grid = upscaler.plan(TensorRows(lq), errors=errors).classes.view(len(tiling.tops), len(tiling.lefts))
+    assert bench.runner(Row(model, 'oracle', True))(lq).counts == torch.bincount(grid.flatten(), minlength=2).tolist()
+    costs, border = 50 * upscaler.costs, (1 - step / 16) / 2
+
+    def total(row, column, kind):
+        cost = errors.view(*grid.shape, 2)[row, column, kind] + costs[kind]
+        for y, x in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            if 0 <= y < grid.shape[0] and 0 <= x < grid.shape[1] and grid[y, x] != kind:
+                cost += border * (costs[kind] + costs[grid[y, x]])
+        return cost
+
+    assert set(grid.flatten().tolist()) == {0, 1}
+    for row, column in np.ndindex(*grid.shape):
+        kind = grid[row, column]
+        assert total(row, column, kind) <= total(row, column, 1 - kind)
+
+
+@pytest.mark.slow
 def test_budgets_of_a_benchmark_can_count_time(model, photographs, capsys):
     arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '16']
     assert cli.main(['benchmark', *arguments, '--no-ssim', '--budgets', '1e-9', '--cost', 'latency']) == 0
     text = capsys.readouterr().out
     assert ', budgets of time;' in text
     row = [line for line in text.splitlines() if 'budget 1e-09' in line][0].strip('| ').split(' | ')
-    assert row[5] == '-' and row[-1] == '100 / 0 / 0'  # no SSIM
+    assert row[6] == '-' and row[-1] == '100 / 0 / 0'  # no SSIM
+
+
+@pytest.mark.slow
+def test_single_networks_are_measured_on_the_whole_image_beside_routed_ones(model, photographs, tmp_path, capsys):
+    block, single = carn(8), str(tmp_path / 'single.pth')
+    save_checkpoint(dict(params=build_network(carn(8)).state_dict(), network_g=block, scale=4), single)
+    arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--no-ssim', '--patch-size', '16']
+    arguments += ['--precision', 'float32', 'bfloat16', '-o', str(tmp_path / 'out')]
+    assert cli.main(['benchmark', *arguments, '--singles', single, single]) == 0
+    with open(tmp_path / 'out/benchmark.csv') as file:
+        rows = list(csv.DictReader(file))
+    rows_of_single = [row for row in rows if row['model'] == 'single']
+    assert [(row['method'], row['precision']) for row in rows_of_single] == [('whole image (BasicSR)', 'float32'),
+                                                                             ('whole image, tuned', 'float32'),
+                                                                             ('whole image, tuned', 'bfloat16')]
+    assert {row['method'] for row in rows if row['model'] == 'net'} > {'tiled', 'routed', 'whole image (BasicSR)'}
+
+    # pooled, the slow way: all pixels that are measured in one row
+    net, squares, psnrs = load_network(single), [], []
+    for pair in read_pairs(photographs, 4):
+        with torch.no_grad():
+            image = to_image(net(to_tensor(pair.lq)))
+        squares.append((image.astype(float) - pair.gt)[4:-4, 4:-4].ravel()**2)
+        psnrs.append(10 * np.log10(255**2 / squares[-1].mean()))
+    assert float(rows_of_single[0]['pooled']) == pytest.approx(
+        10 * np.log10(255**2 / np.concatenate(squares).mean()), abs=6e-4)
+    assert float(rows_of_single[0]['PSNR']) == pytest.approx(np.mean(psnrs), abs=6e-4)
+    assert cli.main(['benchmark', '-m', single, '--data', photographs, '--singles', model]) == 2
+    assert f'--singles: {model} is routed; expected networks without branches' in capsys.readouterr().err
+
+
+def test_pooled_psnr_is_that_of_all_pixels_together():
+    generator, sizes = np.random.default_rng(0), [(40, 60), (30, 31), (12, 50)]  # of the last no border is left out
+    images = [[generator.integers(0, high, (*size, 3), dtype=np.uint8) for high in (256, 9 + 99 * i)]
+              for i, size in enumerate(sizes)]
+    psnrs = [quality(image, gt, 4, with_ssim=False)[0] for image, gt in images]
+    squares = [(image.astype(float) - gt)**2 for image, gt in images]
+    squares = [part[4:-4, 4:-4].ravel() for part in squares[:2]] + [squares[2].ravel()]
+    expected = 10 * np.log10(255**2 / np.concatenate(squares).mean())
+    assert pooled_psnr(psnrs, sizes, 4) == pytest.approx(expected) != pytest.approx(np.mean(psnrs), abs=0.1)
+    assert pooled_psnr([math.inf, math.inf], sizes[:2], 4) == math.inf
+    assert pooled_psnr([math.inf, 30.], [(50, 50)] * 2, 4) == pytest.approx(30 + 10 * np.log10(2))
+    assert math.isnan(pooled_psnr([math.nan, 30.], sizes[:2], 4))
+
+
+def test_a_frontier_is_without_what_is_worse_than_something_cheaper():
+    points = [(9., 31.), (2., 30.), (3., 29.), (5., 32.), (2., 28.), (4., 30.), (12., 33.)]
+    assert frontier(points) == [(2., 30.), (5., 32.), (12., 33.)]
+    assert frontier([]) == []
+
+
+def test_the_plot_sets_routed_networks_against_the_frontier_of_single_ones():
+
+    def measured(model, kind, pooled, ms, shares, **kwargs):
+        row = Row(model, kind, **{'tuned': True, **kwargs})
+        return Measured(row, 'Net', pooled - 1, pooled, math.nan, ms / 10, math.nan, ms, math.nan, math.nan, shares)
+
+    rows = [
+        measured('routed.pth', 'whole', 32, 90, [0, 100], tuned=False),
+        measured('routed.pth', 'whole', 32, 40, [0, 100]),
+        measured('routed.pth', 'tiled', 32, 35, [0, 100]),  # faster, but not on the whole image
+        measured('routed.pth', 'bicubic', 28, 5, [0, 0]),
+        measured('routed.pth', 'whole', 30, 10, [100, 0], branch=0),
+        measured('routed.pth', 'routed', 31.9, 30, [20, 80]),
+        measured('routed.pth', 'routed', 31, 15, [60, 40], budget=0.5),
+        measured('routed.pth', 'oracle', 31.5, 15, [60, 40], budget=0.5),
+        measured('pixels.pth', 'whole', 35, 8, [60, 40]),  # routes: no single network
+        measured('good.pth', 'whole', 31, 8, [100]),
+        measured('slow.pth', 'whole', 30.5, 20, [100]),  # worse than good.pth
+        measured('large.pth', 'whole', math.nan, math.nan, [0]),
+    ]
+    for key, factor in (('ms', 1), ('kmacs', 10)):
+        axes = Figure().subplots()
+        draw(axes, rows, key)
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        points = {name: [(x * factor, y) for x, y in line.get_xydata()] for name, line in lines.items()}
+        assert points['frontier of single networks, tuned'] == [(5, 28), (8, 31), (40, 32)]
+        assert points['routed, routed'] == [(15, 31), (30, 31.9)] and points['routed, oracle'] == [(15, 31.5)]
+        assert (lines['routed, routed'].get_linestyle(), lines['routed, oracle'].get_linestyle()) == ('-', '--')
+        assert {text.get_text().strip()
+                for text in axes.texts} == {'bicubic', 'routed, branch 1', 'routed, branch 2', 'good', 'slow'}
+        assert ('whole image (BasicSR)' in lines) == (key == 'ms')
 
 
 def test_networks_without_branches_are_whole_and_tiled():
@@ -123,6 +254,13 @@ def test_networks_without_branches_are_whole_and_tiled():
                                                                       ('whole', True, 'bfloat16'),
                                                                       ('tiled', True, 'float32'),
                                                                       ('tiled', True, 'bfloat16')]
+
+
+def test_the_oracle_is_there_without_a_budget_where_a_classifier_maps_errors():
+    settings = Settings(['a.pth'], 'hr', budgets=[0.5], oracle=True)
+    for maps_errors in (False, True):
+        rows = rows_of(settings, 'a.pth', Network(4, 3, num_branches=3, maps_errors=maps_errors))
+        assert [row.budget for row in rows if row.kind == 'oracle'] == [None, 0.5][1 - maps_errors:]
 
 
 @pytest.mark.slow
@@ -171,8 +309,8 @@ def test_windows_that_do_not_divide_tiles_run_in_every_row(tmp_path, tiny_net, p
 @pytest.mark.slow
 def test_what_did_not_fit_into_memory_is_a_dash(tmp_path):
     nan = math.nan
-    row = Measured(Row('a.pth', 'whole', False), 'CARN_M', nan, nan, nan, nan, nan, nan, nan, [0, 0, 100])
-    assert cells(row, 'a')[4:] == ['-'] * 7 + ['']
+    row = Measured(Row('a.pth', 'whole', True), 'CARN_M', *[nan] * 8, [0, 0, 100])
+    assert cells(row, 'a')[4:] == ['-'] * 8 + ['']
     assert labels(['x/net.pth', 'y/net.pth', 'z.pth']) == {
         'x/net.pth': 'x/net.pth',
         'y/net.pth': 'y/net.pth',
@@ -306,6 +444,7 @@ def test_rows_and_branches_that_are_not_finite_are_named(photographs, tmp_path, 
     (['benchmark', '-m', 'MODEL', '--data', 'nowhere'], 'nowhere: no such folder'),
     (['benchmark', '-m', 'MODEL', '--data', 'empty'], 'empty: holds no photographs'),
     (['benchmark', '-m', 'MODEL', '--data', '.', '--budgets', '0.5', '-1'], '--budgets -1.0: expected numbers above 0'),
+    (['benchmark', '-m', 'MODEL', '--data', '.', '--oracle'], '--oracle: goes with --budgets, unless a classifier is'),
     (['benchmark', '-m', 'MODEL', 'PLAIN2', '--data', 'empty'], 'all models must have one scale, but have [2, 4]'),
     (['calibrate', '-m', 'PLAIN2', '-i', 'empty'], 'FSRCNN has no branches to choose from'),
     (['calibrate', '-m', 'MODEL', '-i', 'empty'], 'empty: holds no photographs'),

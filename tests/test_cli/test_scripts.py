@@ -179,7 +179,7 @@ def test_reproduce_measures_named_models_and_draws_their_frontier(tmp_path, tiny
     table = (out / 'benchmark.md').read_text()
     for name in ('bicubic', 'branch 1, tiled', 'whole image (BasicSR)', 'routed, budget 0.5', 'oracle, budget 0.5'):
         assert f'| {name} |' in table
-    assert cv2.imread(str(out / 'frontier.png')).shape[1] > 800
+    assert cv2.imread(str(out / 'benchmark.png')).shape[1] > 800
     done = bash(ROOT / 'scripts/reproduce.sh', 'nowhere', cwd=tmp_path)
     assert done.returncode == 2 and done.stderr == 'nowhere: no such folder; expected HR photographs\n'
 
