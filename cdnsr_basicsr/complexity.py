@@ -2,13 +2,28 @@
 from __future__ import annotations
 
 import copy
+import logging
 import statistics
 import time
 import torch
+from contextlib import contextmanager, nullcontext
 from torch import nn
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 LONG = 1.  # seconds of a forward pass that is not measured again
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Context in which tensors have a shape and a device, but no values, and nothing is computed."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # not public: a torch may lack it
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    before, logger.disabled = logger.disabled, True  # it logs each error, also one that does not matter here
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        logger.disabled = before
 
 
 @torch.no_grad()
@@ -30,7 +45,8 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
         return module.exported_macs(height, width)
     from torch.utils.flop_counter import FlopCounterMode
     counter = FlopCounterMode(display=False)
-    for device in ('meta', 'cpu'):  # without computing, if the module can do that
+    # fake tensors are for networks that ask for a device; one that asks for values is computed, in much time and memory
+    for device, context in ('meta', nullcontext), ('cpu', fake_tensors), ('cpu', nullcontext):
         copied, more = copy.deepcopy(module).to(device).eval(), []
         for layer in list(copied.modules()):
             if hasattr(layer, 'folded'):  # folding them is no work on the image
@@ -39,11 +55,11 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
                 layer.register_forward_hook(lambda layer, inputs, output: more.append(layer.weight.numel(
                 ) // layer.groups * (output[0, 0].numel() - inputs[0][0, 0].numel())))
         try:
-            with counter:
+            with context(), counter:
                 copied(torch.zeros(1, channels, height, width, device=device))
             break
-        except (RuntimeError, NotImplementedError):
-            if device == 'cpu':
+        except Exception:  # a network may say anything of tensors without values
+            if (device, context) == ('cpu', nullcontext):
                 raise
     return counter.get_total_flops() // 2 + sum(more)
 
