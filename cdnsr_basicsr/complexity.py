@@ -10,7 +10,9 @@ from contextlib import contextmanager, nullcontext
 from torch import nn
 from typing import Any, Callable, Iterator
 
-LONG = 1.  # seconds of a forward pass that is not measured again
+LONG = 1.  # seconds of warm passes that are enough for a measurement
+SPREAD = 0.2  # by which a median may exceed the fastest pass: well above the usual noise
+TRIES = 3  # measurements, if passes differ by more than that
 
 
 @contextmanager
@@ -65,26 +67,39 @@ def count_macs(module: nn.Module, height: int, width: int, channels: int = 3, pa
 
 
 @torch.inference_mode()
-def measure_latency(module: Callable[[torch.Tensor], Any], x: torch.Tensor, rounds: int = 3) -> float:
-    """Median time of a forward pass in seconds, after one that is not counted (if that one was not very long).
+def measure_latency(module: Callable[[torch.Tensor], Any], x: torch.Tensor, rounds: int = 5) -> tuple[float, bool]:
+    """Median time of a forward pass in seconds, and whether it can be relied on.
+
+    A first pass is never counted: it may load libraries and search for algorithms. Where the machine is busy with
+    something else, passes differ, and are measured again; the least median counts.
 
     Args:
         module: Any network or function.
         x: Its input; decides device, size and memory format.
-        rounds: Passes that are counted.
+        rounds: Passes that are counted, fewer if they are long.
+
+    Returns:
+        The time, and whether the passes were about equally long.
     """
 
     def wait() -> None:
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
 
-    seconds = []
-    for _ in range(rounds + 1):
+    def one_pass() -> float:
         wait()
         begin = time.perf_counter()
         module(x)
         wait()
-        seconds.append(time.perf_counter() - begin)
-        if seconds[0] > LONG:
-            return seconds[0]
-    return statistics.median(seconds[1:])
+        return time.perf_counter() - begin
+
+    one_pass()
+    fastest = median = float('inf')
+    for _ in range(TRIES):
+        seconds: list[float] = []
+        while len(seconds) < rounds and sum(seconds) < LONG:
+            seconds.append(one_pass())
+        fastest, median = min(fastest, *seconds), min(median, statistics.median(seconds))
+        if median <= (1 + SPREAD) * fastest:
+            return median, True
+    return median, False

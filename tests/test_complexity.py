@@ -1,10 +1,11 @@
-"""Multiply-accumulates, also of networks that have a form for training or look at inputs."""
+"""Multiply-accumulates, also of networks that have a form for training or look at inputs; times by a fake clock."""
 import pytest
 import torch
 from torch import nn
 
+from cdnsr_basicsr import complexity
 from cdnsr_basicsr.archs import ETDS, SPAN, SPANV2, SMFANet
-from cdnsr_basicsr.complexity import count_macs
+from cdnsr_basicsr.complexity import count_macs, measure_latency
 
 
 def test_multiply_accumulates_of_etds():
@@ -64,3 +65,35 @@ def test_what_a_network_says_when_computed_is_raised(caplog):
     with pytest.raises(RuntimeError, match='shapes cannot be multiplied'):
         count_macs(nn.Linear(3, 4), 8, 8)
     assert not caplog.records
+
+
+class Script:
+    """A clock, and a part whose passes take the given seconds by it."""
+
+    def __init__(self, *seconds):
+        self.now, self.seconds = 0., list(seconds)
+
+    def perf_counter(self):
+        return self.now
+
+    def __call__(self, x):
+        self.now += self.seconds.pop(0)
+
+
+@pytest.mark.parametrize(
+    'seconds,expected,steady',
+    [
+        ([8., *[0.01] * 5], 0.01, True),  # the first pass loads libraries
+        ([8., 0.6, 0.6], 0.6, True),
+        ([20., 19.], 19., True),  # a slow part: once more, so that the loading is not counted
+        ([0.1, 0.1, 0.11, 0.107, 0.108, 0.1], 0.107, True),  # a quiet minute
+        ([0.1, 0.1, 0.1, 0.4, 0.1, 0.1], 0.1, True),
+        ([0.1, 0.1, 0.2, 0.3, 0.2, 0.1, *[0.1] * 5], 0.1, True),  # disturbed once
+        ([0.1, 0.1, 0.2, 0.2, 0.2, 0.2, *[0.2] * 5, *[0.1] * 5], 0.1, True),  # evenly slow is not quiet
+        ([0.1, *[0.1, 0.2, 0.2, 0.2, 0.2], *[0.1, 0.16, 0.16, 0.16, 0.2], *[0.18] * 5], 0.16, False),
+    ])
+def test_time_is_that_of_warm_passes_and_is_relied_on_where_they_agree(monkeypatch, seconds, expected, steady):
+    script = Script(*seconds)
+    monkeypatch.setattr(complexity, 'time', script)
+    assert measure_latency(script, torch.zeros(1)) == (pytest.approx(expected), steady)
+    assert script.seconds == []
