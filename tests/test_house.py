@@ -96,7 +96,7 @@ def test_imports_run_downward(path):
 @pytest.mark.parametrize('name', ['inference/tiling.py', 'inference/budget.py', 'complexity.py'])
 def test_tiling_and_complexity_need_torch_only(name):
     _, others = imports_of(PACKAGE / name)
-    assert others <= {'torch', '__future__', 'copy', 'typing', 'statistics', 'time'}
+    assert others <= {'torch', '__future__', 'contextlib', 'copy', 'logging', 'typing', 'statistics', 'time'}
 
 
 STANDARD = {'collections', 'contextlib', 'copy', 'itertools', 'math', 'os', 'typing'}  # modules that these need

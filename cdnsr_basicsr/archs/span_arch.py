@@ -92,8 +92,8 @@ class RepConv3x3(nn.Module):
         """
         if self.deployed:
             return self.conv(x)
-        # a rounded fold would be another conv (meta tensors have no autocast of their own)
-        with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+        # a rounded fold would be another conv
+        with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.folded()
         return F.conv2d(x, weight, bias, padding=1)
 
@@ -235,7 +235,7 @@ class SPAN(nn.Module):
             out, activated = block(out)
             outputs.append(out)
         parts = [part.to(first.dtype) for part in (first, self.conv_after_body(out), outputs[0], activated)]
-        # the image itself passes here: a rounding is a visible one (meta tensors have no autocast of their own)
-        with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+        # the image itself passes here: a rounding is a visible one
+        with torch.autocast(x.device.type, enabled=False):
             out = F.pixel_shuffle(self.conv_last(self.conv_cat(torch.cat(parts, dim=1))), self.upscale)
         return out if self.deployed else out / self.img_range + self.mean

@@ -130,7 +130,7 @@ class SPANV2(nn.Module):
             Tensor: of shape (b, c, h*upscale, w*upscale), about [0, 1].
         """
         features, dtype = self.body(x), self.conv_last.weight.dtype
-        # the image itself passes here: a rounding is a visible one (meta tensors have no autocast of their own)
-        with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+        # the image itself passes here: a rounding is a visible one
+        with torch.autocast(x.device.type, enabled=False):
             out = self.conv_depthwise(torch.cat([self.conv_near(x.to(dtype)), features.to(dtype)], dim=1))
             return F.pixel_shuffle(self.conv_last(out), self.upscale)

@@ -77,8 +77,9 @@ def measured_speed(parts: Sequence[Callable[[torch.Tensor], Any]],
         entry = None if fresh else read_json(path).get(key)
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(value, (int, float))
                                                                     for value in entry)):
-            entry, complete = measure_part(part, patch_size, channels, device)
-            if complete:
+            entry, steady = measure_part(part, patch_size, channels, device)
+            torch.cuda.empty_cache()  # of the largest batches, also of one that was too large
+            if steady:  # else the next process may find a quieter minute
                 remember(path, key, entry)
         measured.append(entry)
     return Speed([int(count) for count, _ in measured], [float(ms) for _, ms in measured])
@@ -108,21 +109,22 @@ def measure_part(part: Callable[[torch.Tensor], Any], patch_size: int, channels:
     """Tiles per forward pass at which a part is fastest, and its milliseconds per tile then.
 
     Returns:
-        Both, and whether memory was sufficient to try all that was worth trying.
+        Both, and whether all times can be relied on.
     """
-    best_count, best_ms = 1, float('inf')
+    best_count, best_ms, all_steady = 1, float('inf'), True
     for count in MAX_TILES[kind_of(device)]:
         tiles = torch.rand(count, channels, patch_size, patch_size, device=device)
         try:
-            seconds = measure_latency(part, tiles.to(memory_format=torch.channels_last))
+            seconds, steady = measure_latency(part, tiles.to(memory_format=torch.channels_last))
         except RuntimeError as error:
             if count == 1 or not is_out_of_memory(error):
                 raise
-            return [best_count, best_ms], False
+            break
+        all_steady = all_steady and steady
         if 1000 * seconds / count < 0.97 * best_ms:
             best_count, best_ms = count, 1000 * seconds / count
         elif count > 2 * best_count:
             break
         if seconds > LONG:
             break
-    return [best_count, best_ms], True
+    return [best_count, best_ms], all_steady

@@ -1,7 +1,11 @@
+import itertools
 import json
 import pytest
 import torch
+import weakref
+from types import SimpleNamespace
 
+from cdnsr_basicsr import complexity
 from cdnsr_basicsr.inference import speed
 from cdnsr_basicsr.inference.speed import Speed, measured_speed
 
@@ -23,7 +27,10 @@ class Part:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
+    """The file of speeds; each pass takes the same time."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    clock = itertools.count(0, 0.01)
+    monkeypatch.setattr(complexity, 'time', SimpleNamespace(perf_counter=lambda: next(clock)))
     return tmp_path / 'cdnsr_basicsr/speed.json'
 
 
@@ -60,13 +67,36 @@ def test_a_broken_cache_is_measured_again(cache, content):
     assert part.batches and isinstance(json.loads(cache.read_text())[key], list)
 
 
-def test_what_was_cut_short_by_memory_is_not_kept(cache, monkeypatch):
-    monkeypatch.setattr(speed, 'measure_latency', lambda part, tiles: part(tiles) is None or 0.1)  # larger is faster
+def test_what_was_cut_short_by_memory_is_kept(cache):
     assert measured_speed([Part(most=2)], ['a'], 16, 3, CPU).max_tiles == [2]
-    assert not cache.exists()
-    assert measured_speed([Part()], ['a'], 16, 3, CPU) == Speed([8], [100 / 8])
+    again = Part()
+    assert measured_speed([again], ['a'], 16, 3, CPU) == Speed([2], [pytest.approx(5)]) and not again.batches
+    assert measured_speed([again], ['a'], 16, 3, CPU, fresh=True) == Speed([8], [pytest.approx(10 / 8)])
     with pytest.raises(torch.OutOfMemoryError):
         measured_speed([Part(most=0)], ['b'], 16, 3, CPU)
+
+
+def test_no_memory_stays_reserved(cache, monkeypatch):
+    batches, left = [], []
+
+    def part(tiles):
+        batches.append(weakref.ref(tiles))
+        if len(tiles) > 2:
+            raise torch.OutOfMemoryError('too many')
+
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: left.append([batch() for batch in batches]))
+    measured_speed([part], ['a'], 16, 3, CPU)
+    assert left == [[None] * len(batches)]  # given back once, when nothing held them any more
+
+
+def test_what_was_measured_in_a_busy_minute_is_not_kept(cache, monkeypatch):
+    times = {1: (0.1, True), 2: (0.1, False), 4: (0.4, True), 8: (0.8, True)}
+    with monkeypatch.context() as context:
+        context.setattr(speed, 'measure_latency', lambda part, tiles: times[len(tiles)])
+        assert measured_speed([Part()], ['a'], 16, 3, CPU) == Speed([2], [50.])
+    assert not cache.exists()
+    assert measured_speed([Part()], ['a'], 16, 3, CPU) == Speed([8], [pytest.approx(10 / 8)])
+    assert cache.exists()
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path, monkeypatch):
