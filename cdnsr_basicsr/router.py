@@ -61,9 +61,10 @@ def examples_of(net: nn.Module, pairs: Iterable[Pair], **kwargs: Any) -> list[Ex
     return examples
 
 
-def drawn(examples: Sequence[Example], generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(examples: Sequence[Example], shares: np.ndarray,
+          generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Energies and errors of a part of a photograph, in one of eight orientations and of another contrast."""
-    energies, errors = examples[generator.integers(len(examples))]
+    energies, errors = examples[generator.choice(len(examples), p=shares)]
     top, left = (generator.integers(length - SIDE + 1) for length in errors.shape[1:])
     area = np.s_[:, top:top + SIDE, left:left + SIDE]
     flips = [dim for dim in (1, 2) if generator.random() < 0.5]
@@ -81,7 +82,7 @@ def train_router(mapper: Any,
 
     Args:
         mapper: The ErrorMap.
-        examples: What to learn from; parts of them are drawn by how many there are.
+        examples: What to learn from; each pixel of it is about equally likely to be drawn.
         iterations, batch: How long, and how many parts at once.
         seed: Of the parts that are drawn.
     """
@@ -90,12 +91,14 @@ def train_router(mapper: Any,
     device = next(mapper.parameters()).device
     mapper.cpu().train()
     generator, loss = np.random.default_rng(seed), ErrorLoss()
+    sizes = np.array([example.errors[0].numel() for example in examples])
+    shares = sizes / sizes.sum()
     weights = [weight for weight in mapper.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, 3e-3, weight_decay=1e-2, betas=(0.9, 0.99))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, iterations, pct_start=0.1)
     means = [weight.detach().clone() for weight in weights]
     for i in range(iterations):
-        energies, errors = map(torch.stack, zip(*(drawn(examples, generator) for _ in range(batch))))
+        energies, errors = map(torch.stack, zip(*(drawn(examples, shares, generator) for _ in range(batch))))
         predicted, total = mapper.errors_of(energies), 0
         for cells in CELLS:
             area = np.s_[:, :, generator.integers(cells):, generator.integers(cells):]

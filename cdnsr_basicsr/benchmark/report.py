@@ -32,7 +32,7 @@ def summary(row: Row, about: dict, results: list[dict], pooled: float, ms: float
     counts = np.sum([result.get('counts', [0] * len(about['branches'])) for result in results], axis=0)
     shares = (100 * counts / max(counts.sum(), 1)).tolist()
     mflops = float(np.dot(shares, about['mflops'])) / 100 if counts.sum() else float('nan')
-    one = int(np.argmax(about['mflops'])) if row.branch is None else row.branch
+    one = about['hardest'] if row.branch is None else row.branch
     network = about['network'] if row.kind in ROUTED else about['branches'][one]
     network = 'Interpolation' if row.kind == 'bicubic' else network
     peak = max(result.get('peak', float('nan')) for result in results)

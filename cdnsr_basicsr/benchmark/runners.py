@@ -8,7 +8,7 @@ from torch import nn
 from typing import Callable, NamedTuple, Optional
 
 from ..archs import Interpolation
-from ..calibration import read_calibration
+from ..calibration import Calibration, read_calibration
 from ..checkpoint import load_network
 from ..complexity import count_macs
 from ..evaluation import PairStore, to_tensor
@@ -103,11 +103,19 @@ class Bench:
         if backend != 'torch':
             self.net = in_backend(self.net, backend, model)
         self.plain = make_upscaler(self.net, settings.patch_size, settings.step)
+        calibration = self.calibration('float32') if backend == 'torch' else None
+        if calibration:
+            self.plain.hardest = calibration.hardest
         self.branches = branches_of(self.net)
         self.runners: dict[Row, Runner] = {}
         self.settled = ExitStack()
         self.number = 0
         self.errors: dict[int, torch.Tensor] = {}
+
+    def calibration(self, precision: str) -> Optional[Calibration]:
+        """What is known of the model in a precision, with the tiles of this benchmark."""
+        patch_size = self.settings.patch_size or default_patch_size(self.net)
+        return read_calibration(checkpoint_of(self.model), self.net, precision, patch_size)
 
     def runner(self, row: Row) -> Runner:
         if row not in self.runners:
@@ -117,7 +125,7 @@ class Bench:
 
     def branch_of(self, row: Row) -> int:
         """Which branch a row is of."""
-        return int(np.argmax(self.plain.branch_macs)) if row.branch is None else row.branch
+        return self.plain.hardest if row.branch is None else row.branch
 
     def kmacs_of(self, branch: int) -> float:
         """Thousand MACs of a branch on a whole image, per pixel of the result."""
@@ -150,13 +158,14 @@ class Bench:
         name = type(self.net).__name__
         if pixel_routed(self.net) is not None:
             mflops = [2 * 32 * 32 * self.net.upscale**2 * cost / 1e6 for cost in self.net.costs]
-            return dict(network=name, branches=[name] * len(mflops), mflops=mflops)
+            return dict(network=name, branches=[name] * len(mflops), mflops=mflops, hardest=len(mflops) - 1)
         _, channels, multiple = common_geometry(self.branches)
         side = -(-32 // multiple) * multiple
         mflops = [
             2 * count_macs(branch, side, side, channels, papers=True) * (32 / side)**2 / 1e6 for branch in self.branches
         ]
-        return dict(network=name, branches=[type(branch).__name__ for branch in self.branches], mflops=mflops)
+        names = [type(branch).__name__ for branch in self.branches]
+        return dict(network=name, branches=names, mflops=mflops, hardest=self.plain.hardest)
 
 
 def in_precision(lq: torch.Tensor, dtype: torch.dtype) -> torch.autocast:
@@ -250,10 +259,8 @@ def by_classes(bench: Bench, row: Row) -> Runner:
     """Each tile by its branch: that of the classifier, or of the oracle, which knows the branches' true errors; or each
     pixel by its sampler.
     """
-    settings, calibration = bench.settings, None
-    if row.backend == 'torch':
-        patch_size = settings.patch_size or default_patch_size(bench.net)
-        calibration = read_calibration(checkpoint_of(bench.model), bench.net, row.precision, patch_size)
+    settings = bench.settings
+    calibration = bench.calibration(row.precision) if row.backend == 'torch' else None
     upscaler = make_upscaler(
         bench.net,
         settings.patch_size,

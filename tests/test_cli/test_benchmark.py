@@ -352,8 +352,8 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     assert len(table['tile_ms']) == 4 and min(table['tile_ms']) > 0
 
     upscale = ['upscale', '-m', model, '-i', f'{photographs}/0.png', '--patch-size', '16', '--step', '14']
-    assert cli.main([*upscale, '-o', str(tmp_path / 'float'), '--budget', '9']) == 0
-    assert cli.main([*upscale, '-o', str(tmp_path / 'half'), '--budget', '9', '--precision', 'bfloat16']) == 0
+    assert cli.main([*upscale, '-o', str(tmp_path / 'float'), '--budget', '99']) == 0
+    assert cli.main([*upscale, '-o', str(tmp_path / 'half'), '--budget', '99', '--precision', 'bfloat16']) == 0
     results = [cv2.imread(str(tmp_path / kind / '0.png')) for kind in ('float', 'half')]
     assert np.array_equal(*results)  # all branches have kept float32
 
