@@ -176,9 +176,8 @@ def upscale_files(upscaler: Upscaler,
     failed = [(str(path), f'cannot be listed: {reason}') for path, reason in closed if first]
     notes: list[tuple[str, str]] = []
     begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * upscaler.num_classes
+    alone = per_picture or len(sources) == 1
     with ExitStack() as stack:
-        if len(sources) > 1 and not per_picture:
-            stack.enter_context(upscaler.together(_looked_at(upscaler, sources, max_megapixels), weigh))
         for path in tqdm(sources[part - 1::parts], 'upscale', unit='picture', disable=None):
             result = result_path(path, root, folder, suffix, extension)
             large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
@@ -192,6 +191,9 @@ def upscale_files(upscaler: Upscaler,
                 if overwrite or not result.exists():
                     result.parent.mkdir(parents=True, exist_ok=True)
                     large = large if owners.get(large, path) == path else result
+                    if not alone:  # now, for there is something to do
+                        stack.enter_context(upscaler.together(_looked_at(upscaler, sources, max_megapixels), weigh))
+                        alone = True
                     plan = _upscale_file(upscaler, path, result, large, map, overwrite, max_megapixels, strip_metadata,
                                          notes)
             # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do

@@ -896,7 +896,7 @@ def test_a_budget_between_is_kept_by_every_picture(run, capsys):
     save('in/a.png', photo(120, 150))
     costs = []
     for budget in (0.3, 0.6, 0.9):
-        assert run('--budget', budget, '--patch-size', 16, '--overwrite') == 0
+        assert run('--budget', budget, '--cost', 'macs', '--patch-size', 16, '--overwrite') == 0
         costs.append(float(re.search(r'cost ([\d.]+)', capsys.readouterr().out).group(1)))
         assert budget - 0.05 < costs[-1] <= budget
     assert costs == sorted(costs)
