@@ -83,7 +83,8 @@ def test_benchmark_measures_every_row_and_writes_table_and_plot(model, photograp
 @pytest.mark.slow
 def test_branches_alone_and_the_oracle_bound_the_router(model, photographs, capsys):
     arguments = ['-m', model, '--data', photographs, '--repeat', '1', '--patch-size', '16', '--step', '16']
-    assert cli.main(['benchmark', *arguments, '--budgets', '0.01', '0.4', '0.7', '9', '--oracle', '--branches']) == 0
+    budgets = ['--budgets', '0.01', '0.4', '0.7', '9', '--cost', 'macs']
+    assert cli.main(['benchmark', *arguments, *budgets, '--oracle', '--branches']) == 0
     table = [line.strip('| ').split(' | ') for line in capsys.readouterr().out.splitlines() if line.startswith('| ')]
     rows = {row[2]: dict(zip(table[0], row)) for row in table[1:]}
     psnr = {name: float(row['PSNR']) for name, row in rows.items() if name != '---'}

@@ -424,7 +424,7 @@ def test_gray_networks_that_route_pixels_have_any_scale(run, models, tmp_path):
 @pytest.mark.parametrize('precision,tolerance', [('float32', 1), ('bfloat16', 8), ('float16', 2)])
 def test_precision(run, models, precision, tolerance):
     pixels = save('in/a.png', photo(20, 33))
-    assert run('--precision', precision, '--budget', 9) == 0
+    assert run('--precision', precision, '--budget', 9, '--cost', 'macs') == 0
     difference = load(Path('out/a.png')).astype(int) - slow(models[1]['cdnsr_x2'], pixels, kind=2)
     assert np.abs(difference).max() <= tolerance
 
@@ -445,7 +445,8 @@ def test_formats(run, models):
         result = Path('out', name if '.tif' in name else f'{name[0]}.png')
         assert_same(load(result), slow(models[1]['plain'], values))
     for given, kind in (('png', 'PNG'), ('.JPG', 'JPEG'), ('jpeg', 'JPEG'), ('webp', 'WEBP'), ('TIFF', 'TIFF')):
-        assert run('--ext', given, '--suffix', '_x2', '--budget', 0.01, source='in/a.png', output='o2') == 0
+        assert run(
+            '--ext', given, '--suffix', '_x2', '--budget', 0.01, '--cost', 'macs', source='in/a.png', output='o2') == 0
         path = Path('o2', f'a_x2.{given.lower().strip(".")}')
         assert Image.open(path).format == kind
         near = load(path).astype(int) - slow(models[1]['cdnsr_x2'], pixels['a.png'], kind=0)
@@ -745,6 +746,7 @@ from cdnsr_basicsr import cli
 from cdnsr_basicsr.inference import image_io, pictures, tile_upscaler
 from tests.test_cli import test_upscale  # SinglePixels
 tile_upscaler.CANVAS_BYTES['cpu'] = image_io.TILE = 32
+tile_upscaler.MERGED_SIDE = 16  # of rows of tiles that are merged, two
 to_arrays, signal = pictures.to_arrays, int(sys.argv.pop())
 
 def signalled(*args, **kwargs):
@@ -827,7 +829,8 @@ def test_a_picture_on_which_the_network_fails_does_not_stop_the_others(run, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('arguments,kind', [(('--budget', 0.01), 0), (('--budget', 9), 2), (('--target-ms', 1e-6), 0),
+@pytest.mark.parametrize('arguments,kind', [(('--budget', 0.01, '--cost', 'macs'), 0),
+                                            (('--budget', 9, '--cost', 'macs'), 2), (('--target-ms', 1e-6), 0),
                                             (('--target-ms', 1e9), 2), (('--budget', 9, '--cost', 'latency'), 2)])
 def test_both_ends_of_a_budget(run, models, capsys, monkeypatch, arguments, kind):
     monkeypatch.setattr(tile_upscaler, 'measured_speed', lambda *args: Speed([1] * 4, [1., 2., 3., 0.1]))
@@ -909,7 +912,7 @@ def test_maps_show_the_classes(run):
     save('in/gray.png', photo(16, 16, 2))
     for budget, hue in ((0.01, 1), (99, 2)):  # green, red, in BGR
         folder = f'out{hue}'
-        assert run('--map', '--budget', budget, output=folder) == 0
+        assert run('--map', '--budget', budget, '--cost', 'macs', output=folder) == 0
         assert written(folder) == sorted(f'{name}{end}.png' for name in ('small', 'tall', 'gray')
                                          for end in ('', '_map'))
         for name, size in (('small', (360, 540)), ('tall', (2048, 3)), ('gray', (512, 512))):
