@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
           f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
     if upscaler.routed and done.done:
         shares = ' / '.join(f'{100 * number / sum(done.counts):.0f}' for number in done.counts)
-        counted = ' (of operations, where time was to be kept)' if getattr(upscaler, 'by_time', False) else ''
+        counted = ', in operations' if getattr(upscaler, 'by_time', False) else ''
         print(f'{upscaler.unit} of class 0 to {len(done.counts) - 1}: {shares} %; cost {done.cost:.3f} of the hardest '
               f'branch on whole pictures{counted}, classifier and tile overlap included.')
     if done.present:
