@@ -13,6 +13,7 @@ from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence
 from basicsr.archs import build_network
 from .evaluation import Pair, read_pairs, to_tensor
 from .inference import TileUpscaler, default_patch_size
+from .inference.budget import turning_price
 from .inference.network import branches_of, common_geometry
 from .losses import ErrorLoss, squared_error
 from .options import OptionError
@@ -204,13 +205,12 @@ def price_for(predicted: torch.Tensor, sizes: torch.Tensor, costs: torch.Tensor,
         costs: of shape (M, ), relative to the dearest.
         max_loss: dB, of all together.
     """
-    low, high = 1e-3, 255.**2  # more no error is
-    for _ in range(50):
-        price = math.sqrt(low * high)
-        classes = chosen(predicted, price, costs)
-        fits = decibels(total_of(predicted, sizes, classes), float((predicted[-1] * sizes).sum())) <= max_loss
-        low, high = (price, high) if fits else (low, price)
-    return low
+
+    def fits(price: float) -> bool:
+        spent = total_of(predicted, sizes, chosen(predicted, price, costs))
+        return decibels(spent, float((predicted[-1] * sizes).sum())) <= max_loss
+
+    return turning_price(fits, 1e-3, 255.**2)[0]  # more no error is
 
 
 def route(blocks: Sequence[Mapping[str, Any]],

@@ -128,6 +128,20 @@ def last_within(limit: float, cost: Callable[[int], float], last: int) -> int:
     return low
 
 
+def turning_price(holds: Callable[[float], bool], low: float, high: float, halvings: int = 24) -> tuple[float, float]:
+    """Two prices close to each other, at the lower of which something holds, and at the higher one not.
+
+    Args:
+        holds: Of a price; up to some price it holds, above it does not.
+        low, high: What the price lies between; one that never turns is taken to do so at an end.
+        halvings: Of their ratio's logarithm.
+    """
+    for _ in range(halvings):
+        middle = (low * high)**0.5
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low, high
+
+
 def settled(errors: torch.Tensor, costs: torch.Tensor, border: float, rounds: int = 8) -> torch.Tensor:
     """Classes of cells that none would change by itself, its neighbours being what they are.
 

@@ -163,17 +163,16 @@ def upscaled_strips(upscaler: Upscaler, pixels: np.ndarray) -> tuple[Plan, Itera
     Returns:
         What is run for the colours, and strips of such pixels (rows, w * scale, c).
     """
-    colors = pixels.shape[2] // 3 * 2 + 1
-    if upscaler.channels == 1 and colors == 3 and is_gray(pixels):
-        plan, strips = upscaled_plane(upscaler, pixels[..., :1])
+    colors, alpha = parted(pixels)
+    if upscaler.channels == 1 and colors.shape[2] == 3 and is_gray(pixels):
+        plan, strips = upscaled_plane(upscaler, colors[..., :1])
         strips = (np.repeat(strip, 3, axis=2) for strip in strips)
     else:
-        plan, strips = upscaled_plane(upscaler, pixels[..., :colors])
-    if pixels.shape[2] == colors:
+        plan, strips = upscaled_plane(upscaler, colors)
+    if not alpha.size:
         return plan, strips
-    alpha = pixels[..., colors:]
-    level = alpha.flat[0]
-    if (alpha == level).all():  # mostly it is opaque everywhere
+    if not varies(alpha):  # mostly it is opaque everywhere
+        level = alpha.flat[0]
         return plan, (np.concatenate([strip, np.full((*strip.shape[:2], 1), level)], axis=2) for strip in strips)
     _, alphas = upscaled_plane(upscaler, alpha)
     return plan, (np.concatenate(pair, axis=2) for pair in zip(strips, alphas))
@@ -181,10 +180,21 @@ def upscaled_strips(upscaler: Upscaler, pixels: np.ndarray) -> tuple[Plan, Itera
 
 def planned_rows(upscaler: Upscaler, pixels: np.ndarray) -> Iterator[PictureRows]:
     """What `upscaled_strips` has a plan for: the colours, and alpha where it is not the same everywhere."""
+    colors, alpha = parted(pixels)
+    yield PictureRows(colors, upscaler.channels)
+    if varies(alpha):
+        yield PictureRows(alpha, upscaler.channels)
+
+
+def parted(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gray or RGB of a picture (h, w, c), and its alpha, of no channel if it has none."""
     colors = pixels.shape[2] // 3 * 2 + 1
-    yield PictureRows(pixels[..., :colors], upscaler.channels)
-    if (pixels[..., colors:] != pixels[:1, :1, colors:]).any():
-        yield PictureRows(pixels[..., colors:], upscaler.channels)
+    return pixels[..., :colors], pixels[..., colors:]
+
+
+def varies(alpha: np.ndarray) -> bool:
+    """Whether alpha is not the same everywhere."""
+    return bool((alpha != alpha[:1, :1]).any())
 
 
 def is_gray(pixels: np.ndarray) -> bool:

@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import torch
 from contextlib import contextmanager
 from torch import nn
 from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, cast
 
 from ..complexity import count_macs
-from .budget import RoutingPath, SettledPath, settled
+from .budget import RoutingPath, SettledPath, settled, turning_price
 from .network import (
     PRECISIONS,
     MapsErrors,
@@ -34,7 +33,6 @@ FEW_TILES, DEFAULT_MAX_TILES = 32, {'cpu': 4, 'cuda': 32}  # an image of few is 
 MERGED_SIDE = 256  # pixels of a block of merged tiles, about; not measured: an image is the same on every machine
 MAPPED_ROWS = 512  # of an image whose errors are predicted at once
 LOWEST_PRICE, HIGHEST_PRICE = 1e-5, 1e9  # squared error per cost of the dearest branch: more no tile can save
-HALVINGS = 24  # of their ratio's logarithm, to one millionth
 
 Strips = list[list[tuple[int, Block]]]  # for each strip of an image its blocks of tiles and their classes
 
@@ -47,11 +45,13 @@ class Look(NamedTuple):
         tile_rows: Tile rows of a strip.
         merge: Makes of the classes of all tiles what is run.
         errors: Predicted errors of the tiles, of shape (rows, columns, M); empty where they are not asked for.
+        weight: What a squared error of the image counts, per pixel, beside those of other images.
     """
     tiling: Tiling
     tile_rows: int
     merge: Callable[[torch.Tensor], Strips]
     errors: torch.Tensor
+    weight: float = 1.
 
 
 class TilePlan(NamedTuple):
@@ -283,7 +283,10 @@ class TileUpscaler(Upscaler):
         if not by_errors:
             return Look(tiling, tile_rows, merge, torch.empty(0))
         errors = self._errors(image, tiling) if errors is None else errors
-        return Look(tiling, tile_rows, merge, errors.nan_to_num().view(len(tiling.tops), len(tiling.lefts), -1))
+        errors, weight = errors.double().nan_to_num(), 1.
+        if self.weigh == 'pictures':  # decibels of an image grow with what it loses of its own error
+            weight = 1e6 / max(float(errors[:, self.hardest].mean()), 1e-3) / (tiling.height * tiling.width)
+        return Look(tiling, tile_rows, merge, errors.view(len(tiling.tops), len(tiling.lefts), -1), weight)
 
     def _errors(self, image: Rows, tiling: Tiling) -> torch.Tensor:
         """Predicted errors of the tiles, of shape (n, M), on the CPU."""
@@ -307,26 +310,17 @@ class TileUpscaler(Upscaler):
         """Class of each tile: by its predicted errors and what the classes cost, overlap included."""
         price = self.price
         if price is None and self.max_loss is not None:
-            price = self._common_price([look], 'pixels')
+            price = self._common_price([look])
         if price is None and self.limited:
             costs, border = torch.tensor(self.part_costs[:self.num_classes]), self.border
             path = SettledPath(look.errors, costs, border) if border else RoutingPath(-look.errors.flatten(0, 1), costs)
             return path.within(self._limit(look.tiling), lambda classes: self._cost(look, classes))
         price = cast(PredictsErrors, self.classifier).price if price is None else price
-        return self._at(price, look, self.weigh)
+        return self._at(price, look)
 
-    def _at(self, price: float, look: Look, weigh: str) -> torch.Tensor:
+    def _at(self, price: float, look: Look) -> torch.Tensor:
         """Class of each tile at a price."""
-        costs = price / self._weight(look, weigh) * self.costs.double()
-        return settled(look.errors.double(), costs, self.border).flatten()
-
-    def _weight(self, look: Look, weigh: str) -> float:
-        """What a squared error of an image counts, per pixel. Decibels of an image grow with what it loses of its own
-        error.
-        """
-        if weigh == 'pixels':
-            return 1.
-        return 1e6 / max(float(look.errors[..., self.hardest].mean()), 1e-3) / (look.tiling.height * look.tiling.width)
+        return settled(look.errors, price / look.weight * self.costs.double(), self.border).flatten()
 
     @contextmanager
     def together(self,
@@ -346,38 +340,33 @@ class TileUpscaler(Upscaler):
         self.exact, self.weigh = None, weigh  # a copy of this has no price yet
         known: Iterable[Optional[torch.Tensor]] = itertools.repeat(None) if errors is None else errors
         looks = [self._look(image, True, errors_of) for image, errors_of in zip(images, known)]
-        self.price = self._common_price(looks, weigh)
+        self.price = self._common_price(looks)
         try:
             yield
         finally:
             self.exact = self.price = None
             self.weigh = 'pixels'
 
-    def _common_price(self, looks: Sequence[Look], weigh: str) -> float:
+    def _common_price(self, looks: Sequence[Look]) -> float:
         """The price at which images together keep to the limit, and lose or cost no more than that needs."""
-        margin = getattr(self.classifier, 'margin', 1.)
+        if self.max_loss is None:
+            limit = sum(self._limit(look.tiling) for look in looks)
 
-        def keeps(price: float) -> bool:
-            classes = [self._at(price, look, weigh) for look in looks]
-            if self.max_loss is None:
-                return sum(map(self._cost, looks, classes)) <= sum(self._limit(look.tiling) for look in looks)
-            left = least = 0.
-            for look, chosen in zip(looks, classes):
-                share = look.tiling.height * look.tiling.width / len(look.tiling) * self._weight(look, weigh)
-                errors = look.errors.flatten(0, 1).double().clamp(min=0)
-                left += share * float(errors.gather(1, chosen[:, None]).sum())
-                least += share * float(errors[:, self.hardest].sum())
-            return left <= least * 10**(self.max_loss / margin / 10)
+            def spends_more(price: float) -> bool:
+                return sum(self._cost(look, self._at(price, look)) for look in looks) > limit
 
-        low, high = math.log(LOWEST_PRICE), math.log(HIGHEST_PRICE)
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            # a higher price spends less, and loses more
-            if keeps(math.exp(middle)) == (self.max_loss is None):
-                high = middle
-            else:
-                low = middle
-        return math.exp(high if self.max_loss is None else low)
+            return turning_price(spends_more, LOWEST_PRICE, HIGHEST_PRICE)[1]
+
+        shares = [look.weight * look.tiling.height * look.tiling.width / len(look.tiling) for look in looks]
+        errors = [look.errors.flatten(0, 1).clamp(min=0) for look in looks]
+        least = sum(share * float(e[:, self.hardest].sum()) for share, e in zip(shares, errors))
+        most = least * 10**(self.max_loss / getattr(self.classifier, 'margin', 1.) / 10)
+
+        def loses_less(price: float) -> bool:
+            classes = [self._at(price, look)[:, None] for look in looks]
+            return sum(share * float(e.gather(1, c).sum()) for share, e, c in zip(shares, errors, classes)) <= most
+
+        return turning_price(loses_less, LOWEST_PRICE, HIGHEST_PRICE)[0]
 
     def _cost(self, look: Look, classes: torch.Tensor) -> float:
         """What an image costs, in the unit of part_costs."""
