@@ -6,6 +6,8 @@ ROOT = Path(__file__).resolve().parent
 # openvino 2025.3.0
 ONNX = ['onnx>=1.17', 'onnxruntime>=1.19']
 OPENVINO = ['onnx>=1.17', 'openvino>=2025.0']
+# reads checkpoints of the community; its newest versions need Python 3.10
+SPANDREL = ['spandrel>=0.4; python_version>="3.10"']
 # of those whose findings change between versions, one; mypy's newest do not run on Python 3.9, where test.sh needs none
 LINTERS = [
     'flake8>=6.0', 'isort>=5.12', 'mypy==2.4.1; python_version>="3.11"', 'ruff==0.17.6', 'types-PyYAML', 'types-tqdm',
@@ -55,10 +57,11 @@ setup(
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
     extras_require={
-        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *FORMATS, *ONNX, *OPENVINO],
+        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *FORMATS, *ONNX, *OPENVINO, *SPANDREL],
         'formats': FORMATS,
         'onnx': ONNX,
         'openvino': OPENVINO,
+        'spandrel': SPANDREL,
     },
     entry_points={
         'console_scripts': ['basicsr = cdnsr_basicsr.cli:main'],

@@ -239,8 +239,16 @@ def _load_network(self, net, load_path: str, strict: bool = True, param_key: Opt
     net = self.get_bare_model(net)
     weights = start_weights(load_path, param_key)
     get_root_logger().info(f'Loading {type(net).__name__} from {load_path}.')
-    self._print_different_keys_loading(net, weights, strict)
+    if not strict:  # else all keys have to fit, and the first that does not is named
+        self._print_different_keys_loading(net, weights, strict)
     load_weights(net, weights, type(net).__name__, load_path, strict)
+
+
+@_around
+def _get_quietly(original: Callable, self: Any, name: str, suffix: str = 'basicsr') -> Any:
+    """BasicSR says of each use of a name that it has suffixed itself, such as SRVGGNetCompact, that it is missing."""
+    suffixed = f'{name}_{suffix}'
+    return original(self, suffixed if name not in self and suffixed in self else name)
 
 
 @_around
@@ -449,7 +457,7 @@ def patch_basicsr() -> None:
     from basicsr.archs import swinir_arch
     from basicsr.data import prefetch_dataloader
     from basicsr.models import base_model, realesrgan_model, realesrnet_model, video_base_model, video_recurrent_model
-    from basicsr.utils import dist_util, file_client, img_process_util, misc, options
+    from basicsr.utils import dist_util, file_client, img_process_util, misc, options, registry
 
     if getattr(options, 'patched_by_cdnsr_basicsr', False):
         return
@@ -468,6 +476,7 @@ def patch_basicsr() -> None:
         model.feed_data = _of_views(model.feed_data)
     _prefetched_errors(prefetch_dataloader.PrefetchGenerator)
     _begun_once(prefetch_dataloader.CPUPrefetcher)
+    registry.Registry.get = _get_quietly(registry.Registry.get)
     backends = file_client.FileClient._backends
     backends['lmdb'] = _sharing_backend(backends['lmdb'])
     options.ordered_yaml = _ordered_yaml

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
-from typing import Any, Iterator, Optional, Union
+from typing import Any, Iterator, Optional
 
 from .files import replace_when_done
 from .inference.network import geometry
@@ -26,11 +26,12 @@ from .zoo import find_checkpoint
 
 OURS = __name__.split('.')[0]
 ABOUT = ('network_g', 'scale')  # what a checkpoint says of itself
+DESCRIPTION = 'network_g'  # among the weights of a CDNSR
 CHECKSUM = 'sha256'  # in the metadata of a .safetensors, which has no checksums of its own
 WRAPPERS = ('params_ema', 'params', 'state_dict', 'model_state_dict', 'model', 'sd')  # what weights are found under
 PREFIXES = ('module.', '_orig_mod.')  # that DistributedDataParallel and torch.compile put before names of weights
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-WHOLE = (torch.int64, torch.int32, torch.bool)  # counters and indices among the buffers
+WHOLE = (torch.int64, torch.int32, torch.uint8, torch.bool)  # counters and indices among the buffers
 MOST_UNPACKED = 2**28  # bytes that compressed records may unpack to; torch.save compresses nothing
 MOST_SHARED = 16  # times that a stored number may be used; more would be weights out of nothing
 MOST_SCALE = 64
@@ -43,10 +44,15 @@ UPSCALE_IMAGES = ('ECBSR', 'EDSR', 'MSRResNet', 'RCAN', 'RRDBNet', 'SRVGGNetComp
 def save_checkpoint(content: dict, path: str) -> None:
     """Saves to a temporary file and renames it, so that a killed run leaves no half-written checkpoint.
 
+    The weights of a CDNSR network get its description among them, for programs that read nothing but weights.
+
     Args:
         content: `params`, `network_g`, `scale`, and in a .pth whatever else there is.
         path: A .pth, or a .safetensors, which holds `params` and, as its metadata, the other two.
     """
+    if isinstance(content.get('network_g'), Mapping) and content['network_g'].get('type') == 'CDNSR':
+        described = {DESCRIPTION: description_of(content['network_g'])}
+        content = {key: {**value, **described} if key in WRAPPERS else value for key, value in content.items()}
     with replace_when_done(path) as temporary:
         if osp.splitext(path)[1] != '.safetensors':
             try:
@@ -58,6 +64,22 @@ def save_checkpoint(content: dict, path: str) -> None:
         tensors = {key: value.detach().clone().contiguous() for key, value in content['params'].items()}
         about[CHECKSUM] = digest(tensors, about)
         temporary.write_bytes(save(tensors, {'format': 'pt', **about}))  # save_file would hide it from other users
+
+
+def description_of(block: Mapping) -> torch.Tensor:
+    """An option block as a tensor: the bytes of its JSON."""
+    return torch.tensor(list(json.dumps(plain(block)).encode()), dtype=torch.uint8)
+
+
+def described_by(tensor: torch.Tensor) -> Any:
+    """The option block that `description_of` has made a tensor of.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if tensor.dtype != torch.uint8 or tensor.dim() != 1 or len(tensor) > MOST_VALUES * MOST_LETTERS:
+        raise ValueError('holds no description of a network')
+    return json.loads(bytes(tensor.tolist()))
 
 
 def digest(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> str:
@@ -152,42 +174,42 @@ def load_checkpoint(path: str) -> dict:
     return content
 
 
-def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Module:
-    """The network of a checkpoint alone; see `load_described`."""
-    return load_described(path, opt_path)[0]
-
-
-def load_described(path: Optional[str], opt_path: Optional[str] = None) -> tuple[nn.Module, dict]:
-    """Builds a network in evaluation mode from a checkpoint, with its EMA weights if there are any.
+def load_described(content: dict, path: str) -> tuple[nn.Module, dict]:
+    """Builds a network in evaluation mode from a checkpoint that describes it, with its EMA weights if there are any.
 
     Args:
-        path: Checkpoint, or a model's name. Default: path.pretrain_network_g of the option file.
-        opt_path: Option file whose network_g describes it; needed for files without a description of their own,
-            such as those of BasicSR's SRModel.
+        content: Of the checkpoint `path`.
+        path: For messages.
 
     Returns:
         The network and its option block.
 
     Raises:
-        OptionError: The file cannot be read, says nothing about its network, or holds weights of another one.
+        OptionError: It describes no network that upscales, or holds weights of another one.
     """
-    opt = read_options(opt_path) if opt_path else {}
+    block = content['network_g']
+    net = build(block, weights_of(content, path), path, path)
+    check_scale(content, block, path)
+    return net, plain(block)
+
+
+def load_by_option_file(opt_path: str, path: Optional[str] = None) -> tuple[nn.Module, dict]:
+    """As load_described, of a checkpoint that an option file describes, such as those of BasicSR's SRModel.
+
+    Args:
+        opt_path: Option file whose network_g describes it.
+        path: Checkpoint, or a model's name. Default: path.pretrain_network_g of the option file.
+    """
+    opt = read_options(opt_path)
     paths = opt.get('path') or {}
     if not isinstance(paths, Mapping):
         raise OptionError(f'{opt_path}: path', f'expected a block of options, but got {paths!r}')
     path = path or paths.get('pretrain_network_g')
     if not isinstance(path, str):
-        raise OptionError(opt_path or '-m', 'names no checkpoint at path.pretrain_network_g; give one by -m')
-    content = load_checkpoint(path)
-    block: Union[dict, None] = opt.get('network_g') if opt_path else content.get('network_g')
-    if block is None:
-        raise OptionError(
-            opt_path or path, 'has no network_g block; give the option file it was trained with by -opt, '
-            'or make it describe itself by basicsr convert')
-    net = build(block, weights_of(content, path), opt_path or path, path)
-    if not opt_path:
-        check_scale(content, block, path)
-    return net, plain(block)
+        raise OptionError(opt_path, 'names no checkpoint at path.pretrain_network_g; give one by -m')
+    if opt.get('network_g') is None:
+        raise OptionError(opt_path, 'has no network_g block')
+    return build(opt['network_g'], weights_of(load_checkpoint(path), path), opt_path, path), plain(opt['network_g'])
 
 
 def load_branches(opt_path: str) -> list[nn.Module]:
@@ -242,6 +264,8 @@ def weights_of(content: dict, path: str, key: Optional[str] = None) -> dict[str,
     for name, value in state.items():
         if not (isinstance(name, str) and len(name) <= MOST_LETTERS and name.isprintable()):
             raise OptionError(path, f'holds no weights: expected names of layers, but got {repr(name)[:50]}')
+        if name == DESCRIPTION:
+            continue
         for prefix in PREFIXES:
             name = name[len(prefix):] if name.startswith(prefix) else name
         check_tensor(name, value, path)

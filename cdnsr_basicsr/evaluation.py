@@ -4,12 +4,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from pathlib import Path
-from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, TypeVar
 
-from .data.prepare import make_lq, read_bgr, smallest
+from .data.prepare import has_pairs, lq_of, make_lq, read_bgr, smallest
 from .inference.image_io import ImageError, list_images
 from .inference.luma import to_luma
 from .options import OptionError
+
+Read = TypeVar('Read')
 
 
 class Pair(NamedTuple):
@@ -30,48 +32,102 @@ class Unusable(OptionError):
 def read_pairs(folder: str,
                scale: int,
                limit: Optional[int] = None,
-               left_out: Optional[list[tuple[str, str]]] = None) -> Iterator[Pair]:
+               left_out: Optional[list[tuple[str, str]]] = None,
+               most: Optional[int] = None) -> Iterator[Pair]:
     """Reads photographs; makes the LQ images by MATLAB's bicubic, if the folder has none.
 
     Args:
         folder: Folder of photographs, or one with gt/ and lq/ as `basicsr prepare --whole` writes it.
         scale: Downscaling factor.
-        limit: Most photographs to read. Default: all.
+        limit: Most photographs to read, the first ones. Default: all.
         left_out: Where photographs that cannot be read or are too small are named, with the reason. Default: they are
             errors.
+        most: Most of these to read, evenly spread. Default: all.
 
     Raises:
         OptionError: The folder is missing or empty, or its images do not fit together, or none can be used.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise OptionError(folder, 'no such folder; expected photographs')
-    has_lq = (root / 'lq').is_dir() and (root / 'gt').is_dir()
-    paths, _, closed = list_images(root / 'gt' if has_lq else root, by_content=True)
-    for place, reason in closed:
-        raise OptionError(str(place), f'cannot be listed: {reason}')
-    if not paths:
-        raise OptionError(folder, 'holds no photographs')
-    for path in paths[:limit]:
-        try:
-            gt = _read(path)
-            least = scale if has_lq else smallest(scale)
-            if min(gt.shape[:2]) < least:
-                raise Unusable(str(path), f'is smaller than {least} pixels')
-            lq = _read(root / 'lq' / path.relative_to(root / 'gt')) if has_lq else None
-        except Unusable as error:
-            if left_out is None:
-                raise
-            left_out.append((error.path, error.reason))
-            if len(left_out) == len(paths[:limit]):
-                raise OptionError(folder, f'holds no photograph that can be used, such as {error}') from error
-            continue
-        if lq is not None:
+    has_lq, paths = _photographs(root)
+
+    def read(path: Path) -> Pair:
+        gt = _read(path)
+        least = scale if has_lq else smallest(scale)
+        if min(gt.shape[:2]) < least:
+            raise Unusable(str(path), f'is smaller than {least} pixels')
+        if has_lq:
+            lq = _read(lq_of(path, root))
             if gt.shape[:2] != (scale * lq.shape[0], scale * lq.shape[1]):
                 raise OptionError(str(path), f'is not x{scale} of its LQ image')
         else:
             gt, lq = make_lq(gt, scale)
-        yield Pair(path.stem, np.ascontiguousarray(lq[..., ::-1]), np.ascontiguousarray(gt[..., ::-1]))
+        return Pair(path.stem, np.ascontiguousarray(lq), np.ascontiguousarray(gt))
+
+    yield from _usable(_spread(paths[:limit], most), read, folder, left_out)
+
+
+def read_lq(folder: str,
+            scale: int,
+            limit: Optional[int] = None,
+            left_out: Optional[list[tuple[str, str]]] = None,
+            most: Optional[int] = None) -> Iterator[tuple[np.ndarray, Optional[np.ndarray]]]:
+    """Reads images to be upscaled, as they are, and their ground truth if the folder has both, in lq/ and gt/.
+
+    Args:
+        folder, scale, limit, left_out, most: See read_pairs.
+
+    Yields:
+        uint8 RGB of shape (h, w, 3), and of (h*scale, w*scale, 3) or None.
+
+    Raises:
+        OptionError: See read_pairs.
+    """
+    has_gt, paths = _photographs(Path(folder))
+    if has_gt:
+        yield from ((pair.lq, pair.gt) for pair in read_pairs(folder, scale, limit, left_out, most))
+    else:
+        yield from ((lq, None) for lq in _usable(_spread(paths[:limit], most), _read, folder, left_out))
+
+
+def photographs_in(folder: str, limit: Optional[int] = None, most: Optional[int] = None) -> int:
+    """How many photographs are read of a folder, or are left out; see read_pairs."""
+    return len(_spread(_photographs(Path(folder))[1][:limit], most))
+
+
+def _photographs(root: Path) -> tuple[bool, list[Path]]:
+    """Whether a folder has LQ images and GT images, and its photographs: the latter, if so."""
+    if not root.is_dir():
+        raise OptionError(str(root), 'no such folder; expected photographs')
+    has_lq = has_pairs(root)
+    paths, _, closed = list_images(root / 'gt' if has_lq else root, by_content=True)
+    for place, reason in closed:
+        raise OptionError(str(place), f'cannot be listed: {reason}')
+    if not paths:
+        raise OptionError(str(root), 'holds no photographs')
+    return has_lq, paths
+
+
+def _spread(paths: list[Path], most: Optional[int]) -> list[Path]:
+    """At most so many of these, evenly spread."""
+    return paths if most is None else paths[::-(-len(paths) // most)]
+
+
+def _usable(paths: Sequence[Path], read: Callable[[Path], Read], folder: str,
+            left_out: Optional[list[tuple[str, str]]]) -> Iterator[Read]:
+    """What is read of those that can be used; the others are named."""
+    found = False
+    for number, path in enumerate(paths, 1):
+        try:
+            image = read(path)
+        except Unusable as error:
+            if left_out is None:
+                raise
+            left_out.append((error.path, error.reason))
+            if number == len(paths) and not found:
+                raise OptionError(folder, f'holds no photograph that can be used, such as {error}') from error
+        else:
+            found = True
+            yield image
 
 
 class PairStore:
@@ -109,8 +165,9 @@ class PairStore:
 
 
 def _read(path: Path) -> np.ndarray:
+    """A photograph as uint8 RGB of shape (h, w, 3)."""
     try:
-        return read_bgr(path)[0]
+        return np.ascontiguousarray(read_bgr(path)[0][..., ::-1])
     except ImageError as error:
         raise Unusable(str(path), f"cannot be read: {str(error).removeprefix(f'{path}: ')}") from error
 

@@ -176,7 +176,7 @@ def compare(net: nn.Module, exported: dict[str, nn.Module]) -> dict[str, float]:
     worst = dict.fromkeys(exported, 0.)
     for name, part in parts_of(net).items():
         others = {backend: parts_of(other)[name] for backend, other in exported.items()}
-        _, channels, multiple = next(iter(others.values())).exported_geometry
+        _, channels, multiple = next(iter(others.values())).known_geometry
         precise = copy.deepcopy(part).double()
         for batch, *sides in CHECKED:
             shape = (batch, channels, *(-(-side // multiple) * multiple for side in sides))

@@ -8,7 +8,7 @@ from torch import nn
 from typing import Optional
 
 from .calibration import read_calibration, speed_of
-from .checkpoint import load_network
+from .conversion.convert import load_network
 from .export import check_backend, in_backend, is_exported, load_exported, needs
 from .inference import TileUpscaler, Upscaler, default_patch_size, make_upscaler
 from .inference.network import pixel_routed, route
@@ -16,7 +16,7 @@ from .inference.runtime import installed
 from .memory import keep_freed_memory
 from .options import OptionError, check_keys, check_number, one_line, read_options, read_routing
 from .options.schema import Routing, filled
-from .settings import Settings
+from .settings import LIMITS, Settings
 
 
 def choose_device(name: Optional[str]) -> torch.device:
@@ -115,7 +115,7 @@ def upscaler_for(settings: Settings) -> Upscaler:
     patch_size, step = tile_of(settings, default_patch_size(net))
     calibration = None if exported else read_calibration(model, net, settings.precision, patch_size)
     budget = route_by(settings.opt, net) if settings.opt else None
-    limits = {name: getattr(settings, name) for name in ('budget', 'target_ms', 'max_loss')}
+    limits = {name: getattr(settings, name) for name in LIMITS}
     if any(limit is not None for limit in limits.values()):
         budget = settings.budget
     if backend != 'torch' and not exported:
@@ -128,6 +128,7 @@ def upscaler_for(settings: Settings) -> Upscaler:
             budget=budget,
             target_ms=settings.target_ms,
             max_loss=settings.max_loss,
+            fidelity=settings.fidelity,
             cost=settings.cost,
             scale=settings.scale,
             precision=settings.precision,
@@ -139,7 +140,7 @@ def upscaler_for(settings: Settings) -> Upscaler:
             raise OptionError(f'{name}={limit:g}', 'needs a network that routes, CDNSR or PCSR')
     if calibration and backend == 'torch' and isinstance(upscaler, TileUpscaler):
         upscaler.measured = speed_of(calibration, upscaler)
-        upscaler.hardest = calibration.hardest
+        upscaler.take_hardest(calibration.hardest)
     return upscaler
 
 
@@ -150,6 +151,7 @@ def load(model: Optional[str | os.PathLike[str]] = None,
          budget: Optional[float] = Settings.budget,
          target_ms: Optional[float] = Settings.target_ms,
          max_loss: Optional[float] = Settings.max_loss,
+         fidelity: Optional[float] = Settings.fidelity,
          cost: Optional[str] = Settings.cost,
          scale: Optional[float] = Settings.scale,
          precision: str = Settings.precision,
@@ -162,7 +164,8 @@ def load(model: Optional[str | os.PathLike[str]] = None,
 
     Args:
         model: Checkpoint, name of a shipped model, or folder of an exported network.
-        opt, backend, budget, target_ms, max_loss, cost, scale, precision, patch_size, step, device: See Settings.
+        opt, backend, budget, target_ms, max_loss, fidelity, cost, scale, precision, patch_size, step, device: See
+            Settings.
 
     Returns:
         What upscales images, `upscale`, and folders of them, `upscale_folder`.
@@ -171,5 +174,5 @@ def load(model: Optional[str | os.PathLike[str]] = None,
         OptionError: Something does not fit or cannot be found; `key` and `message` say what.
     """
     return upscaler_for(
-        Settings(None if model is None else os.fspath(model), opt, backend, budget, target_ms, max_loss, cost, scale,
-                 precision, patch_size, step, device))
+        Settings(None if model is None else os.fspath(model), opt, backend, budget, target_ms, max_loss, fidelity, cost,
+                 scale, precision, patch_size, step, device))

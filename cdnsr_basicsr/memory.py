@@ -1,8 +1,9 @@
-"""Keeping freed memory in the process, where that saves time."""
+"""The memory of the process: keeping what is freed, where that saves time, and how much it was at most."""
 from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 # parameters of glibc's mallopt and their values: serve large blocks from the heap, hardly ever give its end back, and
 # grow it by 64 MiB at a time
@@ -25,3 +26,15 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # musl has no mallopt
         return False
     return all([mallopt(parameter, value) == 1 for parameter, value in MALLOPT.values()])
+
+
+def peak_mib(is_cuda: bool) -> float:
+    """Most memory that was in use so far, in MiB: of the process, on a GPU of its tensors; NaN if that is not known."""
+    if is_cuda:
+        import torch
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path('/proc/self/status')
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith('VmHWM'):
+            return int(line.split()[1]) / 1024
+    return float('nan')

@@ -7,6 +7,7 @@ from typing import Optional
 
 from .options import OptionError, check_choice
 
+LIMITS = ('budget', 'target_ms', 'max_loss', 'fidelity')
 COSTS = ('macs', 'latency')
 BACKENDS = ('torch', 'onnxruntime', 'openvino')
 PRECISIONS = ('float32', 'bfloat16', 'float16')
@@ -28,6 +29,8 @@ class Settings:
         target_ms: Time of an image in milliseconds instead, by measured speed.
         max_loss: PSNR that an image may lose against the hardest branch, in dB, as a router that predicts errors
             predicts it, instead: it costs no more than that needs.
+        fidelity: PSNR towards the hardest branch's picture that an image has to have, in dB, likewise, of a router that
+            has learnt from it.
         cost: 'macs' | 'latency': what a budget counts. Default: time where the branches are of different archs, whose
             operations say little; else macs.
         scale: Upsampling factor of a PCSR network, such as 2.5. Default: its own.
@@ -45,6 +48,7 @@ class Settings:
     budget: Optional[float] = None
     target_ms: Optional[float] = None
     max_loss: Optional[float] = None
+    fidelity: Optional[float] = None
     cost: Optional[str] = None
     scale: Optional[float] = None
     precision: str = 'float32'
@@ -53,7 +57,7 @@ class Settings:
     device: Optional[str] = None
 
     def __post_init__(self) -> None:
-        for name in ('budget', 'target_ms', 'max_loss', 'scale'):
+        for name in (*LIMITS, 'scale'):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise OptionError(f'{name}={value}', 'expected a number above 0')
@@ -63,7 +67,7 @@ class Settings:
                 raise OptionError(f'{name}={value}', 'expected an integer of at least 1')
         for name, accepted in (('cost', (None, *COSTS)), ('backend', (None, *BACKENDS)), ('precision', PRECISIONS)):
             check_choice(getattr(self, name), name, accepted)
-        limits = [name for name in ('budget', 'target_ms', 'max_loss') if getattr(self, name) is not None]
+        limits = [name for name in LIMITS if getattr(self, name) is not None]
         if len(limits) > 1:
             raise OptionError(f'{limits[1]}={getattr(self, limits[1])}', f'goes without {limits[0]}')
         if self.cost == 'latency' and self.budget is None:

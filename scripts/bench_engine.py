@@ -18,7 +18,7 @@ import cdnsr_basicsr
 
 cdnsr_basicsr.register()
 
-from cdnsr_basicsr.checkpoint import load_network  # noqa: E402
+from cdnsr_basicsr.conversion.convert import load_network  # noqa: E402
 from cdnsr_basicsr.evaluation import read_pairs, to_tensor  # noqa: E402
 from cdnsr_basicsr.inference import TileUpscaler  # noqa: E402
 from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402

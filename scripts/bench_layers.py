@@ -18,7 +18,7 @@ cdnsr_basicsr.register()
 
 from cdnsr_basicsr.archs import FSRCNN, SMFANet  # noqa: E402
 from cdnsr_basicsr.archs.smfanet_arch import variance  # noqa: E402
-from cdnsr_basicsr.checkpoint import load_network  # noqa: E402
+from cdnsr_basicsr.conversion.convert import load_network  # noqa: E402
 from cdnsr_basicsr.inference.network import deployed  # noqa: E402
 from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402
 

@@ -19,7 +19,8 @@ import cdnsr_basicsr
 cdnsr_basicsr.register()
 
 from basicsr.metrics import calculate_psnr  # noqa: E402
-from cdnsr_basicsr.checkpoint import ABOUT, load_checkpoint, load_network, save_checkpoint, weights_of  # noqa: E402
+from cdnsr_basicsr.checkpoint import ABOUT, load_checkpoint, save_checkpoint, weights_of  # noqa: E402
+from cdnsr_basicsr.conversion.convert import load_network  # noqa: E402
 from cdnsr_basicsr.evaluation import read_pairs, to_image, to_tensor  # noqa: E402
 from cdnsr_basicsr.files import replace_when_done  # noqa: E402
 from cdnsr_basicsr.inference import make_upscaler  # noqa: E402

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import cdnsr_basicsr
 from basicsr.models import build_model
-from cdnsr_basicsr.checkpoint import load_network
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.data.prepare import read_bgr
 from cdnsr_basicsr.inference import make_upscaler
 from cdnsr_basicsr.inference.image_io import list_images

@@ -9,9 +9,10 @@ from PIL import Image
 
 import cdnsr_basicsr as sr
 from basicsr.archs import build_network
-from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
+from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.cli import build_parser
 from cdnsr_basicsr.cli.arguments import FLAGS, settings_of
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.inference.image_io import ImageError, read_image
 from cdnsr_basicsr.settings import Settings
 from tests.helpers import carn, fsrcnn, spread

@@ -112,7 +112,8 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from cdnsr_basicsr import archs, losses
 from cdnsr_basicsr.archs.span_arch import SPAN
-from cdnsr_basicsr.checkpoint import build, load_network
+from cdnsr_basicsr.checkpoint import build
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.options import OptionError
 assert not messages, messages
 assert SPAN is archs.SPAN is ARCH_REGISTRY.get('SPAN') and SPAN.__module__ == 'basicsr.archs.span_arch'

@@ -14,8 +14,9 @@ from basicsr.metrics import calculate_psnr
 from basicsr.models.base_model import BaseModel
 from cdnsr_basicsr import checkpoint, cli, zoo
 from cdnsr_basicsr.calibration import calibration_path
-from cdnsr_basicsr.checkpoint import load_checkpoint, load_network
+from cdnsr_basicsr.checkpoint import load_checkpoint
 from cdnsr_basicsr.cli.arguments import settings_of
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.evaluation import read_pairs, to_image, to_tensor
 from cdnsr_basicsr.inference import make_upscaler
 from cdnsr_basicsr.loading import upscaler_for

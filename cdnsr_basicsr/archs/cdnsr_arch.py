@@ -238,7 +238,9 @@ class ErrorMap(_PredictsErrors):
         price (float): Squared error, in grey levels (0 to 255), that the dearest branch has to save to be worth what it
             costs, where no budget says otherwise. Default: 2.
         margin (float): Loss of PSNR by routing, relative to the predicted one, as it was measured on photographs that
-            were not learnt from. Default: 1.
+            were not learnt from; of errors towards the hardest branch those themselves. Default: 1.
+        reference (str): 'gt' | 'hardest': what errors are towards: the ground truth, or the picture of the last branch,
+            whose own error is zero then. Default: 'gt'.
 
     Attributes:
         costs (Tensor): Buffer of shape (M, ), cost of each branch relative to the dearest; the model sets it.
@@ -248,18 +250,20 @@ class ErrorMap(_PredictsErrors):
     cell = 8
     reach = 24
 
-    def __init__(self, num_in_ch=3, num_feat=48, num_classes=3, price=2., margin=1.):
+    def __init__(self, num_in_ch=3, num_feat=48, num_classes=3, price=2., margin=1., reference='gt'):
         super(ErrorMap, self).__init__(num_classes, price)
         if not margin > 0:
             raise ValueError(f'ErrorMap: expected a margin above 0, but got {margin}.')
-        self.margin = margin
+        if reference not in ('gt', 'hardest'):
+            raise ValueError(f"ErrorMap: expected reference 'gt' or 'hardest', but got {reference!r}.")
+        self.margin, self.reference = margin, reference
         luma = torch.tensor([0.299, 0.587, 0.114] if num_in_ch == 3 else [1 / num_in_ch] * num_in_ch)
         filters = 255 * cosines()[:, None] * luma.view(1, -1, 1, 1)
         self.register_buffer('filters', filters, persistent=False)
         self.convs = nn.ModuleList(
             [nn.Conv2d(len(filters), num_feat, 3, padding=1),
              nn.Conv2d(num_feat, num_feat, 3, padding=1)])
-        self.head = nn.Conv2d(num_feat, num_classes, 1)
+        self.head = nn.Conv2d(num_feat, num_classes - (reference == 'hardest'), 1)
         with torch.no_grad():  # starts with the energy itself
             self.head.weight.mul_(0.1)
             self.head.bias.zero_()
@@ -295,7 +299,10 @@ class ErrorMap(_PredictsErrors):
         x = self.head(x)
         # the first branch's error by its logarithm, relative to the energy; of the others the fraction that they save
         first = torch.exp((level + 1 + x[:, :1]).clamp(-6, 10))
-        return torch.cat([first, first * (1 - x[:, 1:])], dim=1)
+        errors = [first, first * (1 - x[:, 1:])]
+        if self.reference == 'hardest':
+            errors.append(torch.zeros_like(first))
+        return torch.cat(errors, dim=1)
 
     def error_map(self, x):
         """Errors of the cells of an image.
@@ -355,6 +362,10 @@ class CDNSR(nn.Module):
         self.frozen = ()
         self.classifier = build_part(classifier)
         self.branches = nn.ModuleList([build_part(branch) for branch in branches])
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict.pop(f'{prefix}network_g', None)  # a file's description of the network, no weight
+        super(CDNSR, self)._load_from_state_dict(state_dict, prefix, *args)
 
     def freeze(self, parts):
         """Keeps parts of the network as they are: no gradient, no graph, evaluation mode also in training.

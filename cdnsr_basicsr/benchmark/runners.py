@@ -9,8 +9,8 @@ from typing import Callable, NamedTuple, Optional
 
 from ..archs import Interpolation
 from ..calibration import Calibration, read_calibration
-from ..checkpoint import load_network
 from ..complexity import count_macs
+from ..conversion.convert import load_network
 from ..evaluation import PairStore, to_tensor
 from ..export import in_backend
 from ..inference import TileUpscaler, default_patch_size, make_upscaler
@@ -105,7 +105,7 @@ class Bench:
         self.plain = make_upscaler(self.net, settings.patch_size, settings.step)
         calibration = self.calibration('float32') if backend == 'torch' else None
         if calibration:
-            self.plain.hardest = calibration.hardest
+            self.plain.take_hardest(calibration.hardest)
         self.branches = branches_of(self.net)
         self.runners: dict[Row, Runner] = {}
         self.settled = ExitStack()
@@ -272,7 +272,7 @@ def by_classes(bench: Bench, row: Row) -> Runner:
     if isinstance(upscaler, TileUpscaler):
         upscaler.measure_speed()  # now, not within what is measured
         if calibration:
-            upscaler.hardest = calibration.hardest
+            upscaler.take_hardest(calibration.hardest)
         every = range(len(bench.pairs.sizes)) if bench.pairs else ()
         errors = [bench.true_errors(number) for number in every] if row.kind == 'oracle' else None
         images = (TensorRows(bench.lq(number)) for number in every)

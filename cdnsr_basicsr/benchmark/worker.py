@@ -16,7 +16,7 @@ from .. import load_plugins
 from ..evaluation import PairStore, quality_of
 from ..inference.speed import is_out_of_memory
 from ..inference.upscaler import algorithm_search
-from ..memory import keep_freed_memory
+from ..memory import keep_freed_memory, peak_mib
 from ..options import OptionError
 from .rows import Row, Settings
 from .runners import Bench
@@ -67,15 +67,6 @@ def begin_peak(is_cuda: bool) -> bool:
     except (AttributeError, OSError):
         return False
     return True
-
-
-def peak_mib(is_cuda: bool) -> float:
-    if is_cuda:
-        return torch.cuda.max_memory_allocated() / 2**20
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith('VmHWM'):
-            return int(line.split()[1]) / 1024
-    return float('nan')
 
 
 def serve(connection: Connection, settings: Settings, pairs: PairStore, model: str, tuned: bool, backend: str,

@@ -20,11 +20,12 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     load_plugins()
-    from ..checkpoint import load_described
+    from ..conversion.convert import convert
     from ..export import export_to_folder
-    net, block = load_described(args.model, args.opt)
-    about = dict(source=os.path.basename(args.model), network_g=block, written_by=f'cdnsr_basicsr {__version__}')
-    off = export_to_folder(net, args.model, args.output, about, args.overwrite)
+    converted = convert(args.model, opt_path=args.opt)
+    about = dict(
+        source=os.path.basename(args.model), network_g=converted.block, written_by=f'cdnsr_basicsr {__version__}')
+    off = export_to_folder(converted.net, args.model, args.output, about, args.overwrite)
     said = ', '.join(f'{backend} {levels:.1g}' for backend, levels in off.items())
     print(f'Wrote {args.output}. Largest difference from torch, in grey levels of 255: {said}.')
     return 0

@@ -14,7 +14,11 @@ FLAGS.update(scale='--scale', scales='--scales', crop='--crop', step='--step')
 def add_parser(commands: Commands) -> None:
     command = new_command(commands, 'prepare', 'make GT/LQ patches in LMDB out of a folder of photographs', run)
     command.add_argument(
-        '-i', dest='input', required=True, metavar='HR_FOLDER', help='photographs, subfolders included')
+        '-i',
+        dest='input',
+        required=True,
+        metavar='HR_FOLDER',
+        help='photographs, subfolders included, or pairs of images in gt/ and lq/')
     command.add_argument('-o', dest='output', required=True, metavar='OUT', help='folder to write')
     command.add_argument('--scale', type=int, default=4, help='LQ is this much smaller than GT (default: 4)')
     command.add_argument(

@@ -3,16 +3,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional, Sequence
 
 from .. import load_plugins
 from ..options import OptionError
+from ..settings import PRECISIONS, Settings
 from . import arguments
+
+if TYPE_CHECKING:
+    from ..conversion.convert import Converted
 
 
 def add_parser(commands: arguments.Commands) -> None:
     command = arguments.new_command(
-        commands, 'route', 'make a routed network of a heavy network and lighter ones, which stay as they are: '
-        'learns from photographs where the lighter ones do', run)
+        commands, 'route', 'make a routed network of a heavy network and lighter ones, which stay as they are: learns '
+        'where the lighter ones do, and measures what it brings', run)
     command.add_argument('heavy', metavar='HEAVY', help='checkpoint of the heavy network, or name of a model')
     command.add_argument(
         '--with',
@@ -26,16 +33,40 @@ def add_parser(commands: arguments.Commands) -> None:
         dest='input',
         required=True,
         metavar='FOLDER',
-        help='photographs to learn from, which are made small, or a folder with gt/ and lq/')
+        help='pictures like those to be upscaled, as they are, or a folder with lq/ and gt/; with --reference gt '
+        'photographs, which are made small, or such a folder')
     command.add_argument('-o', dest='output', required=True, metavar='OUT', help='file to write: .pth or .safetensors')
     command.add_argument(
+        '-opt',
+        dest='options',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help="option files of those networks that do not describe themselves, BasicSR's own, in any order")
+    command.add_argument(
+        '--reference',
+        choices=('hardest', 'gt'),
+        default='hardest',
+        help="learn how far lighter networks are from HEAVY's picture, or from the ground truth (default: hardest)")
+    goals = command.add_mutually_exclusive_group()
+    goals.add_argument(
+        '--fidelity',
+        type=float,
+        metavar='DB',
+        help="PSNR towards HEAVY's picture that routing keeps to, of all pictures together (default: 45)")
+    goals.add_argument(
         '--max-loss',
         type=float,
-        default=0.02,
         metavar='DB',
-        help='dB that routing may cost, against HEAVY alone, of all photographs together (default: 0.02)')
-    command.add_argument('--limit', type=arguments.count, metavar='N', help='only the first N photographs')
+        help='with --reference gt: dB that routing may cost, against HEAVY alone, of all pictures together '
+        '(default: 0.02)')
+    command.add_argument('--limit', type=arguments.count, metavar='N', help='only the first N pictures')
     command.add_argument('--overwrite', action='store_true', help='replace an existing OUT')
+    command.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        default=Settings.precision,
+        help=f'of the networks (default: {Settings.precision})')
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
 
 
@@ -43,37 +74,67 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_checkpoint_to_write(args.output, args.overwrite)
     if len(args.lighter) > 4:
         raise OptionError('--with', f'expected 1 to 4 networks, but got {len(args.lighter)}')
-    if not 0 < args.max_loss < float('inf'):
-        raise OptionError(f'--max-loss {args.max_loss}', 'expected a number above 0')
+    for flag, value, reference in (('--fidelity', args.fidelity, 'hardest'), ('--max-loss', args.max_loss, 'gt')):
+        if value is not None and not 0 < value < float('inf'):
+            raise OptionError(f'{flag} {value}', 'expected a number above 0')
+        if value is not None and reference != args.reference:
+            raise OptionError(flag, f'goes with --reference {reference}')
     load_plugins()
-    from ..conversion.convert import Converted, convert, save
+    from ..conversion.convert import Converted, save
     from ..loading import choose_device
-    from ..router import route
+    from ..memory import keep_freed_memory
+    from ..router import Goal
+    from ..routing import FIDELITY, MAX_LOSS, draw, markdown, route, verdict
     with arguments.said_by_flags():
         device = choose_device(args.device)
-    heavy = convert(args.heavy)
-    converted = [bicubic(heavy.scale) if name == 'bicubic' else convert(name) for name in args.lighter] + [heavy]
-    for name, network in zip((*args.lighter, args.heavy), converted):
-        if 'branches' in network.block:
+    if device.type == 'cpu':
+        keep_freed_memory()
+    heavy = network(args.heavy, args.options)
+    named = {name: bicubic(heavy.scale) if name == 'bicubic' else network(name, args.options) for name in args.lighter}
+    for name, branch in (*named.items(), (args.heavy, heavy)):
+        if 'branches' in branch.block:
             raise OptionError(name, 'routes already; a branch is a network without branches')
     left_out: list[tuple[str, str]] = []
+    if args.reference == 'gt':
+        goal = Goal('gt', MAX_LOSS if args.max_loss is None else args.max_loss)
+    else:
+        goal = Goal('hardest', FIDELITY if args.fidelity is None else args.fidelity)
+    networks = [*named.values(), heavy]
     try:
-        routed = route([network.block for network in converted], [network.net for network in converted], args.input,
-                       args.max_loss, args.limit, device, left_out)
+        routed = route([branch.block for branch in networks], [branch.net for branch in networks],
+                       [os.path.basename(name) for name in (*named, args.heavy)],
+                       args.input,
+                       goal,
+                       args.limit,
+                       device,
+                       left_out,
+                       lambda text: print(text, file=sys.stderr, flush=True),
+                       precision=args.precision)
     except ValueError as error:
         raise OptionError('--with', str(error)) from error
+    picture = Path(args.output).with_suffix('.png')
     save(Converted(routed.net.cpu(), routed.block, 'own', ()), args.output)
-    others = f'{routed.held_back} others' if routed.held_back else 'the same, which says little (5 or more are needed)'
-    print(f'{routed.photographs} photographs learnt from; on {others}:\n\n'
-          '| branch | PSNR alone | share |\n| --- | --- | --- |')
-    for name, psnr, share in zip((*args.lighter, args.heavy), routed.psnr, routed.shares):
-        print(f'| {os.path.basename(name)} | {psnr:.3f} | {100 * share:.1f} % |')
-    print(f'\nRouted: {routed.cost:.2f} of the time of {os.path.basename(args.heavy)}, overlap of tiles not counted, '
-          f'{routed.loss:.3f} dB below it.\nWrote {args.output}.')
+    draw(routed, picture)
+    held_back = 'others' if routed.apart else 'other parts of the same (of others only from 5 photographs on)'
+    print(f'{routed.photographs} photographs; learnt from {routed.parts[0]} parts of them; measured on {held_back}:\n\n'
+          f'{markdown(routed)}\n{verdict(routed)}\nWrote {args.output} and {picture}.')
     return arguments.say_left_out(left_out)
 
 
-def bicubic(scale: int):  # type: ignore[no-untyped-def]
+def network(path: str, options: Sequence[str]) -> Converted:
+    """A network, by the first option file that describes it, if it does not do so itself."""
+    from ..conversion.convert import convert
+    misfit: Optional[OptionError] = None
+    for opt_path in (None, *options):
+        try:
+            return convert(path, opt_path=opt_path)
+        except OptionError as error:
+            misfit = error
+    assert misfit is not None
+    raise misfit
+
+
+def bicubic(scale: int) -> Converted:
     """Bicubic upsampling as a network that has been converted."""
     from ..archs import Interpolation
     from ..conversion.convert import Converted

@@ -36,6 +36,11 @@ def add_parser(commands: arguments.Commands) -> None:
         type=float,
         metavar='DB',
         help='PSNR that may be lost against the hardest branch instead, as predicted: as cheap as that allows')
+    limits.add_argument(
+        '--fidelity',
+        type=float,
+        metavar='DB',
+        help="PSNR towards the hardest branch's picture instead, as predicted by a router of basicsr route")
     command.add_argument(
         '--per-picture',
         action='store_true',

@@ -1,12 +1,21 @@
 """Makes self-describing checkpoints of files that other projects have published, and of one's own."""
 from __future__ import annotations
 
+import importlib.util
 import torch
 from torch import nn
 from typing import Any, NamedTuple, Optional, cast
 
 from basicsr.archs import build_network
-from ..checkpoint import build, load_checkpoint, load_described, load_network, plain, save_checkpoint, weights_of
+from ..checkpoint import (
+    build,
+    load_by_option_file,
+    load_checkpoint,
+    load_described,
+    plain,
+    save_checkpoint,
+    weights_of,
+)
 from ..files import replace_when_done
 from ..options import OptionError, one_line
 from .plain import options_of, plain_branches, prove_equal, to_plain
@@ -49,7 +58,7 @@ def recognise(content: dict[str, Any],
     Raises:
         OptionError: It is of no known family.
     """
-    source = Source(weights_of(content, path), content)
+    source, misfit = Source(weights_of(content, path), content), None
     for name, candidate in families().items():
         if family in ('auto', name):
             try:
@@ -58,14 +67,26 @@ def recognise(content: dict[str, Any],
             # of an incomplete network or a strange description
             except (KeyError, ValueError, IndexError, TypeError, AttributeError, RuntimeError) as error:
                 reason = f'has no {error}' if isinstance(error, KeyError) else one_line(error)
-                raise OptionError(path, f'looks like {name}, but {reason}') from error
-    projects = dict.fromkeys(known.projects for known in families().values())
-    known = f'is not of family {family}' if family != 'auto' else (
-        f'is of no known family; known are {", ".join(families())}: files of {"; ".join(projects)}')
-    raise OptionError(path, f'{known}. First keys: {", ".join(list(source.state)[:5])}')
+                misfit = misfit or OptionError(path, f'looks like {name}, but {reason}')  # another family may know it
+    if misfit:
+        raise misfit
+    first = f'First keys: {", ".join(list(source.state)[:5])}'
+    if family != 'auto':
+        raise OptionError(path, f'is not of family {family}. {first}')
+    projects = '; '.join(dict.fromkeys(known.projects for known in families().values()))
+    others = 'give the option file that it was trained with by -opt'
+    if not importlib.util.find_spec('spandrel'):
+        others += ", or, for those of the community, pip install 'cdnsr-basicsr[spandrel]' (Python 3.10 or newer)"
+    raise OptionError(
+        path, f'is of no known family; known are {", ".join(families())}: files of {projects}; {others}. {first}')
 
 
-def convert(path: str,
+def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Module:
+    """The network of a checkpoint of any kind alone; see `convert`."""
+    return convert(path, opt_path=opt_path).net
+
+
+def convert(path: Optional[str],
             family: str = 'auto',
             opt_path: Optional[str] = None,
             num_feat: Optional[int] = None,
@@ -73,9 +94,10 @@ def convert(path: str,
     """Builds the network of a checkpoint, with all of its weights.
 
     Args:
-        path: Checkpoint, own or of another project.
+        path: Checkpoint, own or of another project, or a model's name. Default: path.pretrain_network_g of the option
+            file.
         family: Name of a family, or 'auto'.
-        opt_path: Option file that describes an own checkpoint, if it does not do so itself.
+        opt_path: Option file that describes the checkpoint, if it does not do so itself, such as BasicSR's own.
         num_feat: Width of the branch to take out of an ARM-Net. Default: all channels.
         upscale: Upsampling factor, of files that do not tell it. Default: 4.
 
@@ -84,11 +106,19 @@ def convert(path: str,
     """
     if family not in ('auto', *families()):
         raise OptionError(f'--from {family}', f'accepted: auto, {", ".join(sorted(families()))}')
+    given = num_feat or upscale or family != 'auto'
+    described = 'is described already; a family, width or scale is for files that are not'
+    if opt_path:
+        if given:
+            raise OptionError(path or opt_path, described)
+        return Converted(*load_by_option_file(opt_path, path), 'own', ())
+    if path is None:
+        raise OptionError('-m', 'a checkpoint is needed')
     content = load_checkpoint(path)
-    if opt_path or family == 'auto' and 'network_g' in content:
-        if num_feat or upscale or family != 'auto':
-            raise OptionError(path, 'is described already; a family, width or scale is for files that are not')
-        return Converted(*load_described(path, opt_path), 'own', ())
+    if family == 'auto' and 'network_g' in content:
+        if given:
+            raise OptionError(path, described)
+        return Converted(*load_described(content, path), 'own', ())
     name, (block, state, notes) = recognise(content, path, family, upscale)
     if upscale and block['upscale'] != upscale:
         raise OptionError(path, f"is of scale x{block['upscale']}, not x{upscale}")

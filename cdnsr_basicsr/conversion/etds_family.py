@@ -62,7 +62,7 @@ def recognise(state: State) -> Optional[Found]:
         state = rename(state, sequence_table(state))
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     first, last = (shapes.get(f'conv_{place}.weight', ()) for place in ('first', 'last'))
-    if len(first) != 4 or len(last) != 4 or 0 in first:
+    if len(first) != 4 or len(last) != 4 or 0 in first or last[0] < first[1]:
         return None
     num_feat, num_in_ch, *_ = first
     widths = [(shapes.get(f'backbone_convs.{i}.weight') or (0, ))[0] for i in range(len(shapes))]

@@ -12,7 +12,8 @@ from torch import nn
 from tqdm import tqdm
 from typing import Any, Iterator, Optional, Sequence
 
-from ..checkpoint import load_branches, load_network
+from ..checkpoint import load_branches
+from ..conversion.convert import load_network
 from ..files import make_writable, replace_folder_when_done
 from ..inference.luma import to_luma
 from ..inference.network import common_geometry, run_padded

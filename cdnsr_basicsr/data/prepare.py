@@ -143,6 +143,32 @@ def patch_keys(paths: list[Path], root: Path) -> dict[Path, str]:
     return keys
 
 
+def has_pairs(root: Path) -> bool:
+    """Whether a folder holds GT and LQ images that belong together, in gt/ and lq/."""
+    return (root / 'gt').is_dir() and (root / 'lq').is_dir()
+
+
+def lq_of(path: Path, root: Path) -> Path:
+    """The LQ image of a GT image, of the same name in lq/; where its ending is another, the first of these.
+
+    Args:
+        path: The GT image, in gt/ of `root`.
+        root: See has_pairs.
+    """
+    same = root / 'lq' / path.relative_to(root / 'gt')
+    if same.exists() or not same.parent.is_dir():
+        return same
+    return min((other for other in same.parent.iterdir() if other.stem == path.stem), default=same)
+
+
+def cut_aligned(gt: np.ndarray, lq: np.ndarray, name: str, scale: int, crop: int, step: int) -> Iterator[Pair]:
+    """Cuts aligned patches from a GT and an LQ image; see cut_pairs, whose names have `name` as their beginning."""
+    for top in patch_starts(gt.shape[0], crop, step):
+        for left in patch_starts(gt.shape[1], crop, step):
+            rows, columns = slice(top // scale, (top + crop) // scale), slice(left // scale, (left + crop) // scale)
+            yield Pair(f'{name}_y{top:05d}_x{left:05d}', gt[top:top + crop, left:left + crop], lq[rows, columns])
+
+
 def cut_pairs(image: np.ndarray, key: str, scale: int, scales: list[float], crop: int, step: int) -> Iterator[Pair]:
     """Cuts aligned patches from an image and from smaller versions of it.
 
@@ -159,11 +185,7 @@ def cut_pairs(image: np.ndarray, key: str, scale: int, scales: list[float], crop
         if min(height, width) < max(crop, smallest(scale), smallest(2)):
             continue
         gt, lq = make_lq(image if fraction == 1 else resize(image, fraction), scale)
-        for top in patch_starts(gt.shape[0], crop, step):
-            for left in patch_starts(gt.shape[1], crop, step):
-                rows, columns = slice(top // scale, (top + crop) // scale), slice(left // scale, (left + crop) // scale)
-                yield Pair(f'{key}_s{round(1000 * fraction):04d}_y{top:05d}_x{left:05d}',
-                           gt[top:top + crop, left:left + crop], lq[rows, columns])
+        yield from cut_aligned(gt, lq, f'{key}_s{round(1000 * fraction):04d}', scale, crop, step)
 
 
 def encode(image: np.ndarray) -> bytes:
@@ -259,7 +281,8 @@ def prepare(hr_folder: str,
     """Makes a training or validation set out of photographs.
 
     Args:
-        hr_folder: Folder of photographs, read with its subfolders.
+        hr_folder: Folder of photographs, read with its subfolders; or one with images that belong together, GT in gt/
+            and LQ in lq/, of which patches are cut at their own size only.
         out: Folder to write: gt.lmdb, lq.lmdb and meta_info.txt (or, for `whole`, the folders gt and lq of PNG files).
         scale: LQ is this much smaller than GT.
         scales: Sizes to cut patches from, as fractions of the photograph's, in (0, 1].
@@ -292,22 +315,31 @@ def prepare(hr_folder: str,
     scales = sorted({round(fraction, 3) for fraction in scales}, reverse=True)
     workers = workers or os.cpu_count() or 1
 
-    paths, others, closed = list_images(root, by_content=True)
+    paired = has_pairs(root)
+    paths, others, closed = list_images(root / 'gt' if paired else root, by_content=True)
     if not paths:
         raise OptionError(f'hr_folder={hr_folder}', 'holds no images')
-    keys = patch_keys(paths, root)
+    keys = patch_keys(paths, root / 'gt' if paired else root)
 
     def encode_pairs(path: Path) -> Union[ImageError, list[tuple]]:
         try:
             image, parts = read_bgr(path, max_megapixels)
+            lq = read_bgr(lq_of(path, root), max_megapixels)[0] if paired else None
         except ImageError as error:
             return error
+        if lq is not None and image.shape[:2] != (scale * lq.shape[0], scale * lq.shape[1]):
+            return ImageError(f'{path}: is not x{scale} of its LQ image')
         if whole and max(image.shape[:2]) > MAX_SIDES['.png']:
             height, width = image.shape[:2]
             return ImageError(f"{path}: {width}x{height}, but PNG ends at {MAX_SIDES['.png']} pixels a side")
         notes.extend((str(path), note) for note in parts)
         image = to_gray(image) if gray else image
-        if not whole:
+        if lq is not None:
+            lq = to_gray(lq) if gray else lq
+            small = min(image.shape[:2]) < (1 if whole else crop)
+            made = [Pair(keys[path], image, lq)] if whole else cut_aligned(image, lq, keys[path], scale, crop, step)
+            pairs = [] if small else made
+        elif not whole:
             pairs = cut_pairs(image, keys[path], scale, scales, crop, step)
         else:
             pairs = [Pair(keys[path], *make_lq(image, scale))] if min(image.shape[:2]) >= smallest(scale) else []

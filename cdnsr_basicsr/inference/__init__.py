@@ -4,8 +4,9 @@ from __future__ import annotations
 from torch import nn
 from typing import Any, Optional
 
+from ..complexity import count_macs
 from . import pixel_upscaler, tiling
-from .network import maps_errors, pixel_routed, routed
+from .network import common_geometry, maps_errors, pixel_routed, routed
 from .pixel_upscaler import PixelUpscaler
 from .tile_upscaler import TileUpscaler
 from .tiling import Tiling
@@ -19,7 +20,18 @@ def default_patch_size(net: nn.Module) -> int:
     if pixel_routed(net) is not None:
         return pixel_upscaler.PATCH_SIZE
     tiles = routed(net)
-    return tiling.PATCH_SIZE if tiles is None or maps_errors(tiles.classifier) is None else tiling.MAPPED_PATCH_SIZE
+    if tiles is None or maps_errors(tiles.classifier) is None:
+        return tiling.PATCH_SIZE
+    # transformers pad to their windows, which a little less than the usual size may save
+    windowed = [
+        branch for branch in tiles.branches if any(isinstance(module, nn.Linear) for module in branch.modules())
+    ]
+    channels = common_geometry(windowed)[1] if windowed else 0
+
+    def work(size: int) -> float:
+        return sum(count_macs(branch, size, size, channels) for branch in windowed) / (size - tiling.OVERLAP)**2
+
+    return min((tiling.MAPPED_PATCH_SIZE, tiling.MAPPED_PATCH_SIZE - tiling.OVERLAP), key=work)
 
 
 def make_upscaler(net: nn.Module,

@@ -83,6 +83,11 @@ class MapsErrors(PredictsErrors, Protocol):
         """Errors of the cells of an image, of shape (b, M, ceil(h / cell), ceil(w / cell))."""
 
 
+def precision_of(net: nn.Module, wanted: str) -> str:
+    """The precision that is wanted, where a network can run in it; float32 otherwise."""
+    return wanted if wanted in getattr(net, 'precisions', NAMES) else 'float32'
+
+
 def routed(net: nn.Module) -> Optional[Routed]:
     """The network, if it has a classifier that chooses between branches."""
     return cast(Routed, net) if hasattr(net, 'classifier') and hasattr(net, 'branches') else None
@@ -111,9 +116,15 @@ def branches_of(net: nn.Module) -> list[nn.Module]:
     return [net] if parts is None else list(parts.branches)
 
 
+def reference_of(classifier: Optional[nn.Module]) -> Optional[str]:
+    """What the errors that a classifier predicts are towards: 'gt', or 'hardest', the last branch's picture; None if it
+    predicts none."""
+    return None if predicts_errors(classifier) is None else str(getattr(classifier, 'reference', 'gt'))
+
+
 def arch_of(net: nn.Module) -> str:
     """Name of a network's arch, also of one that another runtime computes."""
-    return str(getattr(net, 'exported_arch', type(net).__name__))
+    return str(getattr(net, 'known_arch', type(net).__name__))
 
 
 def parts_of(net: nn.Module) -> dict[str, nn.Module]:
@@ -186,7 +197,7 @@ def geometry(net: nn.Module, channels: Sequence[int] = (3, 1)) -> tuple[int, int
     """Upsampling factor of a network, channels of its images, and the number that sides must be multiples of.
 
     Found by running it on square images, mostly of 16 and 17 pixels; where sides must be multiples, up to the first two
-    that it takes. A network that knows (attribute `exported_geometry`) is asked.
+    that it takes. A network that knows (attribute `known_geometry`) is asked.
 
     Args:
         net: The network.
@@ -196,8 +207,8 @@ def geometry(net: nn.Module, channels: Sequence[int] = (3, 1)) -> tuple[int, int
         ValueError: It makes no image of a whole multiple of its input's size out of these channels, or only of images
             of one size.
     """
-    if hasattr(net, 'exported_geometry'):
-        return cast(Tuple[int, int, int], net.exported_geometry)
+    if hasattr(net, 'known_geometry'):
+        return cast(Tuple[int, int, int], net.known_geometry)
     name, reasons = type(net).__name__, dict[int, str]()
     for sizes in ((LEAST_SIZE, 32, 64), range(LEAST_SIZE + 1, MOST_MULTIPLE + 1)):
         for count, size in itertools.product(channels, sizes):

@@ -82,7 +82,7 @@ class PixelUpscaler(Upscaler):
         budget: Cost that may be spent, as a fraction of the heavy sampler's on the whole image without tiles; backbone,
             halo and classifier count. In each strip as many pixels get the heavy sampler as it allows, those with the
             largest margin. Default: no limit, the network's k.
-        target_ms, max_loss, cost: As of TileUpscaler; but only a budget in MACs is supported.
+        target_ms, max_loss, fidelity, cost: As of TileUpscaler; but only a budget in MACs is supported.
         precision: 'float32' | 'bfloat16' | 'float16': of backbone and samplers. The classifier always runs in float32.
         max_tiles: Most tiles per forward pass of the backbone. Default: 1 on a CPU, 16 on a GPU.
         scale: Upsampling factor, also a fractional one. Default: the network's.
@@ -96,11 +96,12 @@ class PixelUpscaler(Upscaler):
                  budget: Optional[float] = None,
                  target_ms: Optional[float] = None,
                  max_loss: Optional[float] = None,
+                 fidelity: Optional[float] = None,
                  cost: Optional[str] = None,
                  precision: str = 'float32',
                  max_tiles: Optional[int] = None,
                  scale: Optional[float] = None) -> None:
-        if target_ms is not None or max_loss is not None or cost == 'latency':
+        if any(limit is not None for limit in (target_ms, max_loss, fidelity)) or cost == 'latency':
             raise ValueError(f'{type(net).__name__} takes a budget in MACs only, no time and no loss')
         self.source = pixels = cast(PixelRouted, net)
         scale = pixels.upscale if scale is None else scale

@@ -147,7 +147,7 @@ class ExportedPart(nn.Module):
         version = importlib.import_module(backend).__version__
         self.description = f'{name}, {backend} {version}'
         self.name, self.macs_per_pixel, self.num_classes = name, macs, num_classes
-        self.exported_geometry, self.exported_arch = (scale, channels, multiple), arch
+        self.known_geometry, self.known_arch = (scale, channels, multiple), arch
         try:
             self.run = (OnnxRuntime if backend == 'onnxruntime' else OpenVino)(model)
         except Exception as error:  # ONNX Runtime's errors have no common type
@@ -169,7 +169,7 @@ class ExportedPart(nn.Module):
             RuntimeError: The model makes something else of it.
         """
         dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else torch.float32
-        scale, channels, _ = self.exported_geometry
+        scale, channels, _ = self.known_geometry
         b, _, h, w = x.shape
         shape = (b, channels, h * scale, w * scale) if self.num_classes is None else (b, self.num_classes)
         try:
@@ -215,7 +215,7 @@ class ExportedNetwork(nn.Module):
     def __init__(self, classifier: ExportedPart, branches: list[ExportedPart]) -> None:
         super().__init__()
         self.classifier, self.branches = classifier, nn.ModuleList(branches)
-        self.upscale = branches[0].exported_geometry[0]
+        self.upscale = branches[0].known_geometry[0]
 
 
 def _last_line(error: Exception) -> str:

@@ -19,12 +19,13 @@ from .network import (
     common_geometry,
     deployed,
     maps_errors,
-    predicts_errors,
+    precision_of,
+    reference_of,
     routed,
 )
 from .speed import Speed, is_out_of_memory, measured_speed
-from .tiling import PATCH_SIZE, Block, Canvas, Rows, Tiling, pad_to
-from .upscaler import Upscaler, algorithm_search, to_device
+from .tiling import OVERLAP, PATCH_SIZE, Block, Canvas, Rows, Tiling, pad_to
+from .upscaler import Upscaler, algorithm_search, say, to_device
 
 CANVAS_BYTES = {'cpu': 2**26, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
 MERGED_BYTES = 2**26  # of the rows of tiles, upscaled, that are merged up and down
@@ -103,6 +104,8 @@ class TileUpscaler(Upscaler):
         target_ms: Time that may be spent on an image, in milliseconds, by the measured speed of the branches.
         max_loss: PSNR that an image may lose against the hardest branch alone, in dB, as predicted; of a classifier
             that predicts errors. No more is spent than that needs.
+        fidelity: PSNR towards the hardest branch's picture that an image has to have, in dB, likewise; of a classifier
+            whose errors are towards that picture.
         cost: 'macs' | 'latency': what a budget, or the price of a predicted error, counts. Default: time where branches
             are of different archs, else MACs.
         precision: 'float32' | 'bfloat16' | 'float16': of the branches. The classifier always runs in float32.
@@ -112,6 +115,7 @@ class TileUpscaler(Upscaler):
 
     Attributes:
         multiple: What the sides of tiles must be multiples of.
+        reference: What the errors that the classifier predicts are towards; see `reference_of`.
         branch_macs: MACs of each branch for one tile.
         classifier_macs: MACs of the classifier for one tile.
         hardest: The branch that leaves the least error, which budgets are relative to: the last one, where no
@@ -126,33 +130,38 @@ class TileUpscaler(Upscaler):
                  budget: Optional[float] = None,
                  target_ms: Optional[float] = None,
                  max_loss: Optional[float] = None,
+                 fidelity: Optional[float] = None,
                  cost: Optional[str] = None,
                  precision: str = 'float32',
                  float32_branches: Sequence[int] = (),
                  max_tiles: Optional[int] = None) -> None:
         if cost not in (None, 'macs', 'latency'):
             raise ValueError(f"Expected cost 'macs' or 'latency', but got {cost!r}.")
-        if sum(limit is not None for limit in (budget, target_ms, max_loss)) > 1:
-            raise ValueError('Expected at most one of budget, target_ms and max_loss.')
+        if sum(limit is not None for limit in (budget, target_ms, max_loss, fidelity)) > 1:
+            raise ValueError('Expected at most one of budget, target_ms, max_loss and fidelity.')
         self.sources = branches_of(net)
         scale, channels, self.multiple = common_geometry(self.sources)
         tiles = routed(net)
         self.routed = tiles is not None
         patch_size = -(-patch_size // self.multiple) * self.multiple
-        step = max(1, patch_size - (4 if self.routed else 8)) if step is None else step
-        dtypes = [torch.float32 if i in float32_branches else PRECISIONS[precision] for i in range(len(self.sources))]
+        step = max(1, patch_size - (OVERLAP if self.routed else 8)) if step is None else step
+        kept = ['float32' if i in float32_branches else precision for i in range(len(self.sources))]
+        found = [precision_of(branch, kind) for branch, kind in zip(self.sources, kept)]
+        for branch in dict.fromkeys(arch_of(b) for b, kind, can in zip(self.sources, kept, found) if kind != can):
+            say(f'{branch} cannot run in {precision}; it runs in float32.')
+        dtypes = [PRECISIONS[kind] for kind in found]
         super().__init__(net, scale, channels, patch_size, step, budget, dtypes, max_tiles)
         self.num_classes = len(self.sources)
         alike = len({arch_of(branch) for branch in self.sources}) == 1
-        self.target_ms, self.max_loss = target_ms, max_loss
+        self.target_ms, self.max_loss, self.fidelity = target_ms, max_loss, fidelity
         self.price: Optional[float] = None  # of all images together, once it is known
         self.weigh = 'pixels'
         self.cost_kind = cost or ('macs' if alike else 'latency')
         self.hardest = self.num_classes - 1
-        self.predicts = tiles is not None and predicts_errors(tiles.classifier) is not None
-        if max_loss is not None and self.routed and not self.predicts:
-            raise ValueError(
-                f'max_loss={max_loss:g} needs a classifier that predicts errors, ErrorMap or ErrorPredictor')
+        self.reference = None if tiles is None else reference_of(tiles.classifier)
+        self.predicts = self.reference is not None
+        if self.routed:
+            check_limits(max_loss, fidelity, self.reference)
         self.classifier_macs = 0
         if tiles is not None:
             try:
@@ -164,10 +173,22 @@ class TileUpscaler(Upscaler):
         if budget is not None and self.cost_kind == 'macs' and self.branch_macs[self.hardest] == 0:
             raise ValueError('the branches have no multiply-accumulates to count; use cost latency')
 
+    def take_hardest(self, branch: int) -> None:
+        """Takes a branch that was found to leave the least error for the hardest; not where errors are towards the last
+        one's picture."""
+        if self.reference != 'hardest':
+            self.hardest = branch
+
     @property
     def limited(self) -> bool:
         """Whether there is a limit to what may be spent."""
-        return any(limit is not None for limit in (self.budget, self.target_ms, self.max_loss))
+        limits = (self.budget, self.target_ms, self.max_loss, self.fidelity)
+        return any(limit is not None for limit in limits)
+
+    @property
+    def limited_by_errors(self) -> bool:
+        """Whether that is a limit to errors, which as little as possible is spent to keep to."""
+        return self.max_loss is not None or self.fidelity is not None
 
     @property
     def whole_macs(self) -> float:
@@ -209,7 +230,7 @@ class TileUpscaler(Upscaler):
         if self.measured is None or fresh:
             self._update()
             parts: list[Callable[[torch.Tensor], torch.Tensor]]
-            parts = [functools.partial(self._run, i) for i in range(len(self.branches))]
+            parts = [functools.partial(self.run, i) for i in range(len(self.branches))]
             names = [f'{branch}{dtype}' for branch, dtype in zip(self.branches, self.dtypes)]
             if self.classifier is not None:
                 parts.append(self.classifier)
@@ -226,7 +247,7 @@ class TileUpscaler(Upscaler):
         return self.speed.max_tiles[:len(self.sources)]
 
     @torch.inference_mode()
-    def _run(self, branch: int, tiles: torch.Tensor) -> torch.Tensor:
+    def run(self, branch: int, tiles: torch.Tensor) -> torch.Tensor:
         """Runs a batch of tiles or blocks, of shape (b, c, h, w), through a branch."""
         dtype = self.dtypes[branch]
         with algorithm_search(False):
@@ -309,7 +330,7 @@ class TileUpscaler(Upscaler):
     def _classes_by_errors(self, look: Look) -> torch.Tensor:
         """Class of each tile: by its predicted errors and what the classes cost, overlap included."""
         price = self.price
-        if price is None and self.max_loss is not None:
+        if price is None and self.limited_by_errors:
             price = self._common_price([look])
         if price is None and self.limited:
             costs, border = torch.tensor(self.part_costs[:self.num_classes]), self.border
@@ -349,7 +370,7 @@ class TileUpscaler(Upscaler):
 
     def _common_price(self, looks: Sequence[Look]) -> float:
         """The price at which images together keep to the limit, and lose or cost no more than that needs."""
-        if self.max_loss is None:
+        if not self.limited_by_errors:
             limit = sum(self._limit(look.tiling) for look in looks)
 
             def spends_more(price: float) -> bool:
@@ -359,8 +380,12 @@ class TileUpscaler(Upscaler):
 
         shares = [look.weight * look.tiling.height * look.tiling.width / len(look.tiling) for look in looks]
         errors = [look.errors.flatten(0, 1).clamp(min=0) for look in looks]
-        least = sum(share * float(e[:, self.hardest].sum()) for share, e in zip(shares, errors))
-        most = least * 10**(self.max_loss / getattr(self.classifier, 'margin', 1.) / 10)
+        margin = getattr(self.classifier, 'margin', 1.)
+        if self.max_loss is not None:
+            least = sum(share * float(e[:, self.hardest].sum()) for share, e in zip(shares, errors))
+            most = least * 10**(self.max_loss / margin / 10)
+        else:
+            most = sum(share * len(e) for share, e in zip(shares, errors)) * square_of(self.fidelity) / margin
 
         def loses_less(price: float) -> bool:
             classes = [self._at(price, look)[:, None] for look in looks]
@@ -480,7 +505,28 @@ class TileUpscaler(Upscaler):
     def _run_boxes(self, kind: int, boxes: list[tuple[int, int, int, int]], lq: torch.Tensor) -> torch.Tensor:
         """Runs parts of an image of one size through a branch; a box has top, bottom, left and right."""
         tiles = torch.stack([lq[:, top:bottom, left:right] for top, bottom, left, right in boxes])
-        return self._run(kind, tiles.contiguous(memory_format=torch.channels_last))
+        return self.run(kind, tiles.contiguous(memory_format=torch.channels_last))
+
+
+def square_of(psnr: Optional[float]) -> float:
+    """The mean squared error in grey levels of a PSNR in dB."""
+    return 255**2 / 10**((psnr or 0.) / 10)
+
+
+def check_limits(max_loss: Optional[float], fidelity: Optional[float], reference: Optional[str]) -> None:
+    """Refuses limits to errors that a classifier does not predict; see `reference_of`.
+
+    Raises:
+        ValueError: With what is needed.
+    """
+    if max_loss is not None and reference is None:
+        raise ValueError(f'max_loss={max_loss:g} needs a classifier that predicts errors, ErrorMap or ErrorPredictor')
+    if max_loss is not None and reference == 'hardest':
+        raise ValueError(f'max_loss={max_loss:g} needs a router that knows errors towards the ground truth; this one '
+                         "knows distances to the hardest branch's picture, which fidelity limits")
+    if fidelity is not None and reference != 'hardest':
+        raise ValueError(f'fidelity={fidelity:g} needs a router that knows distances to the hardest branch\'s picture, '
+                         'which basicsr route makes with --reference hardest')
 
 
 def batches(blocks: list[tuple[int, Block]], max_tiles: list[int]) -> Iterator[tuple[int, list[Block]]]:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from typing import NamedTuple, Protocol
 
 PATCH_SIZE = 96  # largest side of a tile if none is given, in pixels: see docs/Deviations.md
+OVERLAP = 4  # of neighbouring tiles of a network with branches
 MAPPED_PATCH_SIZE = 68  # the same, where errors of cells are known: eight of them in a step
 LEAST_SIZE = 16  # of a tile, in pixels; not every network can do less
 

@@ -122,9 +122,10 @@ def upscale_files(upscaler: Upscaler,
                   weigh: str = WEIGHED[0]) -> Summary:
     """Upscales a picture, or all pictures of a folder. A picture that fails does not stop the others.
 
-    Where there is a limit (budget, target_ms, max_loss) and errors are predicted, it is kept by all pictures of the
-    folder together, at one price of quality: they are all read once before, for their errors, those of other shards and
-    those that are there already too, so that what becomes of a picture does not depend on what has been done.
+    Where there is a limit (budget, target_ms, max_loss, fidelity) and errors are predicted, it is kept by all pictures
+    of the folder together, at one price of quality: they are all read once before, for their errors, those of other
+    shards and those that are there already too, so that what becomes of a picture does not depend on what has been
+    done.
 
     Args:
         upscaler: The engine.

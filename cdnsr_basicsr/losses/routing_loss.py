@@ -207,5 +207,8 @@ class ErrorLoss(nn.Module):
         """
         first, unit = predicted[:, 0] + self.rounding, predicted[:, :1].detach() + self.rounding
         deviance = (errors[:, 0] + self.rounding) / first + first.log()
-        saved = [(values[:, :1] - values[:, 1:]) / unit for values in (predicted, errors)]
-        return self.loss_weight * (deviance.mean() + self.gain_weight * F.smooth_l1_loss(*saved, beta=self.beta))
+        loss = deviance.mean()
+        if predicted.shape[1] > 1:
+            saved = [(values[:, :1] - values[:, 1:]) / unit for values in (predicted, errors)]
+            loss = loss + self.gain_weight * F.smooth_l1_loss(*saved, beta=self.beta)
+        return self.loss_weight * loss

@@ -15,9 +15,10 @@ from cdnsr_basicsr.benchmark import Measured, Row, Settings, write_report
 from cdnsr_basicsr.benchmark.report import cells, draw, frontier, labels
 from cdnsr_basicsr.benchmark.rows import Network, rows_of
 from cdnsr_basicsr.benchmark.runners import Bench, one_tile_at_a_time
-from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
+from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.cli.arguments import settings_of
 from cdnsr_basicsr.complexity import count_macs
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.evaluation import PairStore, pooled_psnr, quality, read_pairs, to_image, to_tensor
 from cdnsr_basicsr.inference import TileUpscaler
 from cdnsr_basicsr.inference.tiling import TensorRows

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from basicsr.archs import build_network
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
+from cdnsr_basicsr.checkpoint import save_checkpoint
+from cdnsr_basicsr.conversion.convert import load_network
 from tests.helpers import photograph, spread
 
 ETDS = {'type': 'ETDS', 'num_feat': 12, 'num_block': 2, 'num_residual_feat': 4, 'upscale': 2}

@@ -114,7 +114,7 @@ def test_what_torch_itself_loses_is_allowed_to_others():
 
         def __init__(self, factor):
             super().__init__()
-            self.factor, self.exported_geometry = factor, (1, 3, 1)
+            self.factor, self.known_geometry = factor, (1, 3, 1)
 
         def forward(self, x):
             return (x * self.factor + 1e6) - 1e6

@@ -10,7 +10,8 @@ from basicsr.data import build_dataset
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import bgr2ycbcr
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
+from cdnsr_basicsr.checkpoint import save_checkpoint
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.data.labels import read_labels
 from cdnsr_basicsr.data.prepare import make_lq
 from cdnsr_basicsr.inference import runtime

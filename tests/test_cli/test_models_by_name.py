@@ -7,7 +7,8 @@ import torch
 from pathlib import Path
 
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.checkpoint import load_checkpoint, load_network
+from cdnsr_basicsr.checkpoint import load_checkpoint
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.models import CDNSRModel
 from tests.helpers import fsrcnn
 

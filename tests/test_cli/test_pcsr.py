@@ -10,7 +10,8 @@ from pathlib import Path
 
 from basicsr.archs import build_network
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.checkpoint import load_checkpoint, load_network, save_checkpoint
+from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.evaluation import quality, read_pairs, to_image, to_tensor
 from tests.helpers import fsrcnn, pcsr, photograph, routed, run
 

@@ -11,7 +11,7 @@ import sys
 import time
 import torch
 
-from cdnsr_basicsr.checkpoint import load_network
+from cdnsr_basicsr.conversion.convert import load_network
 from tests.helpers import ENV, iterations, run, start, tensorboard_tags
 
 pytestmark = pytest.mark.slow  # whole runs, in processes of their own

@@ -10,7 +10,8 @@ import yaml
 from pathlib import Path
 
 from basicsr.archs import build_network
-from cdnsr_basicsr.checkpoint import load_network, save_checkpoint
+from cdnsr_basicsr.checkpoint import save_checkpoint
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.options import read_options
 from tests.helpers import BACKBONES, ENV, ROOT, carn, fsrcnn, iterations, photograph, run
 

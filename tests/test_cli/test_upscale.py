@@ -812,14 +812,14 @@ def test_a_full_disk(run, capfd, extension):
 def test_a_picture_on_which_the_network_fails_does_not_stop_the_others(run, capsys, monkeypatch, error):
     for name, width in (('a', 20), ('b', 40), ('c', 20)):
         save(f'in/{name}.png', photo(20, width))
-    original = TileUpscaler._run
+    original = TileUpscaler.run
 
     def fail(self, branch, tiles):
         if tiles.shape[3] == 40:
             raise error
         return original(self, branch, tiles)
 
-    monkeypatch.setattr(TileUpscaler, '_run', fail)
+    monkeypatch.setattr(TileUpscaler, 'run', fail)
     assert run('--map') == 1
     assert capsys.readouterr().err.splitlines()[-1] == f'Failed: in/b.png: {" ".join(str(error).split())}'
     assert written() == ['a.png', 'a_map.png', 'c.png', 'c_map.png']
@@ -1020,7 +1020,7 @@ def test_only_branches_can_be_chosen_from(run, capsys, flag):
 
 
 @pytest.mark.parametrize('key,value,message', [
-    ('network_g', None, 'has no network_g block; give the option file it was trained with by -opt'),
+    ('network_g', None, 'is of no known family; known are'),
     ('network_g', 'x', "network_g: expected a block of options with a key 'type'"),
     ('network_g', dict(type='Nix'), "network_g.type: unknown type 'Nix'; accepted: "),
     ('network_g', dict(fsrcnn(4, 2),

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from basicsr.archs import build_network
 from cdnsr_basicsr.archs import CARN_M
-from cdnsr_basicsr.checkpoint import load_checkpoint, load_network
+from cdnsr_basicsr.checkpoint import load_checkpoint
 from cdnsr_basicsr.conversion import classsr_family
-from cdnsr_basicsr.conversion.convert import convert, save
+from cdnsr_basicsr.conversion.convert import convert, load_network, save
 from cdnsr_basicsr.conversion.weights import rename
 from cdnsr_basicsr.options import OptionError
 

@@ -55,7 +55,7 @@ def toy(tmp_path):
 
 def test_families_are_tried_in_this_order():
     # what a file says of itself, then the lineage whose names other projects share, then what has names of its own
-    names = 'pcsr cdnsr classsr arm carn etds ecbsr abpn fsrcnn span spanv2 smfanet'
+    names = 'pcsr cdnsr classsr arm carn etds ecbsr abpn fsrcnn span spanv2 smfanet spandrel'
     assert ' '.join(families()) == names
     assert all(family.projects and family.files for family in families().values())
 

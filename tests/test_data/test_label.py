@@ -152,7 +152,7 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
         (['-d', str(dataset), '--by', 'psnr', '-m', 'none.pth'], 'none.pth: no such checkpoint file'),
         (['-d', str(dataset), '--by', 'psnr', '-m',
           str(tmp_path / 'broken.pth')], 'not a readable checkpoint'),
-        (['-d', str(dataset), '--by', 'psnr', '-m', str(stock)], 'has no network_g block'),
+        (['-d', str(dataset), '--by', 'psnr', '-m', str(stock)], 'is of no known family'),
         (['-d', str(dataset), '--by', 'bicubic', '--classes', '9'], '--classes 9: expected 2 to 5'),
         (['-d', str(dataset), '--by', 'bicubic', '-m', str(stock)], '--by bicubic: needs no network'),
         (['-d', str(dataset), '--by', 'bicubic', '--margin',
@@ -180,7 +180,7 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
     ('num_classes', 9, 'num_classes=9: expected 2 to 5'),
     ('margin', -1, 'margin=-1: expected a finite number'),
     ('thresholds', [float('nan')], 'thresholds: expected 1 to 4 finite numbers'),
-    ('model', None, 'names no checkpoint'),
+    ('model', None, 'a checkpoint is needed'),
 ])
 def test_wrong_arguments_of_the_function_are_named(dataset, checkpoint, name, value, message):
     with pytest.raises(OptionError, match=message):

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from basicsr.data import build_dataset
+from cdnsr_basicsr import cli
 from cdnsr_basicsr.data.prepare import make_lq, patch_keys, patch_starts, prepare, read_bgr, resize, smallest
 from cdnsr_basicsr.evaluation import read_pairs
 from cdnsr_basicsr.inference.image_io import list_images
@@ -357,3 +358,34 @@ def test_patches_cover_every_pixel_and_stay_inside(length, step):
     assert {i for start in starts for i in range(start, start + 8)} == set(range(length))
     assert starts == sorted(set(starts)) and starts[0] == 0
     assert all(following - start <= step for start, following in zip(starts, starts[1:]))
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_images_that_belong_together_stay_together(tmp_path, capsys, whole):
+    generator = np.random.default_rng(0)
+    for name in ('gt/in', 'lq/in'):
+        (tmp_path / 'pairs' / name).mkdir(parents=True)
+    lq = generator.integers(0, 256, (70, 50, 3)).astype(np.uint8)
+    gt = lq.repeat(2, 0).repeat(2, 1)
+    for name, ending in (('a', 'png'), ('in/b', 'tif')):  # the LQ image has an ending of its own
+        cv2.imwrite(str(tmp_path / f'pairs/gt/{name}.png'), gt)
+        cv2.imwrite(str(tmp_path / f'pairs/lq/{name}.{ending}'), lq)
+    cv2.imwrite(str(tmp_path / 'pairs/gt/wrong.png'), gt[:-2])
+    cv2.imwrite(str(tmp_path / 'pairs/lq/wrong.png'), lq)
+    cv2.imwrite(str(tmp_path / 'pairs/gt/alone.png'), gt)
+    arguments = ['-i', str(tmp_path / 'pairs'), '-o', str(tmp_path / 'out'), '--scale', '2', *['--whole'] * whole]
+    assert cli.main(['prepare', *arguments]) == 1
+    said = capsys.readouterr()
+    assert 'wrong.png: is not x2 of its LQ image' in said.err and 'alone.png' in said.err
+    if whole:
+        found = {path.stem: cv2.imread(str(path)) for path in (tmp_path / 'out/gt').iterdir()}
+        small = {path.stem: cv2.imread(str(path)) for path in (tmp_path / 'out/lq').iterdir()}
+        assert set(found) == {'a', 'in_b'} and all(np.array_equal(image, gt) for image in found.values())
+    else:
+        found, small = ({
+            key: decode(data)
+            for key, data in read_lmdb(tmp_path / f'out/{name}.lmdb').items()
+        } for name in ('gt', 'lq'))
+        assert set(found) == set(small) and len(found) == 2 * 3 * 2 and 'a_y00000_x00000' in found
+    for key, image in found.items():
+        assert np.array_equal(image, small[key].repeat(2, 0).repeat(2, 1))

@@ -45,7 +45,7 @@ def levels(actual, expected):
 def test_branches_equal_torch(backend, arch):
     net = randomized(build_network(ARCHS[arch]))
     part = in_backend(net, backend, 'net.pth')
-    assert part.exported_geometry == (net.upscale if hasattr(net, 'upscale') else ARCHS[arch]['upscale'], 3, 1)
+    assert part.known_geometry == (net.upscale if hasattr(net, 'upscale') else ARCHS[arch]['upscale'], 3, 1)
     for shape in ((1, 3, 16, 16), (3, 3, 19, 34), (2, 3, 61, 17)):
         x = torch.rand(shape)
         with torch.no_grad():
@@ -107,7 +107,7 @@ def test_sides_of_a_multiple_and_gray(backend):
 
     net = Halved().eval()
     exported = in_backend(net, backend, 'net.pth')
-    assert exported.exported_geometry == (2, 1, 2)
+    assert exported.known_geometry == (2, 1, 2)
     lq = torch.rand(1, 1, 37, 51)
     expected, actual = (TileUpscaler(n, 18).upscale(lq).image for n in (net, exported))
     assert actual.shape == (1, 1, 74, 102) and levels(actual, expected) < 0.1
@@ -119,7 +119,7 @@ def test_sides_of_a_multiple_and_gray(backend):
 def test_windows_of_any_size_are_exported(backend):
     net = randomized(build_network(swinir(7, 2)))
     part = in_backend(net, backend, 'net.pth')
-    assert part.exported_geometry == (2, 3, 7)
+    assert part.known_geometry == (2, 3, 7)
     for batch, *sides in ((1, 7, 7), (2, 14, 14), (3, 7, 21), (1, 35, 28)):
         x = torch.rand(batch, 3, *sides)
         assert levels(part(x), net(x)) < 0.1
@@ -182,6 +182,6 @@ def test_broken_models_are_one_line(backend):
     part = in_backend(build_network(fsrcnn(4, 2)).eval(), backend, 'net.pth')
     with pytest.raises(RuntimeError, match=r'^branch_0 \w+: [^\n]+$'):
         part(torch.rand(1, 1, 16, 16))
-    part.exported_geometry = (3, 3, 1)  # what a changed description would say
+    part.known_geometry = (3, 3, 1)  # what a changed description would say
     with pytest.raises(RuntimeError, match=r'^branch_0 \w+[^\n]+$'):
         part(torch.rand(1, 3, 16, 16))

@@ -388,7 +388,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, monkeypatch, error
     lq = torch.rand(1, 3, 100, 100)
     expected = TileUpscaler(net, 16, 16, max_tiles=1).upscale(lq)
     upscaler = TileUpscaler(net, 16, 16, max_tiles=16)
-    run, sizes, failures = upscaler._run, [], []
+    run, sizes, failures = upscaler.run, [], []
 
     def short(branch, tiles):
         sizes.append(tiles.shape[0] * tiles.shape[2] * tiles.shape[3])
@@ -397,12 +397,12 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, monkeypatch, error
             raise error
         return run(branch, tiles)
 
-    upscaler._run = short
+    upscaler.run = short
     torch.testing.assert_close(upscaler.upscale(lq).image, expected.image, atol=1e-5, rtol=0)
     assert max(sizes) > 3 * 16 * 16 and len(failures) <= 4  # not once for every batch
     assert sum('smaller batches' in text for text in said) == 1
     assert max(upscaler.plan(TensorRows(lq)).max_tiles) == 1  # the next image begins there
-    upscaler._run = lambda branch, tiles: (_ for _ in ()).throw(torch.OutOfMemoryError('one tile is too much'))
+    upscaler.run = lambda branch, tiles: (_ for _ in ()).throw(torch.OutOfMemoryError('one tile is too much'))
     with pytest.raises(torch.OutOfMemoryError, match='one tile'):
         upscaler.upscale(lq)
 
@@ -415,7 +415,7 @@ def test_an_error_that_has_nothing_to_do_with_memory_is_not_tried_again(tiny_net
         raise RuntimeError('shapes do not fit')
 
     upscaler = TileUpscaler(build_network(tiny_net()).eval(), 16, 16, max_tiles=16)
-    upscaler._run = broken
+    upscaler.run = broken
     with pytest.raises(RuntimeError, match='do not fit'):
         upscaler.upscale(torch.rand(1, 3, 100, 100))
     assert len(calls) == 1
@@ -755,7 +755,7 @@ def test_a_folder_loses_no_more_than_it_may(tiny_net, max_loss, weigh):
 def test_a_loss_is_predicted_by_errors_alone(tiny_net):
     with pytest.raises(ValueError, match='max_loss=0.02 needs a classifier that predicts errors'):
         TileUpscaler(build_network(tiny_net()).eval(), 16, 12, max_loss=0.02)
-    with pytest.raises(ValueError, match='at most one of budget, target_ms and max_loss'):
+    with pytest.raises(ValueError, match='at most one of budget, target_ms, max_loss and fidelity'):
         TileUpscaler(mapped(tiny_net), 16, 12, max_loss=0.02, budget=0.5)
     with pytest.raises(ValueError, match='margin above 0'):
         mapped(tiny_net, margin=0.)

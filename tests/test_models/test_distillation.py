@@ -5,7 +5,7 @@ import torch
 
 from basicsr.archs import build_network
 from basicsr.models import build_model
-from cdnsr_basicsr.checkpoint import load_network
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.options import OptionError
 from tests.helpers import step
 

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.train import load_resume_state
-from cdnsr_basicsr.checkpoint import load_network
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.models import ETDSModel
 from cdnsr_basicsr.options import OptionError
 from tests.helpers import Images, batch, make, step, two_processes

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from basicsr.archs import build_network
 from basicsr.models import build_model
-from cdnsr_basicsr.checkpoint import load_network
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.models import CDNSRModel, ETDSModel, FastSRModel, PCSRModel
 from cdnsr_basicsr.models.fast_options import check_training
 from cdnsr_basicsr.models.fast_training import FastTraining

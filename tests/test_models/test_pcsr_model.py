@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cdnsr_basicsr.checkpoint import load_network
+from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.inference import PixelUpscaler
 from cdnsr_basicsr.losses.routing_loss import average_loss
 from cdnsr_basicsr.models import PCSRModel

@@ -1,0 +1,563 @@
+"""From trained networks and photographs to a routed network that has been measured: what `basicsr route` does."""
+from __future__ import annotations
+
+import copy
+import math
+import numpy as np
+import tempfile
+import time
+import torch
+from pathlib import Path
+from torch import nn
+from tqdm import tqdm
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from basicsr.archs import build_network
+from .complexity import count_macs
+from .evaluation import photographs_in, read_lq, read_pairs, to_image, to_tensor
+from .files import replace_when_done
+from .inference import TileUpscaler, default_patch_size
+from .inference.network import common_geometry, run_padded
+from .inference.speed import is_out_of_memory
+from .inference.tiling import TensorRows
+from .losses import squared_error
+from .memory import peak_mib
+from .options import OptionError
+from .router import (
+    LEAST_PRICE,
+    MOST_MARGIN,
+    SIDE,
+    Example,
+    Goal,
+    chosen,
+    decibels,
+    margin_of,
+    price_for,
+    routed_errors,
+    total_of,
+    train_router,
+)
+
+FIDELITY, MAX_LOSS = 45., 0.02  # dB
+PART = 160  # side of what the branches run on at once, in pixels: a multiple of the windows of transformers
+VIEW = 512  # side of what is measured in the end, at most
+FIRST_PARTS, MOST_PARTS = 64, 256  # that are run; as many as still make a difference
+ENOUGH = 0.01  # twice as many parts have to make the choice better by this share of its errors and costs
+HELD_BACK = 3  # of so many photographs, or of so many parts of them if there are fewer, one is not learnt from
+MOST_PHOTOGRAPHS, MOST_VIEWS = 256, 6
+LONG_PASS = 40.  # seconds of the heavy network on all that is measured
+HARDLY = 0.005  # of the area: as good as nothing
+PAYS = 1.25  # times as fast as the heavy network: less is no gain worth two networks
+
+Photograph = Tuple[np.ndarray, Optional[np.ndarray]]
+Say = Callable[[str], None]
+
+
+class Part(NamedTuple):
+    """A part of a photograph.
+
+    Attributes:
+        lq: uint8 RGB of shape (h, w, 3).
+        gt: Of (h*scale, w*scale, 3); None where there is none.
+        ring: Pixels at the top, bottom, left and right that are not learnt from: a network needs to see them.
+        weight: Pixels of the photograph that one of its pixels stands for.
+    """
+    lq: np.ndarray
+    gt: Optional[np.ndarray]
+    ring: tuple[int, ...]
+    weight: float
+
+
+class Sample:
+    """Parts of photographs, in a temporary folder: to learn from, and some held back, of other photographs.
+
+    Args:
+        photographs: LQ images, and their ground truth or None. Small ones are passed over.
+        count: How many there are, at most.
+        scale: Upsampling factor.
+        unit: What the sides of parts must be multiples of.
+        ring: Pixels at each side of a part that are not learnt from.
+        folder: An empty folder.
+        with_gt: Whether parts are to have their ground truth.
+
+    Attributes:
+        photographs: How many were used.
+        apart: Whether what is held back is of photographs of its own.
+        learnt, held_back: Numbers of parts, first one of each photograph, then another of each ...
+        views: Numbers of larger parts, to measure on.
+    """
+
+    def __init__(self, photographs: Iterable[Photograph], count: int, scale: int, unit: int, ring: int, folder: str,
+                 with_gt: bool) -> None:
+        self.folder, self.scale, self.photographs = Path(folder), scale, 0
+        generator, each = np.random.default_rng(0), -(-MOST_PARTS // count)
+        stride = HELD_BACK * max(1, count // (HELD_BACK * MOST_VIEWS))
+        parts: list[tuple[int, int]] = []  # which of its photograph's parts each is, and of which photograph
+        views: list[int] = []
+        for lq, gt in photographs:
+            size = lq.shape[:2]
+            if min(size) // unit * unit < SIDE * ring:
+                continue
+            boxes = boxes_in(size, PART, unit, generator)[:each]
+            for number, box in enumerate(boxes):
+                edges = zip(box, (0, size[0], 0, size[1]))
+                self._keep(f'part{len(parts)}', lq, gt if with_gt else None, box,
+                           tuple(ring * (edge != end) for edge, end in edges),
+                           size[0] * size[1] / len(boxes) / ((box[1] - box[0]) * (box[3] - box[2])))
+                parts.append((number, self.photographs))
+            if self.photographs < HELD_BACK or (self.photographs + 1) % stride == 0:
+                self._keep(f'view{self.photographs}', lq, gt, boxes_in(size, VIEW, unit, generator)[0], (0, ) * 4, 1.)
+                views.append(self.photographs)
+            self.photographs += 1
+        self.apart = self.photographs >= HELD_BACK
+        back = [(photograph if self.apart else i) % HELD_BACK == HELD_BACK - 1
+                for i, (_, photograph) in enumerate(parts)]
+        order = sorted(range(len(parts)), key=parts.__getitem__)
+        self.learnt, self.held_back = ([i for i in order if back[i] is kept] for kept in (False, True))
+        self.views = [i for i in views if not self.apart or i % HELD_BACK == HELD_BACK - 1][:MOST_VIEWS]
+
+    def _keep(self, name: str, lq: np.ndarray, gt: Optional[np.ndarray], box: Sequence[int], ring: tuple[int, ...],
+              weight: float) -> None:
+        top, bottom, left, right = box
+        content = dict(lq=lq[top:bottom, left:right], ring=ring, weight=weight)
+        if gt is not None:
+            top, bottom, left, right = (self.scale * edge for edge in box)
+            content.update(gt=gt[top:bottom, left:right])
+        np.savez(self.folder / f'{name}.npz', **content)
+
+    def _read(self, name: str) -> Part:
+        with np.load(self.folder / f'{name}.npz') as content:
+            gt = content['gt'] if 'gt' in content else None
+            return Part(content['lq'], gt, tuple(content['ring'].tolist()), float(content['weight']))
+
+    def part(self, number: int) -> Part:
+        return self._read(f'part{number}')
+
+    def view(self, number: int) -> Part:
+        return self._read(f'view{number}')
+
+
+def boxes_in(size: Sequence[int], side: int, unit: int, generator: np.random.Generator) -> list[tuple[int, ...]]:
+    """Parts of an image that do not overlap, by top, bottom, left and right, in any order."""
+    edges = []
+    for length in size:
+        part = min(side, length) // unit * unit
+        first = generator.integers(length % part + 1)
+        edges.append([(int(start), int(start) + part) for start in range(first, length - part + 1, part)])
+    boxes = [rows + columns for rows in edges[0] for columns in edges[1]]
+    return [boxes[i] for i in generator.permutation(len(boxes))]
+
+
+def middle_of(size: Sequence[int], side: int, unit: int) -> tuple[int, ...]:
+    """The largest part in the middle of an image whose sides are at most so long."""
+    box: tuple[int, ...] = ()
+    for length in size:
+        part = min(side, length) // unit * unit
+        box += ((length - part) // 2, (length - part) // 2 + part)
+    return box
+
+
+def joined(blocks: Sequence[Mapping[str, Any]],
+           nets: Sequence[nn.Module],
+           reference: str = 'gt') -> tuple[nn.Module, dict[str, Any]]:
+    """A CDNSR of trained networks, and its option block; its ErrorMap is new.
+
+    Args:
+        blocks: Option block of each branch, the hardest last.
+        nets: The networks.
+        reference: What the errors are towards; see Goal.
+
+    Raises:
+        ValueError: They differ in scale or channels.
+    """
+    scale, channels, _ = common_geometry(nets)
+    classifier = dict(type='ErrorMap', num_in_ch=channels, num_classes=len(nets), reference=reference)
+    block = dict(type='CDNSR', branches=copy.deepcopy(list(blocks)), classifier=classifier, upscale=scale)
+    net = build_network(copy.deepcopy(block))
+    for branch, trained in zip(net.branches, nets):
+        branch.load_state_dict(trained.state_dict())
+    return net.eval(), block
+
+
+@torch.inference_mode()
+def example_of(engine: TileUpscaler, part: Part, reference: str) -> Example:
+    """Runs all branches on a part of a photograph and keeps how far they are from what is to be made.
+
+    Args:
+        engine: Of the routed network, whose classifier is an ErrorMap.
+        part: The part.
+        reference: See Goal.
+    """
+    mapper: Any = engine.classifier
+    x = to_tensor(part.lq, engine.channels).to(engine.device)
+    made = [engine.run(i, x.contiguous(memory_format=torch.channels_last)) for i in range(engine.num_classes)]
+    if reference == 'hardest':
+        target = made[-1].float().clamp(0, 1)
+    else:
+        assert part.gt is not None
+        target = to_tensor(part.gt, engine.channels).to(engine.device)
+    errors = torch.cat([squared_error(image, target, int(mapper.cell * engine.scale)) for image in made])
+    energies = torch.cat([mapper.energies(x), mapper.energies(x.transpose(2, 3)).transpose(2, 3)])
+    top, bottom, left, right = (pixels // mapper.cell for pixels in part.ring)
+    area = np.s_[..., top:errors.shape[1] - bottom, left:errors.shape[2] - right]
+    return Example(energies[area].cpu().clone(), errors[area].cpu(), part.weight)
+
+
+class Row(NamedTuple):
+    """What was measured on parts of photographs that were held back.
+
+    Attributes:
+        name: Of a network, or what routing was to keep to.
+        seconds: Time of all parts.
+        fidelity: PSNR towards the heavy network's picture, in dB.
+        psnr: PSNR towards the ground truth, NaN where there is none.
+        price: Of routing.
+        shares: Of the branches, of the parts' area.
+    """
+    name: str
+    seconds: float
+    fidelity: float
+    psnr: float
+    price: Optional[float] = None
+    shares: tuple[float, ...] = ()
+
+
+class Routed(NamedTuple):
+    """A routed network and what it brings.
+
+    Attributes:
+        net: The network, in evaluation mode.
+        block: Its option block.
+        goal: What its price keeps to.
+        photographs: How many there were.
+        apart: Whether those that were held back were not learnt from at all; else parts of the same were.
+        parts: Parts of photographs that were learnt from, and held back.
+        rows: The heavy network as BasicSR runs it, and in the engine; the lighter ones; routing.
+        chosen: Which row is at the network's price.
+        curve: Time of routing, of the heavy network's, without overlap, and PSNR towards its picture; at many prices.
+        worst: Where routing is farthest from the heavy network: its picture and the routed one, uint8 RGB.
+    """
+    net: nn.Module
+    block: dict[str, Any]
+    goal: Goal
+    photographs: int
+    apart: bool
+    parts: tuple[int, int]
+    rows: list[Row]
+    chosen: int
+    curve: list[tuple[float, float]]
+    worst: tuple[np.ndarray, np.ndarray]
+
+
+def route(blocks: Sequence[Mapping[str, Any]],
+          nets: Sequence[nn.Module],
+          names: Sequence[str],
+          folder: str,
+          goal: Goal = Goal('hardest', FIDELITY),
+          limit: Optional[int] = None,
+          device: Optional[torch.device] = None,
+          left_out: Optional[list[tuple[str, str]]] = None,
+          say: Say = lambda text: None,
+          **kwargs: Any) -> Routed:
+    """Makes a routed network of trained ones and measures it.
+
+    Args:
+        blocks, nets: See `joined`.
+        names: What to call the networks.
+        folder: Images to be upscaled, as they are, or a folder with lq/ and gt/; for goals towards the ground truth
+            photographs, which are made small, or such a folder.
+        goal: What the router learns, and what its price keeps to, on all photographs together.
+        limit: Most photographs.
+        device: Where the networks run. Default: the CPU.
+        left_out: See read_pairs.
+        say: Is told what is to be expected.
+        kwargs: Of TileUpscaler, such as the precision.
+
+    Raises:
+        OptionError: The photographs cannot be used.
+        ValueError: The networks do not go together.
+    """
+    *lighter, heavy = range(len(nets))
+    order = [*sorted(lighter, key=lambda i: count_macs(nets[i], PART, PART, common_geometry(nets)[1])), heavy]
+    blocks, nets, names = ([given[i] for i in order] for given in (blocks, nets, names))
+    net, block = joined(blocks, nets, goal.reference)
+    net.to(device or 'cpu')
+    mapper: Any = net.classifier
+    engine = TileUpscaler(net, default_patch_size(net), cost='latency', **kwargs)
+    unit = math.lcm(mapper.cell, engine.multiple)
+    with tempfile.TemporaryDirectory() as place:
+        reading = (folder, block['upscale'], limit, left_out, MOST_PHOTOGRAPHS)
+        photographs: Iterable[Photograph] = read_lq(*reading)
+        if goal.reference == 'gt':
+            photographs = ((pair.lq, pair.gt) for pair in read_pairs(*reading))
+        count = photographs_in(folder, limit, MOST_PHOTOGRAPHS)
+        photographs = tqdm(photographs, 'photographs', count, unit='', disable=None)
+        sample = Sample(photographs, count, block['upscale'], unit, mapper.cell, place, goal.reference == 'gt')
+        if not sample.photographs:
+            least = -(-SIDE * mapper.cell // unit) * unit * (1 if goal.reference == 'hardest' else block['upscale'])
+            raise OptionError(folder, f'holds no photograph of at least {least} pixels on each side to learn from')
+        examples = learn(engine, mapper, sample, goal, say)
+        held_back = [examples[i] for i in sample.held_back if i in examples]
+        curve = curve_of(mapper, held_back or list(examples.values()), engine.costs.double())
+        rows, worst = measure(engine, mapper, names, sample, examples, goal, **kwargs)
+        block['classifier'].update(price=mapper.price, margin=mapper.margin)
+    at = next(i for i, row in enumerate(rows) if row.price == mapper.price)
+    return Routed(net, block, goal, sample.photographs, sample.apart, (len(examples) - len(held_back), len(held_back)),
+                  rows, at, curve, worst)
+
+
+def learn(engine: TileUpscaler, mapper: Any, sample: Sample, goal: Goal, say: Say) -> dict[int, Example]:
+    """Runs the branches on more and more parts, until twice as many make the router no better; trains it each time.
+
+    Returns:
+        The parts that were run, by their numbers.
+    """
+    speed, side = engine.speed, PART / engine.patch_size
+    seconds = sum(speed.tile_ms[:engine.num_classes]) / 1000 * side**2
+    total = min(MOST_PARTS, len(sample.learnt) + len(sample.held_back))
+    first = min(FIRST_PARTS, total)
+    side = view_side(engine, len(sample.views)) / engine.patch_size
+    passes = 5 * len(sample.views) * speed.tile_ms[engine.num_classes - 1] / 1000 * side**2
+    parts, time_ = f'{first} to {total}', f'{duration(first * seconds)} to {duration(total * seconds)}'
+    if first == total:
+        parts, time_ = str(total), duration(total * seconds)
+    say(f'{sample.photographs} photographs; the networks run on {parts} parts of {PART}x{PART} pixels, which takes '
+        f'{time_}, and measuring at the end about {duration(passes)}.')
+    examples: dict[int, Example] = {}
+    fresh = copy.deepcopy(mapper.state_dict())
+    before: Optional[dict[str, Any]] = None
+    count = first
+    while True:
+        wanted = [*sample.learnt[:count - count // HELD_BACK], *sample.held_back[:max(1, count // HELD_BACK)]]
+        for number in tqdm([i for i in wanted if i not in examples], 'branches', unit='part', disable=None):
+            examples[number] = example_of(engine, sample.part(number), goal.reference)
+            if len(examples) == 1:
+                say(f'Memory: {peak_mib(engine.device.type == "cuda"):.0f} MiB; more parts need no more.')
+        mapper.load_state_dict(fresh)
+        train_router(mapper, [examples[i] for i in sample.learnt if i in examples])
+        set_price(mapper, examples, sample, engine.costs.double(), goal)
+        known = [examples[i] for i in sample.held_back if i in examples] or list(examples.values())
+        now, state = spent(mapper, known, engine.costs.double()), copy.deepcopy(mapper.state_dict())
+        if before is not None:
+            mapper.load_state_dict(before)
+            then = spent(mapper, known, engine.costs.double())
+            mapper.load_state_dict(state)
+            if now > (1 - ENOUGH) * then:
+                break
+        if len(examples) >= total or count >= total:
+            break
+        before, count = state, min(2 * count, total)
+    return examples
+
+
+def set_price(mapper: Any, examples: Mapping[int, Example], sample: Sample, costs: torch.Tensor, goal: Goal) -> None:
+    """Gives an ErrorMap the price that keeps to a goal, and by what is held back the margin of its predictions."""
+    predicted, _, sizes = routed_errors(mapper, list(examples.values()))
+    held_back = [examples[i] for i in sample.held_back if i in examples]
+    mapper.margin = 1.
+    if held_back:
+        mapper.margin = margin_of(*routed_errors(mapper, held_back), costs, price_for(predicted, sizes, costs, goal),
+                                  goal)
+    mapper.price = price_for(predicted, sizes, costs, goal.asked(mapper.margin))
+    mapper.costs.copy_(costs)
+
+
+def spent(mapper: Any, examples: Sequence[Example], costs: torch.Tensor) -> float:
+    """Mean error and price of what is routed."""
+    predicted, errors, sizes = routed_errors(mapper, examples)
+    classes = chosen(predicted, mapper.price, costs)
+    return (total_of(errors, sizes, classes) + mapper.price * float(
+        (costs[classes] * sizes).sum())) / float(sizes.sum())
+
+
+def view_side(engine: TileUpscaler, count: int) -> int:
+    """Side of so many views that the heavy network does not run too long on them."""
+    seconds = engine.speed.tile_ms[engine.num_classes - 1] / 1000 / engine.patch_size**2  # of a pixel
+    return max(PART, min(VIEW, int((LONG_PASS / seconds / count)**0.5)))
+
+
+def measure(engine: TileUpscaler, mapper: Any, names: Sequence[str], sample: Sample, examples: Mapping[int, Example],
+            goal: Goal, **kwargs: Any) -> tuple[list[Row], tuple[np.ndarray, np.ndarray]]:
+    """Runs the networks and the routed one on parts of photographs that were held back; corrects margin and price, if
+    routing does not keep to its goal there.
+
+    Returns:
+        `rows` and `worst` of Routed.
+    """
+    heavy, scale = engine.num_classes - 1, int(engine.scale)
+    unit = math.lcm(mapper.cell, engine.multiple)
+    side = view_side(engine, len(sample.views))
+    inputs, truths = [], []
+    for view in map(sample.view, sample.views):
+        top, bottom, left, right = middle_of(view.lq.shape[:2], side, unit)
+        inputs.append(to_tensor(view.lq[top:bottom, left:right], engine.channels).to(engine.device))
+        top, bottom, left, right = (scale * edge for edge in (top, bottom, left, right))
+        truths.append(None if view.gt is None else to_tensor(view.gt[top:bottom, left:right], engine.channels))
+    known = None if truths[0] is None else [to_image(truth) for truth in truths if truth is not None]
+    source = copy.deepcopy(engine.sources[heavy]).eval()
+
+    @torch.inference_mode()
+    def plainly(x: torch.Tensor) -> torch.Tensor:
+        made = run_padded(source, x, scale, engine.multiple)
+        return made.cpu() if made.is_cuda else made  # what BasicSR does next: for an honest time
+
+    def timed(upscale: Callable[[torch.Tensor], torch.Tensor], name: str) -> tuple[float, list[np.ndarray]]:
+        upscale(inputs[0][..., :PART, :PART])  # cold it is slower
+        times: list[float] = []
+        images: list[np.ndarray] = []
+        while not times or len(times) < 3 and sum(times) < LONG_PASS / 4:
+            begin, images = time.perf_counter(), []
+            results = [upscale(x) for x in tqdm(inputs, name, unit='part', disable=None, leave=False)]
+            times.append(time.perf_counter() - begin)
+            images = [to_image(result) for result in results]
+        return min(times), images
+
+    rows: list[Row] = []
+    target: Optional[list[np.ndarray]] = None
+    for i in reversed(range(engine.num_classes)):
+        alone = TileUpscaler(engine.sources[i], **kwargs)
+        taken, images = timed(lambda x, alone=alone: alone.upscale(x).image, names[i])  # type: ignore[misc]
+        target = images if target is None else target
+        rows.append(Row(names[i], taken, pooled(images, target), pooled(images, known)))
+    assert target is not None
+    try:
+        taken, images = timed(plainly, names[heavy])
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        taken, images = math.nan, target
+    rows.insert(0, Row(f'{names[heavy]}, as BasicSR runs it', taken, pooled(images, target), pooled(images, known)))
+
+    predicted, _, sizes = routed_errors(mapper, list(examples.values()))
+
+    def routed(aim: Goal) -> tuple[Row, list[np.ndarray]]:
+        price = price_for(predicted, sizes, engine.costs.double(), aim.asked(mapper.margin))
+        engine.price, counts = price, torch.zeros(engine.num_classes)
+        taken, images = timed(lambda x: engine.upscale(x).image, f'routed, {aim}')
+        for x in inputs:
+            counts += torch.bincount(engine.plan(TensorRows(x)).class_map().flatten().long(), minlength=len(counts))
+        shares = tuple((counts / counts.sum()).tolist())
+        return Row(f'routed, {aim}', taken, pooled(images, target), pooled(images, known), price, shares), images
+
+    row, images = routed(goal)
+    if goal.reference == 'hardest' and row.fidelity < goal.decibels and row.shares[-1] < 1:
+        # in other tiles the heavy network's own picture is another one, more so where it looks far
+        mapper.margin = min(MOST_MARGIN, mapper.margin * 10**((goal.decibels - row.fidelity) / 10))
+        row, images = routed(goal)
+    mapper.price = row.price
+    rows += [row if aim == goal else routed(aim)[0] for aim in goal.around()]
+    worst = farthest(target, images, 64 * scale)
+    engine.price = None
+    return rows, worst
+
+
+def pooled(images: Sequence[np.ndarray], others: Optional[Sequence[np.ndarray]]) -> float:
+    """PSNR of images towards others, of all pixels together; NaN without others."""
+    if others is None:
+        return math.nan
+    squares = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(images, others))
+    return decibels(255**2, squares / sum(image.size for image in images)) if squares else math.inf
+
+
+def farthest(images: Sequence[np.ndarray], others: Sequence[np.ndarray], side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The square in which two series of images differ most, of both."""
+    best, pair = -1., (images[0], others[0])
+    for image, other in zip(images, others):
+        rows, columns = (max(1, length // side) for length in image.shape[:2])
+        for top in range(0, rows * side, side):
+            for left in range(0, columns * side, side):
+                area = np.s_[top:top + side, left:left + side]
+                difference = float(np.square(image[area].astype(np.float64) - other[area]).mean())
+                if difference > best:
+                    best, pair = difference, (image[area], other[area])
+    return pair
+
+
+def curve_of(mapper: Any, examples: Sequence[Example], costs: torch.Tensor) -> list[tuple[float, float]]:
+    """Time of routing without overlap, of the heavy network's, and PSNR by the router's reference, at many prices."""
+    predicted, errors, sizes = routed_errors(mapper, examples)
+    points = {}
+    for price in np.geomspace(LEAST_PRICE, 255**2, 60):
+        classes = chosen(predicted, price, costs)
+        time_ = float((costs[classes] * sizes).sum() / sizes.sum() / costs[-1])
+        points[time_] = decibels(255**2, total_of(errors, sizes, classes) / float(sizes.sum()))
+    return sorted(points.items())
+
+
+def markdown(routed: Routed) -> str:
+    """The table to read."""
+    with_gt = not all(math.isnan(row.psnr) for row in routed.rows)
+    basic, heavy = routed.rows[:2]
+    head = ['', 'price', 'shares in %', f'time of {heavy.name}', 'of that in BasicSR', 'dB towards its picture']
+    lines = [head + ['dB towards GT'] * with_gt, ['---'] * (len(head) + with_gt)]
+    for row in routed.rows:
+        price = '' if row.price is None else f'{row.price:.3g}'
+        shares = ' / '.join(f'{100 * share:.0f}' for share in row.shares)
+        cells = [row.name, price, shares, f'{row.seconds / heavy.seconds:.2f}', f'{row.seconds / basic.seconds:.2f}']
+        cells += [f'{row.fidelity:.2f}'] + [f'{row.psnr:.3f}'] * with_gt
+        lines.append(cells)
+    return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
+
+
+def verdict(routed: Routed) -> str:
+    """What the table says, in a sentence."""
+    basic, heavy, *others = routed.rows
+    row, lighter = routed.rows[routed.chosen], others[:len(others[-1].shares) - 1]
+    seconds = min(basic.seconds, heavy.seconds) if basic.seconds > 0 else heavy.seconds
+    times = seconds / row.seconds
+    if routed.goal.reference == 'hardest':
+        at = f'at {row.fidelity:.1f} dB towards its picture'
+    else:
+        lost = heavy.psnr - row.psnr
+        at = f'at {abs(lost):.3f} dB {"below" if lost >= 0 else "above"} it'
+    if row.shares[-1] < HARDLY:
+        more = '--fidelity above' if routed.goal.reference == 'hardest' else '--max-loss below'
+        return (f'{lighter[0].name} alone is enough: {times:.1f} times as fast as {heavy.name}, {at}; there is nothing '
+                f'to route. Ask for more, by {more} {routed.goal.decibels:g}.')
+    if times >= PAYS:
+        return f'{times:.1f} times as fast as {heavy.name}, {at}.'
+    return (f'Does not pay with {" and ".join(other.name for other in lighter)}: {100 * row.shares[-1]:.0f} % of the '
+            f'area needs {heavy.name}, and it is {times:.2f} times as fast, {at}.')
+
+
+def draw(routed: Routed, path: Path) -> None:
+    """Draws PSNR over time, and the square in which the routed picture is farthest from the heavy network's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heavy, row, of_picture = routed.rows[1], routed.rows[routed.chosen], routed.goal.reference == 'hardest'
+    figure = Figure(figsize=(14, 5), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes, *crops = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    measured = [(other.seconds / heavy.seconds, other.fidelity if of_picture else other.psnr, other)
+                for other in routed.rows[1:]]
+    for x, y, other in measured:
+        if other.price is None and math.isfinite(y):
+            axes.plot(x, y, 's', label=other.name)
+    points = [(x, y) for x, y, other in measured if other.price is not None]
+    axes.plot(*zip(*points), 'o-', color='k', label='routed')
+    for point, aim in zip(points, routed.goal.around()):
+        axes.annotate(f'{aim}  ', point, fontsize=8, ha='right', va='bottom')
+    if of_picture:  # the heavy network itself is at infinity
+        shown = [point for point in routed.curve if point[1] < points[0][1] + 5]
+        axes.plot(*zip(*shown), ':', color='k', label='routed, parts that were held back, without overlap')
+    axes.set(xlabel=f'time, of that of {heavy.name}', xlim=(0, 1.1 * max(x for x, y, _ in measured)))
+    axes.set_ylabel(f'dB towards {f"the picture of {heavy.name}" if of_picture else "the ground truth"}')
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc='lower right')
+    psnr = pooled(routed.worst[:1], routed.worst[1:])
+    titles = (heavy.name, f'{row.name}: {psnr:.1f} dB here, where it differs most')
+    for place, image, title in zip(crops, routed.worst, titles):
+        place.imshow(image if image.shape[2] == 3 else image[..., 0], cmap='gray', vmin=0, vmax=255)
+        place.set_title(title, fontsize=9)
+        place.axis('off')
+    figure.suptitle(verdict(routed), fontsize=10)
+    with replace_when_done(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def duration(seconds: float) -> str:
+    """A time to read."""
+    if seconds < 90:
+        return f'{max(1, round(seconds))} s'
+    return f'{seconds / 60:.0f} minutes' if seconds < 5400 else f'{seconds / 3600:.1f} hours'
