@@ -231,13 +231,15 @@ def _model_to_any_device(original: Callable, self: Any, net: Any) -> Any:
 def _load_network(self, net, load_path: str, strict: bool = True, param_key: Optional[str] = 'params') -> None:
     """BasicSR's load_network knows paths only, of .pth files that hold weights under `param_key`, and takes any values.
 
-    Here it is whatever a checkpoint may be for a command: also a model's name, a .safetensors, weights as they are.
+    Here it is whatever a checkpoint may be for a command: also a model's name, a .safetensors, weights as they are, of
+    other projects too.
     """
     from basicsr.utils import get_root_logger
-    from .checkpoint import load_weights, start_weights
+    from .checkpoint import load_weights
+    from .conversion.convert import weights_for
 
     net = self.get_bare_model(net)
-    weights = start_weights(load_path, param_key)
+    weights = weights_for(net, load_path, param_key)
     get_root_logger().info(f'Loading {type(net).__name__} from {load_path}.')
     if not strict:  # else all keys have to fit, and the first that does not is named
         self._print_different_keys_loading(net, weights, strict)

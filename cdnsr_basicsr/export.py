@@ -105,6 +105,7 @@ def export(net: nn.Module,
             predictor = predicts_errors(parts['classifier'])
             if predictor is not None:
                 content['errors'] = dict(rule=ERRORS, price=predictor.price, costs=predictor.costs.tolist())
+                content['errors'].update(margin=upscaler.margin, reference=upscaler.reference)
             content['routing'] = dict(rule=RULE, costs=upscaler.costs.tolist())
         content['about'] = about or {}
         content['sha256'] = digest(content)
@@ -280,13 +281,16 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
     kwargs: dict = dict(num_classes=len(branches))
     if 'errors' in content:
         errors = content['errors']
-        check_keys(errors, ('rule', 'price', 'costs'), f'{where}: errors', ('price', 'costs'))
+        check_keys(errors, ('rule', 'price', 'costs', 'margin', 'reference'), f'{where}: errors', ('price', 'costs'))
         check_number(errors['price'], f'{where}: errors.price', 0)
         if not isinstance(errors['costs'], list) or len(errors['costs']) != len(branches):
             raise OptionError(f'{where}: errors.costs', 'expected one of each branch')
         for cost in errors['costs']:
             check_number(cost, f'{where}: errors.costs', 0)
-        kwargs.update(kind=ExportedErrorPredictor, price=errors['price'], costs=errors['costs'])
+        check_number(errors.get('margin', 1.), f'{where}: errors.margin', 0)
+        check_choice(errors.get('reference', 'gt'), f'{where}: errors.reference', ('gt', 'hardest'))
+        kwargs.update(
+            kind=ExportedErrorPredictor, **{key: value for key, value in errors.items() if key != 'rule'})
     return ExportedNetwork(load(content['classifier'], 'classifier', **kwargs), loaded)
 
 

@@ -10,9 +10,10 @@ import torch
 from pathlib import Path
 from torch import nn
 from tqdm import tqdm
-from typing import Any, Callable, Iterable, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Optional, Sequence, Tuple, cast
 
 from basicsr.archs import build_network
+from .archs import ErrorMap
 from .complexity import count_macs
 from .evaluation import photographs_in, read_lq, read_pairs, to_image, to_tensor
 from .files import replace_when_done
@@ -45,7 +46,8 @@ FIRST_PARTS, MOST_PARTS = 64, 256  # that are run; as many as still make a diffe
 ENOUGH = 0.01  # twice as many parts have to make the choice better by this share of its errors and costs
 HELD_BACK = 3  # of so many photographs, or of so many parts of them if there are fewer, one is not learnt from
 MOST_PHOTOGRAPHS, MOST_VIEWS = 256, 6
-LONG_PASS = 40.  # seconds of the heavy network on all that is measured
+LONG_PASS = 30.  # seconds of the heavy network on all that is measured
+DIFFERENT = 1.5  # times as long relative to the heavy network, in tiles as on their own
 HARDLY = 0.005  # of the area: as good as nothing
 PAYS = 1.25  # times as fast as the heavy network: less is no gain worth two networks
 
@@ -59,12 +61,10 @@ class Part(NamedTuple):
     Attributes:
         lq: uint8 RGB of shape (h, w, 3).
         gt: Of (h*scale, w*scale, 3); None where there is none.
-        ring: Pixels at the top, bottom, left and right that are not learnt from: a network needs to see them.
         weight: Pixels of the photograph that one of its pixels stands for.
     """
     lq: np.ndarray
     gt: Optional[np.ndarray]
-    ring: tuple[int, ...]
     weight: float
 
 
@@ -76,7 +76,6 @@ class Sample:
         count: How many there are, at most.
         scale: Upsampling factor.
         unit: What the sides of parts must be multiples of.
-        ring: Pixels at each side of a part that are not learnt from.
         folder: An empty folder.
         with_gt: Whether parts are to have their ground truth.
 
@@ -87,7 +86,7 @@ class Sample:
         views: Numbers of larger parts, to measure on.
     """
 
-    def __init__(self, photographs: Iterable[Photograph], count: int, scale: int, unit: int, ring: int, folder: str,
+    def __init__(self, photographs: Iterable[Photograph], count: int, scale: int, unit: int, folder: str,
                  with_gt: bool) -> None:
         self.folder, self.scale, self.photographs = Path(folder), scale, 0
         generator, each = np.random.default_rng(0), -(-MOST_PARTS // count)
@@ -96,17 +95,15 @@ class Sample:
         views: list[int] = []
         for lq, gt in photographs:
             size = lq.shape[:2]
-            if min(size) // unit * unit < SIDE * ring:
+            if min(size) < least_side(unit):
                 continue
             boxes = boxes_in(size, PART, unit, generator)[:each]
             for number, box in enumerate(boxes):
-                edges = zip(box, (0, size[0], 0, size[1]))
-                self._keep(f'part{len(parts)}', lq, gt if with_gt else None, box,
-                           tuple(ring * (edge != end) for edge, end in edges),
-                           size[0] * size[1] / len(boxes) / ((box[1] - box[0]) * (box[3] - box[2])))
+                area = (box[1] - box[0]) * (box[3] - box[2])
+                self._keep(f'part{len(parts)}', lq, gt if with_gt else None, box, size[0] * size[1] / len(boxes) / area)
                 parts.append((number, self.photographs))
             if self.photographs < HELD_BACK or (self.photographs + 1) % stride == 0:
-                self._keep(f'view{self.photographs}', lq, gt, boxes_in(size, VIEW, unit, generator)[0], (0, ) * 4, 1.)
+                self._keep(f'view{self.photographs}', lq, gt, boxes_in(size, VIEW, unit, generator)[0], 1.)
                 views.append(self.photographs)
             self.photographs += 1
         self.apart = self.photographs >= HELD_BACK
@@ -116,10 +113,9 @@ class Sample:
         self.learnt, self.held_back = ([i for i in order if back[i] is kept] for kept in (False, True))
         self.views = [i for i in views if not self.apart or i % HELD_BACK == HELD_BACK - 1][:MOST_VIEWS]
 
-    def _keep(self, name: str, lq: np.ndarray, gt: Optional[np.ndarray], box: Sequence[int], ring: tuple[int, ...],
-              weight: float) -> None:
+    def _keep(self, name: str, lq: np.ndarray, gt: Optional[np.ndarray], box: Sequence[int], weight: float) -> None:
         top, bottom, left, right = box
-        content = dict(lq=lq[top:bottom, left:right], ring=ring, weight=weight)
+        content = dict(lq=lq[top:bottom, left:right], weight=weight)
         if gt is not None:
             top, bottom, left, right = (self.scale * edge for edge in box)
             content.update(gt=gt[top:bottom, left:right])
@@ -128,13 +124,18 @@ class Sample:
     def _read(self, name: str) -> Part:
         with np.load(self.folder / f'{name}.npz') as content:
             gt = content['gt'] if 'gt' in content else None
-            return Part(content['lq'], gt, tuple(content['ring'].tolist()), float(content['weight']))
+            return Part(content['lq'], gt, float(content['weight']))
 
     def part(self, number: int) -> Part:
         return self._read(f'part{number}')
 
     def view(self, number: int) -> Part:
         return self._read(f'view{number}')
+
+
+def least_side(unit: int) -> int:
+    """The least side of a photograph of which parts can be learnt from: with a cell more on each side."""
+    return -(-(SIDE + 2) * ErrorMap.cell // unit) * unit
 
 
 def boxes_in(size: Sequence[int], side: int, unit: int, generator: np.random.Generator) -> list[tuple[int, ...]]:
@@ -181,7 +182,8 @@ def joined(blocks: Sequence[Mapping[str, Any]],
 
 @torch.inference_mode()
 def example_of(engine: TileUpscaler, part: Part, reference: str) -> Example:
-    """Runs all branches on a part of a photograph and keeps how far they are from what is to be made.
+    """Runs all branches on a part of a photograph and keeps how far they are from what is to be made, of all but the
+    outermost cells: there they see zeros instead of the photograph.
 
     Args:
         engine: Of the routed network, whose classifier is an ErrorMap.
@@ -198,9 +200,8 @@ def example_of(engine: TileUpscaler, part: Part, reference: str) -> Example:
         target = to_tensor(part.gt, engine.channels).to(engine.device)
     errors = torch.cat([squared_error(image, target, int(mapper.cell * engine.scale)) for image in made])
     energies = torch.cat([mapper.energies(x), mapper.energies(x.transpose(2, 3)).transpose(2, 3)])
-    top, bottom, left, right = (pixels // mapper.cell for pixels in part.ring)
-    area = np.s_[..., top:errors.shape[1] - bottom, left:errors.shape[2] - right]
-    return Example(energies[area].cpu().clone(), errors[area].cpu(), part.weight)
+    inner = np.s_[..., 1:-1, 1:-1]
+    return Example(energies[inner].cpu().clone(), errors[inner].cpu(), part.weight)
 
 
 class Row(NamedTuple):
@@ -209,7 +210,8 @@ class Row(NamedTuple):
     Attributes:
         name: Of a network, or what routing was to keep to.
         seconds: Time of all parts.
-        fidelity: PSNR towards the heavy network's picture, in dB.
+        fidelity: PSNR in dB towards the heavy network's picture; of routing, towards its picture of the same tiles.
+        whole: PSNR towards the heavy network's picture of all at once, NaN if that is not known.
         psnr: PSNR towards the ground truth, NaN where there is none.
         price: Of routing.
         shares: Of the branches, of the parts' area.
@@ -217,6 +219,7 @@ class Row(NamedTuple):
     name: str
     seconds: float
     fidelity: float
+    whole: float
     psnr: float
     price: Optional[float] = None
     shares: tuple[float, ...] = ()
@@ -292,9 +295,9 @@ def route(blocks: Sequence[Mapping[str, Any]],
             photographs = ((pair.lq, pair.gt) for pair in read_pairs(*reading))
         count = photographs_in(folder, limit, MOST_PHOTOGRAPHS)
         photographs = tqdm(photographs, 'photographs', count, unit='', disable=None)
-        sample = Sample(photographs, count, block['upscale'], unit, mapper.cell, place, goal.reference == 'gt')
+        sample = Sample(photographs, count, block['upscale'], unit, place, goal.reference == 'gt')
         if not sample.photographs:
-            least = -(-SIDE * mapper.cell // unit) * unit * (1 if goal.reference == 'hardest' else block['upscale'])
+            least = least_side(unit) * (1 if goal.reference == 'hardest' else block['upscale'])
             raise OptionError(folder, f'holds no photograph of at least {least} pixels on each side to learn from')
         examples = learn(engine, mapper, sample, goal, say)
         held_back = [examples[i] for i in sample.held_back if i in examples]
@@ -312,12 +315,12 @@ def learn(engine: TileUpscaler, mapper: Any, sample: Sample, goal: Goal, say: Sa
     Returns:
         The parts that were run, by their numbers.
     """
-    speed, side = engine.speed, PART / engine.patch_size
+    speed, side = engine.measure_speed(fresh=True), PART / engine.patch_size
     seconds = sum(speed.tile_ms[:engine.num_classes]) / 1000 * side**2
     total = min(MOST_PARTS, len(sample.learnt) + len(sample.held_back))
     first = min(FIRST_PARTS, total)
     side = view_side(engine, len(sample.views)) / engine.patch_size
-    passes = 5 * len(sample.views) * speed.tile_ms[engine.num_classes - 1] / 1000 * side**2
+    passes = 7 * len(sample.views) * speed.tile_ms[engine.num_classes - 1] / 1000 * side**2
     parts, time_ = f'{first} to {total}', f'{duration(first * seconds)} to {duration(total * seconds)}'
     if first == total:
         parts, time_ = str(total), duration(total * seconds)
@@ -412,43 +415,56 @@ def measure(engine: TileUpscaler, mapper: Any, names: Sequence[str], sample: Sam
             images = [to_image(result) for result in results]
         return min(times), images
 
-    rows: list[Row] = []
-    target: Optional[list[np.ndarray]] = None
-    for i in reversed(range(engine.num_classes)):
-        alone = TileUpscaler(engine.sources[i], **kwargs)
-        taken, images = timed(lambda x, alone=alone: alone.upscale(x).image, names[i])  # type: ignore[misc]
-        target = images if target is None else target
-        rows.append(Row(names[i], taken, pooled(images, target), pooled(images, known)))
-    assert target is not None
+    made = [timed(alone_in(engine.sources[i], **kwargs), names[i]) for i in range(engine.num_classes)]
+    whole: Optional[list[np.ndarray]] = None
+    seconds = math.nan
     try:
-        taken, images = timed(plainly, names[heavy])
+        seconds, whole = timed(plainly, names[heavy])
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        taken, images = math.nan, target
-    rows.insert(0, Row(f'{names[heavy]}, as BasicSR runs it', taken, pooled(images, target), pooled(images, known)))
 
+    def row_of(name: str, taken: float, images: Sequence[np.ndarray], target: Sequence[np.ndarray], *routing:
+               Any) -> Row:
+        return Row(name, taken, pooled(images, target), pooled(images, whole), pooled(images, known), *routing)
+
+    for i, (seconds_, _) in enumerate(made):
+        ratio = seconds_ / made[heavy][0] / (engine.costs[i] / engine.costs[heavy])
+        if not 1 / DIFFERENT < ratio < DIFFERENT:  # the machine was busy when tiles were measured, or is now
+            engine.measure_speed(fresh=True)
+            break
+    mapper.costs.copy_(engine.costs)
+    target = made[heavy][1]
+    rows = [row_of(names[i], *made[i], target) for i in reversed(range(engine.num_classes))]
+    rows.insert(0, row_of(f'{names[heavy]}, as BasicSR runs it', seconds, whole or target, target))
     predicted, _, sizes = routed_errors(mapper, list(examples.values()))
 
-    def routed(aim: Goal) -> tuple[Row, list[np.ndarray]]:
+    def routed(aim: Goal) -> tuple[Row, list[np.ndarray], list[np.ndarray]]:
         price = price_for(predicted, sizes, engine.costs.double(), aim.asked(mapper.margin))
-        engine.price, counts = price, torch.zeros(engine.num_classes)
+        engine.price, counts, others = price, torch.zeros(engine.num_classes), []
         taken, images = timed(lambda x: engine.upscale(x).image, f'routed, {aim}')
-        for x in inputs:
-            counts += torch.bincount(engine.plan(TensorRows(x)).class_map().flatten().long(), minlength=len(counts))
+        for x in tqdm(inputs, f'{names[heavy]} in the same tiles', unit='part', disable=None, leave=False):
+            plan = engine.plan(TensorRows(x))
+            counts += torch.bincount(plan.class_map().flatten().long(), minlength=len(counts))
+            strips = [[(heavy, block) for _, block in strip] for strip in plan.strips]
+            others.append(to_image(engine.upscale(x, plan._replace(strips=strips)).image))
         shares = tuple((counts / counts.sum()).tolist())
-        return Row(f'routed, {aim}', taken, pooled(images, target), pooled(images, known), price, shares), images
+        return row_of(f'routed, {aim}', taken, images, others, price, shares), images, others
 
-    row, images = routed(goal)
+    row, images, others = routed(goal)
     if goal.reference == 'hardest' and row.fidelity < goal.decibels and row.shares[-1] < 1:
-        # in other tiles the heavy network's own picture is another one, more so where it looks far
         mapper.margin = min(MOST_MARGIN, mapper.margin * 10**((goal.decibels - row.fidelity) / 10))
-        row, images = routed(goal)
+        row, images, others = routed(goal)
     mapper.price = row.price
     rows += [row if aim == goal else routed(aim)[0] for aim in goal.around()]
-    worst = farthest(target, images, 64 * scale)
     engine.price = None
-    return rows, worst
+    return rows, farthest(others, images, 64 * scale)
+
+
+def alone_in(net: nn.Module, **kwargs: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What an engine makes of images by a network alone."""
+    engine = TileUpscaler(net, **kwargs)
+    return lambda x: cast(torch.Tensor, engine.upscale(x).image)
 
 
 def pooled(images: Sequence[np.ndarray], others: Optional[Sequence[np.ndarray]]) -> float:
@@ -489,12 +505,13 @@ def markdown(routed: Routed) -> str:
     with_gt = not all(math.isnan(row.psnr) for row in routed.rows)
     basic, heavy = routed.rows[:2]
     head = ['', 'price', 'shares in %', f'time of {heavy.name}', 'of that in BasicSR', 'dB towards its picture']
+    head.append('of all at once')
     lines = [head + ['dB towards GT'] * with_gt, ['---'] * (len(head) + with_gt)]
     for row in routed.rows:
         price = '' if row.price is None else f'{row.price:.3g}'
         shares = ' / '.join(f'{100 * share:.0f}' for share in row.shares)
         cells = [row.name, price, shares, f'{row.seconds / heavy.seconds:.2f}', f'{row.seconds / basic.seconds:.2f}']
-        cells += [f'{row.fidelity:.2f}'] + [f'{row.psnr:.3f}'] * with_gt
+        cells += [f'{row.fidelity:.2f}', f'{row.whole:.2f}'] + [f'{row.psnr:.3f}'] * with_gt
         lines.append(cells)
     return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
 

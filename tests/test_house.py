@@ -21,7 +21,7 @@ OPTIONS = sorted((ROOT / 'options').glob('*.yml'))
 ALLOWED = {
     '__init__': {'loading', '_compat', 'archs', 'data', 'losses', 'models', 'options'},
     '__main__': {'cli'},
-    '_compat': {'checkpoint', 'options', 'zoo'},
+    '_compat': {'checkpoint', 'conversion', 'options', 'zoo'},
     'archs': {'registration'},
     'losses': {'registration'},
     'registration': set(),
@@ -48,7 +48,9 @@ ALLOWED = {
     'models': {'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},
     'ranks': {'options'},
     'router': {'inference', 'losses'},
-    'routing': {'complexity', 'evaluation', 'files', 'inference', 'losses', 'memory', 'options', 'router'},
+    'routing': {
+        'archs', 'complexity', 'evaluation', 'files', 'inference', 'losses', 'memory', 'options', 'router'
+    },
     'spandrel_support': {'__init__', 'checkpoint', 'inference'},
     'pipeline': {'__init__', 'checkpoint', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {

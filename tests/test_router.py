@@ -84,16 +84,16 @@ def test_examples_hold_how_far_each_branch_is_from_what_is_to_be_made(reference)
     assert block['classifier'] == dict(type='ErrorMap', num_in_ch=3, num_classes=2, reference=reference)
     engine, gt = TileUpscaler(net), photograph(320, 288)
     engine.speed  # takes over the weights
-    part = Part(gt[::2, ::2].copy(), gt if reference == 'gt' else None, (8, 0, 0, 8), 2.5)
+    part = Part(gt[::2, ::2].copy(), gt if reference == 'gt' else None, 2.5)
     example = example_of(engine, part, reference)
     assert example.weight == 2.5
     lq, target = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in (part.lq, gt))
     with torch.no_grad():
         made = [branch(lq) for branch in nets]
     target = target if reference == 'gt' else made[-1].clamp(0, 1)
-    assert example.errors.shape == (2, 19, 17) and example.energies.shape == (2, 15, 19, 17)
+    assert example.errors.shape == (2, 18, 16) and example.energies.shape == (2, 15, 18, 16)
     for image, errors in zip(made, example.errors):
-        torch.testing.assert_close(errors, squared_error(image, target, 16)[0, 1:, :-1], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(errors, squared_error(image, target, 16)[0, 1:-1, 1:-1], rtol=1e-3, atol=1e-3)
     # of the transposed photograph, transposed back: a pattern's partner is found
     for pattern in ((1, 4), (2, 8), (7, 13)):
         torch.testing.assert_close(
@@ -165,21 +165,20 @@ def sample(tmp_path, sizes, with_gt=False):
     generator = np.random.default_rng(0)
     photographs = [generator.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
     pairs = [(image, image.repeat(2, 0).repeat(2, 1) if with_gt else None) for image in photographs]
-    return photographs, Sample(iter(pairs), len(pairs), 2, 8, 8, str(tmp_path), with_gt)
+    return photographs, Sample(iter(pairs), len(pairs), 2, 8, str(tmp_path), with_gt)
 
 
 def test_a_sample_holds_back_whole_photographs_and_weighs_all_pixels_alike(tmp_path):
     sizes = [(170, 200), (100, 400), *[(330, 340)] * 5, (640, 200)]
     photographs, found = sample(tmp_path, sizes, with_gt=True)
     assert found.photographs == 7 and found.apart  # one is too small
-    used = [image for image in photographs if min(image.shape[:2]) >= 128]
+    used = [image for image in photographs if min(image.shape[:2]) >= 144]
     weights, owners = np.zeros(7), {}
     for number in (*found.learnt, *found.held_back):
         part = found.part(number)
         (owner, ) = (i for i, image in enumerate(used) if contains(image, part.lq))
         owners[number] = owner
         assert np.array_equal(part.gt, part.lq.repeat(2, 0).repeat(2, 1))
-        assert all(ring in (0, 8) for ring in part.ring)
         weights[owner] += part.weight * part.lq.shape[0] * part.lq.shape[1]
     assert {owners[i] for i in found.held_back} == {2, 5} and not {2, 5} & {owners[i] for i in found.learnt}
     np.testing.assert_allclose(weights, [image.shape[0] * image.shape[1] for image in used])
@@ -220,8 +219,9 @@ def test_images_are_pooled_and_the_farthest_square_is_found():
      'towards its picture.'),
 ])
 def test_the_verdict_says_whether_it_pays(reference, seconds, expected):
-    rows = [Row('heavy, as BasicSR runs it', 20., 99., 30.), Row('heavy', 10., 99., 30.), Row('light', 1., 40., 29.),
-            Row('routed', seconds, 45.2, 29.98, 1., (1., 0.) if 'alone' in expected else (0.1, 0.9))]  # yapf: disable
+    shares = (1., 0.) if 'alone' in expected else (0.1, 0.9)
+    rows = [Row('heavy, as BasicSR runs it', 20., 99., 99., 30.), Row('heavy', 10., 99., 99., 30.)]
+    rows += [Row('light', 1., 40., 40., 29.), Row('routed', seconds, 45.2, 43., 29.98, 1., shares)]
     routed = Routed(None, {}, Goal(reference, 45.), 5, True, (50, 10), rows, 3, [], None)
     assert verdict(routed) == expected
 
@@ -256,7 +256,7 @@ def test_towards_the_heavy_network_the_folder_is_taken_as_it_is_and_fidelity_is_
     ]
     fidelities = [float(row[5]) for row in table[2:]]
     assert fidelities[1] == float('inf') and fidelities[3] >= fidelities[4] >= fidelities[5]
-    assert fidelities[4] >= 44.5 and ('times as fast' in said.out)
+    assert fidelities[3] > fidelities[2] + 1 and 'times as fast' in said.out
     net, block, *_ = convert('routed.safetensors')
     assert block['classifier']['reference'] == 'hardest' and net.classifier.margin >= 1
     assert (folder / 'routed.png').stat().st_size > 10000
@@ -299,8 +299,8 @@ def test_what_a_lighter_network_does_better_it_gets(folder, capsys):
     (['bare.pth', '--with', 'bicubic', '-opt', 'other.yml'], 'does not fit the network FSRCNN'),
     (['heavy.pth', '--with', 'bicubic', '-o', 'taken.pth'], 'taken.pth: is there already; --overwrite replaces it'),
     (['heavy.pth', '--with', 'bicubic', '-o', 'out.txt'], 'expected a name that ends in .pth or .safetensors'),
-    (['heavy.pth', '--with', 'bicubic', '-i', 'small'], 'holds no photograph of at least 128 pixels on each side'),
-    (['heavy.pth', '--with', 'bicubic', '-i', 'small', '--reference', 'gt'], 'of at least 256 pixels on each side'),
+    (['heavy.pth', '--with', 'bicubic', '-i', 'small'], 'holds no photograph of at least 144 pixels on each side'),
+    (['heavy.pth', '--with', 'bicubic', '-i', 'small', '--reference', 'gt'], 'of at least 288 pixels on each side'),
     (['heavy.pth', '--with', 'bicubic', '-i', 'nowhere'], 'nowhere: no such folder'),
 ])
 def test_mistakes_are_one_line_and_write_nothing(folder, tiny_net, capsys, arguments, words):

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import importlib.util
 import torch
+from contextlib import suppress
 from torch import nn
-from typing import Any, NamedTuple, Optional, cast
+from typing import Any, Mapping, NamedTuple, Optional, cast
 
 from basicsr.archs import build_network
 from ..checkpoint import (
@@ -14,6 +15,7 @@ from ..checkpoint import (
     load_described,
     plain,
     save_checkpoint,
+    start_weights,
     weights_of,
 )
 from ..files import replace_when_done
@@ -84,6 +86,24 @@ def recognise(content: dict[str, Any],
 def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Module:
     """The network of a checkpoint of any kind alone; see `convert`."""
     return convert(path, opt_path=opt_path).net
+
+
+def weights_for(net: nn.Module, path: str, key: Optional[str] = None) -> Mapping[str, torch.Tensor]:
+    """The weights of a checkpoint to start a network from, under the network's names, also if it is of another project.
+
+    Args:
+        net: The network.
+        path, key: See start_weights.
+
+    Raises:
+        OptionError: See there.
+    """
+    weights, names = start_weights(path, key), net.state_dict().keys()
+    if names and not names & weights.keys():
+        with suppress(OptionError):
+            renamed = recognise(load_checkpoint(path), path)[1].state
+            return renamed if renamed.keys() == names else weights
+    return weights
 
 
 def convert(path: Optional[str],

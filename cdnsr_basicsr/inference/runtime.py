@@ -193,11 +193,19 @@ class ExportedErrorPredictor(ExportedPart):
     Args:
         price: See there.
         costs: Of the branches, as its logits count them.
+        margin, reference: See ErrorMap.
     """
 
-    def __init__(self, *args: Any, price: float, costs: list[float], **kwargs: Any) -> None:
+    def __init__(self,
+                 *args: Any,
+                 price: float,
+                 costs: list[float],
+                 margin: float = 1.,
+                 reference: str = 'gt',
+                 **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.price, self.costs = price, torch.tensor(costs)
+        self.margin, self.reference = margin, reference
 
     def errors(self, logits: torch.Tensor) -> torch.Tensor:
         """The predicted squared errors, in grey levels, that logits (b, M) stand for."""

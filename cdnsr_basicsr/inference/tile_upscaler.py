@@ -180,6 +180,12 @@ class TileUpscaler(Upscaler):
             self.hardest = branch
 
     @property
+    def margin(self) -> float:
+        """True errors, or losses of PSNR, relative to those that the classifier predicts; see ErrorMap."""
+        tiles = routed(self.net)
+        return float(getattr(tiles.classifier, 'margin', 1.)) if tiles is not None else 1.
+
+    @property
     def limited(self) -> bool:
         """Whether there is a limit to what may be spent."""
         limits = (self.budget, self.target_ms, self.max_loss, self.fidelity)
@@ -380,7 +386,7 @@ class TileUpscaler(Upscaler):
 
         shares = [look.weight * look.tiling.height * look.tiling.width / len(look.tiling) for look in looks]
         errors = [look.errors.flatten(0, 1).clamp(min=0) for look in looks]
-        margin = getattr(self.classifier, 'margin', 1.)
+        margin = self.margin
         if self.max_loss is not None:
             least = sum(share * float(e[:, self.hardest].sum()) for share, e in zip(shares, errors))
             most = least * 10**(self.max_loss / margin / 10)

@@ -125,6 +125,10 @@ def check_options(opt, is_train):
     for i, branch in enumerate(branches):
         if branch.get('upscale', upscale) != upscale:
             raise OptionError(f'network_g.branches[{i}].upscale', f'must be {upscale} like network_g.upscale')
+        if is_train and branch['type'] == 'Spandrel':
+            raise OptionError(
+                f'network_g.branches[{i}].type', 'Spandrel networks are not trained as branches; basicsr '
+                'route makes a routed network of them as they are')
     check_choice(net_opt.get('mixture', 'gumbel'), 'network_g.mixture', ['gumbel', 'softmax'])
     check_step(filled(Tile, opt.get('tile')))
 
@@ -163,6 +167,11 @@ def check_training(opt):
         raise OptionError(
             'train.pixel_opt', 'a loss is needed: pixel_opt or branch_opt; with freeze: [branches] also '
             'label_opt or error_opt')
+    if 'error' in losses and opt['network_g']['classifier'].get('reference', 'gt') != 'gt':
+        raise OptionError(
+            'train.error_opt', 'teaches errors towards the ground truth, but '
+            f"network_g.classifier.reference is {opt['network_g']['classifier']['reference']}; "
+            'basicsr route teaches those')
     for name in losses:
         trained = LOSSES[name].trains
         if [trained] == freeze:

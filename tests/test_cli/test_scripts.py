@@ -190,21 +190,6 @@ def python(script, *args, cwd):
     return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True)
 
 
-def test_assembled_branches_are_those_of_their_files(tmp_path):
-    paths = []
-    for name, block in (('easy', fsrcnn(4)), ('hard', carn(8))):
-        paths.append(str(tmp_path / f'{name}.pth'))
-        save_checkpoint(dict(params=build_network(block).state_dict(), network_g=block, scale=4), paths[-1])
-    done = python('assemble_cdnsr.py', 'both.pth', *paths, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    net = load_network(str(tmp_path / 'both.pth'))
-    for branch, path in zip(net.branches, paths):
-        for key, value in load_network(path).state_dict().items():
-            assert torch.equal(branch.state_dict()[key], value)
-    opt = read_options(str(tmp_path / 'both.yml'))
-    assert opt['train']['freeze'] == ['branches'] and len(opt['network_g']['branches']) == 2
-
-
 @pytest.mark.parametrize('backbone', ['fsrcnn', 'etds'])  # a published classifier, and one that predicts errors
 def test_training_steps_are_timed_side_by_side(tmp_path, backbone):
     done = python('bench_train.py', backbone, '--batch', '2', '--rounds', '1', cwd=tmp_path)

@@ -225,3 +225,27 @@ def test_tiles_of_transformers_are_of_whole_windows(shared):
     net, _ = joined([fsrcnn(4), heavy.block], [light, heavy.net])
     assert default_patch_size(net) == 64  # of 32; with 68 all would be padded to 96
     assert default_patch_size(joined([fsrcnn(4)] * 2, [light] * 2)[0]) == 68
+
+
+@pytest.mark.slow
+def test_route_benchmark_calibrate_and_export_take_it_too(here, capsys):
+    pytest.importorskip('onnxruntime')
+    write(compact(), 'heavy.pth')
+    (here / 'photographs').mkdir()
+    for seed in range(3):
+        cv2.imwrite(f'photographs/{seed}.png', photograph(320, 300, seed=seed)[..., ::-1])
+    routing = ['--with', 'bicubic', '-i', 'photographs', '--reference', 'gt', '-o', 'routed.pth']
+    assert cli.main(['route', 'heavy.pth', *routing]) == 0
+    assert '| heavy.pth, as BasicSR runs it |' in capsys.readouterr().out
+    data = ['--data', 'photographs', '--limit', '1', '--no-ssim', '--repeat', '1']
+    assert cli.main(['benchmark', '-m', 'routed.pth', '--singles', 'heavy.pth', *data]) == 0
+    assert capsys.readouterr().out.count('| heavy |') + 1 > 1
+    assert cli.main(['calibrate', '-m', 'routed.pth', '-i', 'photographs', '--limit', '1', '--budgets', '0.5']) == 0
+    assert cli.main(['export', 'heavy.pth', '-o', 'exported']) == 0
+    capsys.readouterr()
+    cv2.imwrite('photo.png', photograph(60, 50)[..., ::-1])
+    for model in ('heavy.pth', 'exported'):
+        assert cli.main(['upscale', '-m', model, '-i', 'photo.png', '-o', f'out_{model}']) == 0
+    images = [cv2.imread(f'out_{model}/photo.png').astype(int) for model in ('heavy.pth', 'exported')]
+    assert np.abs(images[0] - images[1]).max() <= 1
+

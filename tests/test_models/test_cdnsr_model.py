@@ -17,7 +17,7 @@ from cdnsr_basicsr.inference import TileUpscaler
 from cdnsr_basicsr.models import CDNSRModel
 from cdnsr_basicsr.models.cdnsr_options import LOSSES
 from cdnsr_basicsr.options import OptionError
-from tests.helpers import Images, carn, make, spread, step, swinir
+from tests.helpers import Images, carn, fsrcnn, make, spread, step, swinir
 
 
 def test_a_step_moves_every_part_and_logs_every_loss(opt):
@@ -374,6 +374,12 @@ MISTAKES = [
     (dict(path=dict(pretrain_network_branches=['a'])), 'pretrain_network_branches: expected a list of 3 checkpoints'),
     (dict(network_t=dict(type='RCAN')), 'network_t: a teacher needs both network_t and path.pretrain_network_t'),
     (dict(network_g=dict(type='RCAN')), "network_g.type: CDNSRModel needs type CDNSR, but got 'RCAN'"),
+    (dict(
+        network_g=dict(
+            type='CDNSR',
+            branches=[fsrcnn(), dict(type='Spandrel', architecture='DAT')],
+            classifier=dict(type='PatchClassifier'))),
+     'network_g.branches[1].type: Spandrel networks are not trained as branches; basicsr route makes'),
 ]
 
 

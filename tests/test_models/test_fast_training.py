@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from basicsr.archs import build_network
+from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from basicsr.models import build_model
 from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.models import CDNSRModel, ETDSModel, FastSRModel, PCSRModel
@@ -188,6 +189,29 @@ def taught_opt(fast_opt, tmp_path):
     fast_opt['path']['pretrain_network_t'] = str(tmp_path / 'teacher.pth')
     fast_opt['train']['teacher_opt'] = dict(type='L1Loss', loss_weight=0.5)
     return fast_opt
+
+
+@pytest.mark.slow
+def test_a_published_file_teaches_under_the_names_of_its_project(taught_opt, shared):
+    path = str(shared('weights/SPANV2_x4.pth'))
+    taught_opt['network_t'] = dict(type='SPANV2', num_feat=32, num_block=5, upscale=4)
+    taught_opt['path']['pretrain_network_t'] = path
+    model = trained(taught_opt, steps=1)
+    with torch.no_grad():
+        expected = 0.5 * (model.output - load_network(path)(model.lq)).abs().mean()
+    assert model.get_current_log()['l_teacher'] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_published_network_that_spandrel_reads_teaches(taught_opt, tmp_path):
+    pytest.importorskip('spandrel')
+    teacher = SRVGGNetCompact(num_feat=8, num_conv=2, upscale=4).eval()
+    torch.save(teacher.state_dict(), tmp_path / 'teacher.pth')  # as its authors publish it
+    taught_opt['network_t'] = dict(type='Spandrel', architecture='Compact')
+    model = trained(taught_opt, steps=1)
+    with torch.no_grad():
+        expected = 0.5 * (model.output - teacher(model.lq)).abs().mean()
+    assert model.get_current_log()['l_teacher'] == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -174,6 +174,12 @@ def test_error_loss_needs_a_classifier_that_predicts_errors(error_opt):
         make(error_opt)
 
 
+def test_a_router_that_knows_distances_to_the_hardest_branch_is_not_taught_the_ground_truth(error_opt):
+    error_opt['network_g']['classifier'] = {'type': 'ErrorMap', 'num_feat': 4, 'reference': 'hardest'}
+    with pytest.raises(OptionError, match='error_opt: teaches errors towards the ground truth.*basicsr route'):
+        make(error_opt)
+
+
 @pytest.mark.parametrize('name', ['class', 'average', 'flops'])
 def test_losses_of_the_mixture_cannot_train_an_error_predictor(error_opt, name):
     error_opt['train'][f'{name}_opt'] = dict(type={'flops': 'FLOPsLoss'}.get(name, f'{name.title()}Loss'))
