@@ -533,8 +533,8 @@ def verdict(routed: Routed) -> str:
                 f'to route. Ask for more, by {more} {routed.goal.decibels:g}.')
     if times >= PAYS:
         return f'{times:.1f} times as fast as {heavy.name}, {at}.'
-    return (f'Does not pay with {" and ".join(other.name for other in lighter)}: {100 * row.shares[-1]:.0f} % of the '
-            f'area needs {heavy.name}, and it is {times:.2f} times as fast, {at}.')
+    return (f'Does not pay with {" and ".join(other.name for other in lighter)}: at {routed.goal}, '
+            f'{100 * row.shares[-1]:.0f} % of the area needs {heavy.name}, and it is {times:.2f} times as fast.')
 
 
 def draw(routed: Routed, path: Path) -> None:

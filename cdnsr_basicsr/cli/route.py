@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     picture = Path(args.output).with_suffix('.png')
     save(Converted(routed.net.cpu(), routed.block, 'own', ()), args.output)
     draw(routed, picture)
-    held_back = 'others' if routed.apart else 'other parts of the same (of others only from 5 photographs on)'
+    held_back = 'others' if routed.apart else 'other parts of the same (of others only from 3 photographs on)'
     print(f'{routed.photographs} photographs; learnt from {routed.parts[0]} parts of them; measured on {held_back}:\n\n'
           f'{markdown(routed)}\n{verdict(routed)}\nWrote {args.output} and {picture}.')
     return arguments.say_left_out(left_out)
