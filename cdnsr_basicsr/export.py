@@ -289,8 +289,7 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
             check_number(cost, f'{where}: errors.costs', 0)
         check_number(errors.get('margin', 1.), f'{where}: errors.margin', 0)
         check_choice(errors.get('reference', 'gt'), f'{where}: errors.reference', ('gt', 'hardest'))
-        kwargs.update(
-            kind=ExportedErrorPredictor, **{key: value for key, value in errors.items() if key != 'rule'})
+        kwargs.update(kind=ExportedErrorPredictor, **{key: value for key, value in errors.items() if key != 'rule'})
     return ExportedNetwork(load(content['classifier'], 'classifier', **kwargs), loaded)
 
 

@@ -58,9 +58,9 @@ class Spandrel(nn.Module):
 
     Attributes:
         known_arch (str): The architecture.
-        known_geometry (tuple[int]): Once there are weights: upsampling factor, channels, and what sides must be
-            multiples of.
-        precisions (tuple[str]): Likewise: in which the network can run.
+        known_geometry (tuple[int]): Upsampling factor, channels, and what sides must be multiples of, once there are
+            weights.
+        precisions (tuple[str]): Those in which the network can run, once there are weights.
     """
 
     def __init__(self, architecture, upscale=4, num_in_ch=3):
@@ -70,7 +70,7 @@ class Spandrel(nn.Module):
             known = ', '.join(sorted(support.architecture.id for support in registry))
             raise ValueError(f'Spandrel: unknown architecture {architecture!r}; accepted: {known}.')
         self.architecture, self.upscale, self.num_in_ch = architecture, upscale, num_in_ch
-        self.known_arch = architecture
+        self.known_arch, self.known_geometry = architecture, (upscale, num_in_ch, 1)
         self.model = None
         self.trainable = True
         self.register_buffer('nothing', torch.empty(0), persistent=False)  # tells the device before weights do

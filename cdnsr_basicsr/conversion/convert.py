@@ -76,7 +76,7 @@ def recognise(content: dict[str, Any],
     if family != 'auto':
         raise OptionError(path, f'is not of family {family}. {first}')
     projects = '; '.join(dict.fromkeys(known.projects for known in families().values()))
-    others = 'give the option file that it was trained with by -opt'
+    others = 'give the option file it was trained with by -opt'
     if not importlib.util.find_spec('spandrel'):
         others += ", or, for those of the community, pip install 'cdnsr-basicsr[spandrel]' (Python 3.10 or newer)"
     raise OptionError(
@@ -99,7 +99,7 @@ def weights_for(net: nn.Module, path: str, key: Optional[str] = None) -> Mapping
         OptionError: See there.
     """
     weights, names = start_weights(path, key), net.state_dict().keys()
-    if names and not names & weights.keys():
+    if names and names != weights.keys():
         with suppress(OptionError):
             renamed = recognise(load_checkpoint(path), path)[1].state
             return renamed if renamed.keys() == names else weights

@@ -248,4 +248,3 @@ def test_route_benchmark_calibrate_and_export_take_it_too(here, capsys):
         assert cli.main(['upscale', '-m', model, '-i', 'photo.png', '-o', f'out_{model}']) == 0
     images = [cv2.imread(f'out_{model}/photo.png').astype(int) for model in ('heavy.pth', 'exported')]
     assert np.abs(images[0] - images[1]).max() <= 1
-

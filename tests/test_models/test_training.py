@@ -13,6 +13,7 @@ from basicsr.models import build_model
 from basicsr.train import load_resume_state
 from cdnsr_basicsr.losses import AverageLoss, squared_error
 from cdnsr_basicsr.losses.routing_loss import average_loss
+from cdnsr_basicsr.models.cdnsr_options import check_training
 from cdnsr_basicsr.models.collapse_guard import CollapseGuard, class_counts, routing_entropy, softened
 from cdnsr_basicsr.options import OptionError
 from tests.helpers import Images, batch, step
@@ -84,7 +85,7 @@ def test_compiled_branches_train_and_save_the_same_weights(opt, monkeypatch, tmp
         step(model, i)
     model.save(0, 2)
     saved = torch.load(tmp_path / 'models' / 'net_g_2.pth', weights_only=True)['params']
-    assert list(saved) == list(plain.net_g.state_dict())
+    assert list(saved) == [*plain.net_g.state_dict(), 'network_g']  # and the network's description
     for key, value in plain.net_g.state_dict().items():
         torch.testing.assert_close(saved[key], value, atol=1e-5, rtol=1e-4)
 
@@ -175,9 +176,12 @@ def test_error_loss_needs_a_classifier_that_predicts_errors(error_opt):
 
 
 def test_a_router_that_knows_distances_to_the_hardest_branch_is_not_taught_the_ground_truth(error_opt):
+    error_opt['path']['pretrain_network_g'] = 'branches.pth'
+    error_opt['datasets'] = {}
+    check_training(error_opt)
     error_opt['network_g']['classifier'] = {'type': 'ErrorMap', 'num_feat': 4, 'reference': 'hardest'}
     with pytest.raises(OptionError, match='error_opt: teaches errors towards the ground truth.*basicsr route'):
-        make(error_opt)
+        check_training(error_opt)
 
 
 @pytest.mark.parametrize('name', ['class', 'average', 'flops'])
