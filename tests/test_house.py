@@ -48,9 +48,7 @@ ALLOWED = {
     'models': {'checkpoint', 'files', 'inference', 'losses', 'options', 'registration'},
     'ranks': {'options'},
     'router': {'inference', 'losses'},
-    'routing': {
-        'archs', 'complexity', 'evaluation', 'files', 'inference', 'losses', 'memory', 'options', 'router'
-    },
+    'routing': {'archs', 'complexity', 'evaluation', 'files', 'inference', 'losses', 'memory', 'options', 'router'},
     'spandrel_support': {'__init__', 'checkpoint', 'inference'},
     'pipeline': {'__init__', 'checkpoint', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
