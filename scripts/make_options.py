@@ -1,4 +1,4 @@
-"""Writes the files of options/ and README's table of backbones.
+"""Writes the files of options/ and the table of backbones in docs/Training.md.
 
 Usage, in any folder:
     python scripts/make_options.py            # writes those that differ from what the templates make
@@ -14,6 +14,7 @@ import yaml
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = 'docs/Training.md'  # which has the table of backbones
 REQUIRED = {'title', 'branches', 'classifier'}
 OPTIONAL = {'about', 'note', 'order', 'branch_lr', 'stage2_batch', 'flops', 'classsr', 'pcsr'}
 ETDS_SIZES = {'T': (5, 16), 'S': (4, 32), 'M': (6, 32), 'L': (7, 48)}  # blocks, width
@@ -116,15 +117,15 @@ def mistake_in(backbones):
             return f"{backbone}: {', '.join(wrong)}"
 
 
-def with_table(readme, backbones):
-    """README with a row for each backbone in the table that has a column BACKBONE."""
+def with_table(page, backbones):
+    """A page with a row for each backbone in the table that has a column BACKBONE."""
     rows = []
     for backbone, row in sorted(backbones.items()):
         branches = ', '.join(row['branches']) + (f": {row['about']}" if 'about' in row else '')
         others = ['yes' if key in row else '-' for key in ('classsr', 'pcsr')]
         classifier = {'maps': 'maps errors', 'errors': 'predicts errors', 'published': 'published'}[row['classifier']]
         rows.append(f"| `{backbone}` | {' | '.join([branches, classifier, *others])} |\n")
-    return re.sub(r'(\| BACKBONE \|.*\n\|[ -|]*\n)(?:\|.*\n)*', lambda head: head[1] + ''.join(rows), readme)
+    return re.sub(r'(\| BACKBONE \|.*\n\|[ -|]*\n)(?:\|.*\n)*', lambda head: head[1] + ''.join(rows), page)
 
 
 def main():
@@ -139,7 +140,7 @@ def main():
     for backbone, row in backbones.items():
         maker.add_backbone(backbone, row)
     maker.add_etds()
-    wanted = dict(maker.files, **{'README.md': with_table(read(ROOT / 'README.md'), backbones)})
+    wanted = dict(maker.files, **{PAGE: with_table(read(ROOT / PAGE), backbones)})
 
     differing = [name for name, content in wanted.items() if read(ROOT / name) != content]
     for name in differing:

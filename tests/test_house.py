@@ -1,4 +1,4 @@
-"""Rules of the house: who may import whom, and that every option file builds."""
+"""Rules for all modules: who may import whom, that every option file builds, and that docs equal the code."""
 import ast
 import copy
 import importlib.util
@@ -17,7 +17,7 @@ from tests.helpers import BACKBONES
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / 'cdnsr_basicsr'
 OPTIONS = sorted((ROOT / 'options').glob('*.yml'))
-# room or module -> what of this package it may import; downward only, nothing imports cli
+# module (a file or folder) -> what of this package it may import; downward only, nothing imports cli
 ALLOWED = {
     '__init__': {'loading', '_compat', 'archs', 'data', 'losses', 'models', 'options'},
     '__main__': {'cli'},
@@ -58,21 +58,21 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize('room',
+@pytest.mark.parametrize('module',
                          ['inference', 'loading.py', 'calibration.py', 'export.py', 'benchmark', 'data/label.py'])
-def test_one_place_asks_what_a_network_can(room):
-    files = [PACKAGE / room] if room.endswith('.py') else sorted((PACKAGE / room).glob('*.py'))
+def test_one_place_asks_what_a_network_can(module):
+    files = [PACKAGE / module] if module.endswith('.py') else sorted((PACKAGE / module).glob('*.py'))
     asking = [path.name for path in files if 'hasattr(' in path.read_text()]
-    assert asking == (['network.py'] if room == 'inference' else [])
+    assert asking == (['network.py'] if module == 'inference' else [])
 
 
-def room_of(path):
+def module_of(path):
     return path.relative_to(PACKAGE).parts[0].replace('.py', '')
 
 
 def imports_of(path):
-    """Rooms of this package, and other packages, that a file imports."""
-    rooms, others = set(), set()
+    """Modules of this package, and other packages, that a file imports."""
+    modules, others = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             others |= {alias.name.split('.')[0] for alias in node.names}
@@ -83,17 +83,17 @@ def imports_of(path):
                                                                                                         ):-1]
             parts = list(base) + (node.module.split('.') if node.module else [])
             names = [alias.name for alias in node.names]
-            rooms |= {parts[0]} if parts else {
+            modules |= {parts[0]} if parts else {
                 n if (PACKAGE / n).exists() or (PACKAGE / f'{n}.py').exists() else '__init__'
                 for n in names
             }
-    return rooms - {room_of(path)}, others
+    return modules - {module_of(path)}, others
 
 
 @pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_downward(path):
-    rooms, _ = imports_of(path)
-    assert rooms <= ALLOWED[room_of(path)]
+    modules, _ = imports_of(path)
+    assert modules <= ALLOWED[module_of(path)]
 
 
 @pytest.mark.parametrize('name', ['inference/tiling.py', 'inference/budget.py', 'complexity.py'])
@@ -109,9 +109,9 @@ UPSTREAM = sorted([*(PACKAGE / 'archs').glob('*_arch.py'), *(PACKAGE / 'losses')
 
 @pytest.mark.parametrize('path', UPSTREAM, ids=lambda path: path.name)
 def test_archs_and_losses_could_go_upstream(path):
-    rooms, others = imports_of(path)
+    modules, others = imports_of(path)
     wrapped = {'spandrel'} if path.stem == 'spandrel_arch' else set()
-    assert not rooms and others <= {'basicsr', 'torch', 'torchvision', *wrapped, *STANDARD}
+    assert not modules and others <= {'basicsr', 'torch', 'torchvision', *wrapped, *STANDARD}
     # an arch that imports all archs imports itself; the counter of operations is not in every torch that BasicSR takes
     text = path.read_text()
     assert 'from basicsr.archs import' not in text and not re.search(r'^(from|import) torch.utils.flop', text, re.M)
@@ -185,11 +185,11 @@ def test_option_file_trains_one_step(path, tmp_path):
         assert moved
 
 
-def test_usage_in_the_readme_equals_help(capsys):
+def test_usage_in_the_docs_equals_help(capsys):
     from cdnsr_basicsr import cli
-    readme = (ROOT / 'README.md').read_text()
+    page = (ROOT / 'docs' / 'CommandLine.md').read_text()
     usage = {}
-    for block in re.findall(r'```text\n\$ basicsr ([^\n]*)\n(.*?)```', readme, re.S):
+    for block in re.findall(r'```text\n\$ basicsr ([^\n]*)\n(.*?)```', page, re.S):
         usage[block[0]] = block[1]
     assert set(usage) == {
         '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'convert --help', 'export --help',
@@ -212,7 +212,7 @@ def test_help_of_convert_names_every_family(capsys):
     from cdnsr_basicsr.conversion.registry import families
     with pytest.raises(SystemExit):
         cli.main(['convert', '--help'])
-    named = re.search('whose file it is: (.*?) [(]default', normalized(capsys.readouterr().out)).group(1)
+    named = re.search('family of the file: (.*?) [(]default', normalized(capsys.readouterr().out)).group(1)
     assert re.split(', | or ', named) == sorted(families())
 
 
@@ -237,13 +237,13 @@ def normalized(text):
     return re.sub(r'\s+', ' ', text.replace('optional arguments:', 'options:')).strip()
 
 
-def test_readme_lists_every_option_file():
-    readme = (ROOT / 'README.md').read_text()
+def test_docs_list_every_option_file():
+    page = (ROOT / 'docs' / 'Training.md').read_text()
     placeholders = {'etds_[tsml]_x[234]': 'etds_SIZE_xSCALE', f'({"|".join(BACKBONES)})(?!_SIZE)': 'BACKBONE'}
     names = {path.name: path.name for path in OPTIONS}
     for pattern, placeholder in placeholders.items():
         names = {name: re.sub(pattern, placeholder, general) for name, general in names.items()}
-    assert [name for name, general in names.items() if name not in readme and general not in readme] == []
+    assert [name for name, general in names.items() if name not in page and general not in page] == []
 
 
 def backbones_with(pattern):
@@ -258,10 +258,28 @@ def backbones_that_predict_errors():
     return [name for name, opt in stages.items() if opt['network_g']['classifier']['type'].startswith('Error')]
 
 
-def test_readme_says_which_backbones_have_which_option_files():
+def test_docs_say_which_backbones_have_which_option_files():
     row = r'^\| `(\w+)` \|[^|]*\| (published|predicts errors|maps errors) \| (yes|-) \| (yes|-) \|$'
-    rows = re.findall(row, (ROOT / 'README.md').read_text(), re.M)
+    rows = re.findall(row, (ROOT / 'docs' / 'Training.md').read_text(), re.M)
     assert [name for name, *_ in rows] == BACKBONES == backbones_with('train_cdnsr_([a-z0-9]+)')
     assert [name for name, classifier, *_ in rows if classifier != 'published'] == backbones_that_predict_errors()
     assert [name for name, _, classsr, _ in rows if classsr == 'yes'] == backbones_with('train_classsr_(.*)')
     assert [name for name, _, _, pcsr in rows if pcsr == 'yes'] == backbones_with('train_pcsr_(.*)_phase1')
+
+
+def anchors_of(page):
+    """What links to headings of a page of Markdown are called."""
+    headings = re.findall('^#+ (.*)$', re.sub('```.*?```', '', page.read_text(), flags=re.S), re.M)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').glob('*.md'))]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
+def test_links_of_the_docs_lead_somewhere(page):
+    text = re.sub('```.*?```', '', page.read_text(), flags=re.S)
+    for place, _, anchor in re.findall(r'\]\((?!https?:)([^)#]*)(#([^)]*))?\)', text):
+        target = (page.parent / place) if place else page
+        assert target.exists(), f'{page.name}: {place}'
+        assert not anchor or anchor in anchors_of(target), f'{page.name}: {place}#{anchor}'

@@ -39,7 +39,8 @@ def copy(tmp_path):
     (tmp_path / 'scripts').mkdir()
     for name in ('make_options.py', 'backbones.yml', 'option_templates.yml', 'train_all.sh'):
         shutil.copy(ROOT / 'scripts' / name, tmp_path / 'scripts')
-    shutil.copy(ROOT / 'README.md', tmp_path)
+    (tmp_path / 'docs').mkdir()
+    shutil.copy(ROOT / 'docs' / 'Training.md', tmp_path / 'docs')
 
     def make(*args):
         command = [sys.executable, 'scripts/make_options.py', *args]
@@ -63,17 +64,18 @@ def test_files_that_differ_are_named_or_written(copy):
     changed.write_text(text.replace('save_img: true', 'save_img: false'))
     missing.unlink()
     unknown.write_text(text)
-    readme = (folder / 'README.md').read_text()
-    (folder / 'README.md').write_text(readme.replace('| `carn` | CARN-M 36', '| `carn` | CARN-M 37'))
+    page = folder / 'docs' / 'Training.md'
+    training = page.read_text()
+    page.write_text(training.replace('| `carn` | CARN-M 36', '| `carn` | CARN-M 37'))
     done = make('--check')
     assert done.returncode == 1 and done.stdout.splitlines() == [
-        'options/test_cdnsr_carn.yml: differs', 'options/train_etds_t_x2.yml: differs', 'README.md: differs',
+        'options/test_cdnsr_carn.yml: differs', 'options/train_etds_t_x2.yml: differs', 'docs/Training.md: differs',
         'options/a.yml: no template makes it'
     ]
     assert not missing.exists() and changed.read_text() != text
     done = make()
     assert done.returncode == 0 and 'options/train_etds_t_x2.yml: written' in done.stdout
-    assert changed.read_text() == text and (folder / 'README.md').read_text() == readme
+    assert changed.read_text() == text and page.read_text() == training
     assert unknown.read_text() == text, 'a file that somebody wrote is not touched'
     unknown.unlink()
     assert make('--check').returncode == 0
@@ -94,7 +96,7 @@ def test_a_backbone_is_one_row(copy, monkeypatch, classifier):
         'train_classsr_tiny', 'train_pcsr_tiny_phase0', 'train_pcsr_tiny_phase1', 'train_tiny_branch1',
         'train_tiny_branch2', 'train_tiny_branch3'
     ]
-    assert done.stdout.count('\n') == len(made) + 1 and 'README.md: written' in done.stdout
+    assert done.stdout.count('\n') == len(made) + 1 and 'docs/Training.md: written' in done.stdout
     usage = subprocess.run(['bash', 'scripts/train_all.sh'], cwd=folder, capture_output=True, text=True)
     assert '|srresnet|tiny [' in usage.stderr
 

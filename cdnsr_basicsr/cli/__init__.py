@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog='basicsr', description='Trains, tests and feeds super-resolution networks with BasicSR and its plugins.')
+        prog='basicsr', description='Train, run and compare super-resolution networks with BasicSR and its plugins.')
     parser.add_argument('--version', action='version', version=f'cdnsr_basicsr {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name in COMMANDS:

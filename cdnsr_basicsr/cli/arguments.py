@@ -12,8 +12,8 @@ from typing import Any, Callable, Iterator, Optional, Sequence
 from ..options import OptionError
 from ..settings import MAX_MEGAPIXELS, PRECISIONS, Settings
 
-CHECKPOINT = 'checkpoint of the network, or name of a model (basicsr models)'
-DESCRIPTION = 'option file that describes MODEL, if it does not do so itself'
+CHECKPOINT = 'checkpoint, or name of a model (see basicsr models)'
+DESCRIPTION = 'option file that describes MODEL, for checkpoints without a description'
 # flags of the settings, for messages
 FLAGS = {field.name: '--' + field.name.replace('_', '-') for field in fields(Settings)}
 FLAGS.update(model='-m', opt='-opt')
@@ -48,7 +48,7 @@ def add_max_megapixels(command: argparse.ArgumentParser) -> None:
         type=count,
         default=MAX_MEGAPIXELS,
         metavar='N',
-        help=f'refuse larger pictures (default: {MAX_MEGAPIXELS})')
+        help=f'refuse images of more than N megapixels (default: {MAX_MEGAPIXELS})')
 
 
 def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = None, routed_only: bool = False) -> None:
@@ -57,14 +57,15 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
         choices=PRECISIONS,
         nargs=precisions,
         default=[Settings.precision] if precisions else Settings.precision,
-        help=f'of the branches (default: {Settings.precision})')
+        help=f'precision of the branches (default: {Settings.precision})')
     sizes, steps = '; 68 for an ErrorMap, 128 for PCSR', ', 8 for a network without branches, 12 for PCSR'
     if routed_only:
         sizes, steps = '; 68 for an ErrorMap', ''
-    command.add_argument('--patch-size', type=count, metavar='N', help=f'largest side of a tile (default: 96{sizes})')
     command.add_argument(
-        '--step', type=count, metavar='N', help=f'patch size less the overlap of tiles (default: 4 less{steps})')
-    command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+        '--patch-size', type=count, metavar='N', help=f'largest side of a tile in LR pixels (default: 96{sizes})')
+    command.add_argument(
+        '--step', type=count, metavar='N', help=f'patch size minus the overlap of tiles (default: 4 less{steps})')
+    command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if available)')
 
 
 @contextlib.contextmanager

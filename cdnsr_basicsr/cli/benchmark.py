@@ -12,35 +12,49 @@ from . import arguments
 def add_parser(commands: arguments.Commands) -> None:
     command = arguments.new_command(
         commands, 'benchmark',
-        'compare networks on photographs: quality, cost, time and memory, whole, tiled and routed', run)
+        'compare networks on photographs: quality, cost, time and memory, on whole images, in tiles and routed', run)
     command.add_argument(
         '-m',
         dest='models',
         nargs='+',
         required=True,
         metavar='MODEL',
-        help='checkpoints, names of models (basicsr models), or option files that name one at path.pretrain_network_g')
+        help='checkpoints, names of models (see basicsr models), or option files that name one at '
+        'path.pretrain_network_g')
     command.add_argument(
         '--singles',
         nargs='+',
         default=[],
         metavar='MODEL',
-        help='networks without branches to set beside them, on the whole image only')
+        help='networks without branches to compare with, on whole images only')
     command.add_argument(
-        '--data', required=True, metavar='FOLDER', help='photographs, or a folder with gt/ and lq/ (prepare --whole)')
-    command.add_argument('-o', dest='output', metavar='FOLDER', help='write benchmark.md, .csv and .png there')
+        '--data',
+        required=True,
+        metavar='FOLDER',
+        help='folder of photographs, or one with gt/ and lq/ (from prepare --whole)')
     command.add_argument(
-        '--budgets', type=float, nargs='+', default=[], metavar='FRACTION', help='budgets of networks with branches')
+        '-o',
+        dest='output',
+        metavar='FOLDER',
+        help='write benchmark.md, benchmark.csv and benchmark.png to this folder')
     command.add_argument(
-        '--repeat', type=arguments.count, default=3, metavar='N', help='timed runs of each (default: 3)')
-    command.add_argument('--limit', type=arguments.count, metavar='N', help='only the first N photographs')
+        '--budgets',
+        type=float,
+        nargs='+',
+        default=[],
+        metavar='FRACTION',
+        help='budgets to measure, for networks with branches')
+    command.add_argument(
+        '--repeat', type=arguments.count, default=3, metavar='N', help='number of timed runs (default: 3)')
+    command.add_argument('--limit', type=arguments.count, metavar='N', help='use only the first N photographs')
     command.add_argument(
         '--cost',
         choices=COSTS,
-        help='what a budget counts (default: latency for branches of different archs, else macs)')
+        help='what a budget counts (default: latency if the branches have different archs, otherwise macs)')
     command.add_argument(
-        '--no-ssim', action='store_false', dest='with_ssim', help='without SSIM, which takes longer than all the rest')
-    command.add_argument('--branches', action='store_true', help='each branch alone too, and bicubic upsampling')
+        '--no-ssim', action='store_false', dest='with_ssim', help='skip SSIM, which takes longer than everything else')
+    command.add_argument(
+        '--branches', action='store_true', help='also measure each branch alone, and bicubic upsampling')
     command.add_argument(
         '--oracle',
         action='store_true',
@@ -51,7 +65,7 @@ def add_parser(commands: arguments.Commands) -> None:
         nargs='+',
         choices=BACKENDS,
         default=[BACKENDS[0]],
-        help='what runs the networks in tiles (default: torch)')
+        help='runtimes for the networks in tiles (default: torch)')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,14 +9,14 @@ from . import arguments
 def add_parser(commands: arguments.Commands) -> None:
     command = arguments.new_command(
         commands, 'calibrate',
-        'measure what budgets of a routed network bring and cost, and keep the table beside its checkpoint', run)
+        'measure quality and cost of a routed network over budgets, and store the table beside its checkpoint', run)
     command.add_argument('-m', dest='model', required=True, metavar='MODEL', help=arguments.CHECKPOINT)
     command.add_argument('-opt', metavar='FILE', help=arguments.DESCRIPTION)
     command.add_argument(
-        '-i', dest='input', required=True, metavar='FOLDER', help='photographs, or a folder with gt/ and lq/')
+        '-i', dest='input', required=True, metavar='FOLDER', help='folder of photographs, or one with gt/ and lq/')
     command.add_argument(
-        '--budgets', type=float, nargs='+', metavar='FRACTION', help='budgets to try (default: 0.3 to 1.2)')
-    command.add_argument('--limit', type=arguments.count, metavar='N', help='only the first N photographs')
+        '--budgets', type=float, nargs='+', metavar='FRACTION', help='budgets to measure (default: 0.3 to 1.2)')
+    command.add_argument('--limit', type=arguments.count, metavar='N', help='use only the first N photographs')
     arguments.add_engine(command, routed_only=True)
 
 

@@ -11,26 +11,28 @@ from .arguments import Commands, check_checkpoint_to_write, count, new_command
 
 def add_parser(commands: Commands) -> None:
     command = new_command(commands, 'convert',
-                          'make a checkpoint that describes itself of a published one, or of your own', run)
+                          'convert a published checkpoint, or one of your own, to one that describes itself', run)
     command.add_argument('input', metavar='IN', help='checkpoint (.pth or .safetensors), or name of a model')
-    command.add_argument('-o', dest='output', required=True, metavar='OUT', help='file to write: .pth or .safetensors')
+    command.add_argument('-o', dest='output', required=True, metavar='OUT', help='output file: .pth or .safetensors')
     command.add_argument(
         '--from',
         dest='family',
         metavar='FAMILY',
         default='auto',
-        help=f'whose file it is: {names_of_families()} (default: auto, told by its weights)')
+        help=f'family of the file: {names_of_families()} (default: auto, detected from its weights)')
     command.add_argument(
-        '-opt', metavar='FILE', help='option file that describes IN, one of BasicSR\'s own checkpoints')
+        '-opt', metavar='FILE', help='option file that describes IN, for checkpoints of BasicSR\'s own models')
     command.add_argument(
-        '--num-feat', type=count, metavar='N', help='branch of this width of an ARM-Net (default: the widest)')
-    command.add_argument('--scale', type=count, metavar='N', help='scale, of files that do not tell it (default: 4)')
+        '--num-feat', type=count, metavar='N', help='width of the branch to take from an ARM-Net (default: the widest)')
+    command.add_argument('--scale', type=count, metavar='N', help='scale, for files that do not say it (default: 4)')
     command.add_argument(
         '--plain',
         action='store_true',
-        help='turn ETDS, ECBSR and ABPN, branches too, into equivalent plain convs, for inference')
+        help='turn ETDS, ECBSR and ABPN, also as branches, into equivalent plain convolutions, for inference')
     command.add_argument(
-        '--clip', action='store_true', help='with --plain: a last conv that clips to [0, 1], as published for phones')
+        '--clip',
+        action='store_true',
+        help='with --plain: add a last convolution that clips to [0, 1], as published for phones')
     command.add_argument('--overwrite', action='store_true', help='replace an existing OUT')
 
 

@@ -10,12 +10,12 @@ from .arguments import CHECKPOINT, DESCRIPTION, Commands, new_command
 
 def add_parser(commands: Commands) -> None:
     command = new_command(commands, 'export',
-                          'write a network as ONNX files, for onnxruntime and OpenVINO, and compare them with torch',
+                          'export a network to ONNX files for ONNX Runtime and OpenVINO, and compare them with torch',
                           run)
     command.add_argument('model', metavar='MODEL', help=CHECKPOINT)
-    command.add_argument('-o', dest='output', required=True, metavar='DIR', help='folder to write')
+    command.add_argument('-o', dest='output', required=True, metavar='DIR', help='output folder')
     command.add_argument('-opt', metavar='FILE', help=DESCRIPTION)
-    command.add_argument('--overwrite', action='store_true', help='replace a finished DIR')
+    command.add_argument('--overwrite', action='store_true', help='replace an existing DIR')
 
 
 def run(args: argparse.Namespace) -> int:

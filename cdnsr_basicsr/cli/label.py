@@ -6,7 +6,7 @@ import argparse
 from .. import load_plugins
 from ..memory import keep_freed_memory
 from ..options import OptionError
-from .arguments import CHECKPOINT, Commands, count, new_command, said_by_flags
+from .arguments import CHECKPOINT, DESCRIPTION, Commands, count, new_command, said_by_flags
 
 # of arguments of `label`
 FLAGS = dict(folder='-d', by='--by', model='-m', overwrite='--overwrite', teacher='--teacher')
@@ -15,33 +15,32 @@ FLAGS.update(num_classes='--classes', thresholds='--thresholds', margin='--margi
 
 def add_parser(commands: Commands) -> None:
     command = new_command(commands, 'label', 'label the patches of a prepared dataset by difficulty', run)
-    command.add_argument('-d', dest='data', required=True, metavar='OUT', help='folder that prepare wrote')
+    command.add_argument('-d', dest='data', required=True, metavar='OUT', help='folder written by prepare')
     command.add_argument(
         '--by',
         required=True,
         choices=['psnr', 'branches', 'bicubic'],
-        help='PSNR of a network; cheapest good branch of a CDNSR; PSNR of bicubic upsampling')
+        help='criterion: PSNR of a network; cheapest branch of a CDNSR that is good enough; PSNR of bicubic upsampling')
     command.add_argument('-m', dest='model', metavar='MODEL', help=CHECKPOINT)
     command.add_argument(
         '-opt',
         metavar='FILE',
-        help='option file that describes MODEL, if it does not do so itself; or, for branches without -m, the one that '
-        'is going to train the classifier')
-    command.add_argument('--classes', type=int, metavar='M', help='number of equal parts (default: 3)')
+        help=f'{DESCRIPTION}; with --by branches and without -m, the one that will train the classifier')
+    command.add_argument('--classes', type=int, metavar='M', help='number of classes of equal size (default: 3)')
     command.add_argument(
         '--thresholds',
         type=float,
         nargs='+',
         metavar='DB',
-        help='PSNRs that separate the classes, instead of equal parts')
+        help='PSNRs that separate the classes, instead of classes of equal size')
     command.add_argument(
-        '--margin', type=float, help='L1 error allowed above the best branch, relative (default: 0.05)')
-    command.add_argument('--workers', type=count, metavar='N', help='reading threads (default: all CPUs)')
+        '--margin', type=float, help='accepted L1 error above that of the best branch, relative (default: 0.05)')
+    command.add_argument('--workers', type=count, metavar='N', help='number of reader threads (default: all CPUs)')
     command.add_argument(
         '--teacher',
         action='store_true',
-        help='with psnr, keep what MODEL makes of the patches in OUT/teacher.lmdb, for dataroot_teacher')
-    command.add_argument('--overwrite', action='store_true', help='replace what exists already')
+        help='with --by psnr: store the outputs of MODEL in OUT/teacher.lmdb, for dataroot_teacher')
+    command.add_argument('--overwrite', action='store_true', help='replace existing results')
 
 
 def check(args: argparse.Namespace) -> None:

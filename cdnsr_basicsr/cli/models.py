@@ -8,7 +8,7 @@ from .arguments import Commands, new_command
 
 
 def add_parser(commands: Commands) -> None:
-    new_command(commands, 'models', 'list the models that this package ships, with what they bring and cost', run)
+    new_command(commands, 'models', 'list the shipped models, with their quality and cost', run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,33 +12,35 @@ FLAGS.update(scale='--scale', scales='--scales', crop='--crop', step='--step')
 
 
 def add_parser(commands: Commands) -> None:
-    command = new_command(commands, 'prepare', 'make GT/LQ patches in LMDB out of a folder of photographs', run)
+    command = new_command(commands, 'prepare', 'cut a folder of photographs into GT/LQ patches in LMDB', run)
     command.add_argument(
         '-i',
         dest='input',
         required=True,
         metavar='HR_FOLDER',
-        help='photographs, subfolders included, or pairs of images in gt/ and lq/')
-    command.add_argument('-o', dest='output', required=True, metavar='OUT', help='folder to write')
-    command.add_argument('--scale', type=int, default=4, help='LQ is this much smaller than GT (default: 4)')
+        help='folder of photographs, including subfolders, or one with pairs of images in gt/ and lq/')
+    command.add_argument('-o', dest='output', required=True, metavar='OUT', help='output folder')
+    command.add_argument('--scale', type=int, default=4, help='downscaling factor from GT to LQ (default: 4)')
     command.add_argument(
         '--scales',
         type=float,
         nargs='+',
         default=[1, 0.9, 0.8, 0.7, 0.6],
         metavar='FRACTION',
-        help='sizes of each photograph to cut patches from (default: 1 0.9 0.8 0.7 0.6)')
-    command.add_argument('--crop', type=int, help='side of a GT patch (default: 32 x scale)')
-    command.add_argument('--step', type=int, help='distance of GT patches (default: 3/4 of crop)')
+        help='relative sizes at which each photograph is cut into patches (default: 1 0.9 0.8 0.7 0.6)')
+    command.add_argument('--crop', type=int, help='side of a GT patch in pixels (default: 32 x scale)')
+    command.add_argument('--step', type=int, help='distance between GT patches in pixels (default: 3/4 of crop)')
     command.add_argument(
         '--whole',
         action='store_true',
-        help='write whole photographs into OUT/gt and OUT/lq, for validation, instead of patches')
+        help='write whole images to OUT/gt and OUT/lq, for validation, instead of patches')
     command.add_argument(
-        '--gray', action='store_true', help='write gray images, for networks of one channel (color: y in the dataset)')
-    command.add_argument('--workers', type=count, metavar='N', help='threads (default: all CPUs)')
+        '--gray',
+        action='store_true',
+        help='write grayscale images, for networks with one channel (color: y in the dataset)')
+    command.add_argument('--workers', type=count, metavar='N', help='number of threads (default: all CPUs)')
     add_max_megapixels(command)
-    command.add_argument('--overwrite', action='store_true', help='replace a finished OUT')
+    command.add_argument('--overwrite', action='store_true', help='replace an existing OUT')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def add_parser(commands: arguments.Commands) -> None:
     command = arguments.new_command(
-        commands, 'route', 'make a routed network of a heavy network and lighter ones, which stay as they are: learns '
-        'where the lighter ones do, and measures what it brings', run)
+        commands, 'route', 'combine a heavy network and lighter ones, all unchanged, into one routed network: learn '
+        'where the lighter ones suffice, and measure the gain', run)
     command.add_argument('heavy', metavar='HEAVY', help='checkpoint of the heavy network, or name of a model')
     command.add_argument(
         '--with',
@@ -27,47 +27,47 @@ def add_parser(commands: arguments.Commands) -> None:
         nargs='+',
         required=True,
         metavar='LIGHT',
-        help='1 to 4 lighter ones of the same scale, or bicubic')
+        help='1 to 4 lighter networks of the same scale, or bicubic')
     command.add_argument(
         '-i',
         dest='input',
         required=True,
         metavar='FOLDER',
-        help='pictures like those to be upscaled, as they are, or a folder with lq/ and gt/; with --reference gt '
-        'photographs, which are made small, or such a folder')
-    command.add_argument('-o', dest='output', required=True, metavar='OUT', help='file to write: .pth or .safetensors')
+        help='images like those you upscale, as they are, or a folder with lq/ and gt/; with --reference gt: '
+        'photographs, which are downscaled, or such a folder')
+    command.add_argument('-o', dest='output', required=True, metavar='OUT', help='output file: .pth or .safetensors')
     command.add_argument(
         '-opt',
         dest='options',
         nargs='+',
         default=[],
         metavar='FILE',
-        help="option files of those networks that do not describe themselves, BasicSR's own, in any order")
+        help="option files, in any order, for checkpoints without a description, such as those of BasicSR's own models")
     command.add_argument(
         '--reference',
         choices=('hardest', 'gt'),
         default='hardest',
-        help="learn how far lighter networks are from HEAVY's picture, or from the ground truth (default: hardest)")
+        help="what errors are measured against: HEAVY's image, or the ground truth (default: hardest)")
     goals = command.add_mutually_exclusive_group()
     goals.add_argument(
         '--fidelity',
         type=float,
         metavar='DB',
-        help="PSNR towards HEAVY's picture that routing keeps to, of all pictures together (default: 45)")
+        help="PSNR relative to HEAVY's image that routing maintains, over all images together (default: 45)")
     goals.add_argument(
         '--max-loss',
         type=float,
         metavar='DB',
-        help='with --reference gt: dB that routing may cost, against HEAVY alone, of all pictures together '
+        help='with --reference gt: PSNR that routing may lose against HEAVY alone, over all images together '
         '(default: 0.02)')
-    command.add_argument('--limit', type=arguments.count, metavar='N', help='only the first N pictures')
+    command.add_argument('--limit', type=arguments.count, metavar='N', help='use only the first N images')
     command.add_argument('--overwrite', action='store_true', help='replace an existing OUT')
     command.add_argument(
         '--precision',
         choices=PRECISIONS,
         default=Settings.precision,
-        help=f'of the networks (default: {Settings.precision})')
-    command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+        help=f'precision of the networks (default: {Settings.precision})')
+    command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if available)')
 
 
 def run(args: argparse.Namespace) -> int:

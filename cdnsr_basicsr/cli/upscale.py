@@ -10,67 +10,70 @@ from . import arguments
 
 
 def add_parser(commands: arguments.Commands) -> None:
-    command = arguments.new_command(commands, 'upscale', 'upscale pictures with a trained network', run)
+    command = arguments.new_command(commands, 'upscale', 'upscale images with a trained network', run)
     command.add_argument(
-        '-m', dest='model', metavar='MODEL', help=f'{arguments.CHECKPOINT}, or a folder that export has written')
+        '-m', dest='model', metavar='MODEL', help=f'{arguments.CHECKPOINT}, or a folder written by export')
     command.add_argument(
         '-opt', metavar='FILE', help='option file that describes MODEL, or names it at path.pretrain_network_g')
     command.add_argument(
         '--backend',
         choices=BACKENDS,
-        help='what runs the network (default: torch; for an exported network openvino or onnxruntime, on the CPU)')
-    command.add_argument('-i', dest='input', required=True, metavar='FILE_OR_FOLDER', help='picture or folder')
-    command.add_argument('-o', dest='output', required=True, metavar='FOLDER', help='folder for the results')
+        help='runtime of the network (default: torch; for an exported network openvino or onnxruntime, on the CPU)')
+    command.add_argument('-i', dest='input', required=True, metavar='FILE_OR_FOLDER', help='image, or folder of images')
+    command.add_argument('-o', dest='output', required=True, metavar='FOLDER', help='output folder')
     limits = command.add_mutually_exclusive_group()
     limits.add_argument(
         '--budget',
         type=float,
         metavar='FRACTION',
-        help='cost of all pictures together, of that of the hardest branch on whole pictures; classifier and tile '
-        'overlap count (default: no limit: what the price in the network is worth, or each tile its most probable '
-        'branch)')
+        help='largest cost of all images together, relative to the hardest branch on whole images, including '
+        'classifier and tile overlap (default: no limit; the price stored in the network decides, or each tile gets '
+        'its most probable branch)')
     limits.add_argument(
-        '--target-ms', type=float, metavar='MS', help='time per picture instead, on average, by measured speed')
+        '--target-ms', type=float, metavar='MS', help='instead of a budget: average time per image, by measured speed')
     limits.add_argument(
         '--max-loss',
         type=float,
         metavar='DB',
-        help='PSNR that may be lost against the hardest branch instead, as predicted: as cheap as that allows')
+        help='instead of a budget: largest predicted loss of PSNR against the hardest branch, at the least cost')
     limits.add_argument(
         '--fidelity',
         type=float,
         metavar='DB',
-        help="PSNR towards the hardest branch's picture instead, as predicted by a router of basicsr route")
+        help="instead of a budget: predicted PSNR relative to the hardest branch's image (networks of basicsr route)")
     command.add_argument(
         '--per-picture',
         action='store_true',
-        help='the limit holds for each picture by itself (default: for the folder, at one price of quality; only of '
-        'routers that predict errors)')
+        help='apply the limit to each image separately (default: to the folder as a whole, at one price, if the router '
+        'predicts errors)')
     command.add_argument(
         '--weigh',
         choices=WEIGHED,
         default=WEIGHED[0],
-        help='what of a folder counts alike: errors of all pixels, or decibels of all pictures (default: pixels)')
+        help='what counts equally in a folder: errors of all pixels, or decibels of all images (default: pixels)')
     command.add_argument(
         '--cost',
         choices=COSTS,
         default=Settings.cost,
-        help='what --budget counts: multiply-accumulates or measured time (default: latency for branches of different '
-        'archs, else macs)')
-    command.add_argument('--map', action='store_true', help='write difficulty maps too, as NAME_map.png')
+        help='what --budget counts: multiply-accumulates or measured time (default: latency if the branches have '
+        'different archs, otherwise macs)')
+    command.add_argument('--map', action='store_true', help='also write difficulty maps, as NAME_map.png')
     command.add_argument(
-        '--scale', type=float, metavar='S', help='upsampling factor of a PCSR network, such as 2.5 (default: its own)')
+        '--scale',
+        type=float,
+        metavar='S',
+        help='upscaling factor of a PCSR network, for example 2.5 (default: its own)')
     arguments.add_engine(command)
-    command.add_argument('--suffix', default='', help='added to the names of the results')
+    command.add_argument('--suffix', default='', help='appended to the names of the results')
     command.add_argument(
         '--ext',
         metavar='EXT',
-        help='format of the results: png, tif, jpg or webp (default: TIFF stays TIFF, all else becomes png)')
+        help='format of the results: png, tif, jpg or webp (default: tif for TIFF, otherwise png)')
     command.add_argument(
-        '--shard', metavar='I/N', help='do the I-th of N parts of a folder (torchrun: one part per process)')
+        '--shard', metavar='I/N', help='process the I-th of N parts of a folder (torchrun: one part per process)')
     arguments.add_max_megapixels(command)
     command.add_argument(
-        '--strip-metadata', action='store_true', help='results without EXIF and XMP; the colour profile is kept')
+        '--strip-metadata', action='store_true', help='drop EXIF and XMP from the results; the colour profile is kept')
     command.add_argument('--overwrite', action='store_true', help='replace existing results')
 
 
