@@ -58,6 +58,7 @@ setup(
     ],
     extras_require={
         'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *FORMATS, *ONNX, *OPENVINO, *SPANDREL],
+        'docs': ['mkdocs-material>=9.6'],  # of mkdocs.yml
         'formats': FORMATS,
         'onnx': ONNX,
         'openvino': OPENVINO,

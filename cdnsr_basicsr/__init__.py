@@ -26,13 +26,18 @@ def register() -> None:
     from . import archs, data, losses, models  # noqa: F401
 
 
-def load_plugins() -> None:
-    """Registers all other plugins in the entry-point group `basicsr.plugins`, then this one, which yields names."""
-    _compat.patch_basicsr()
+def plugins() -> list[metadata.EntryPoint]:
+    """The plugins in the entry-point group `basicsr.plugins`, this one last, which yields names."""
     points = metadata.entry_points()
     # Python 3.9 returns a dict of groups
     group = points.select(group='basicsr.plugins') if hasattr(points, 'select') else points.get('basicsr.plugins', ())
-    for point in group:
+    return sorted(group, key=lambda point: point.value.startswith(f'{__name__}:'))
+
+
+def load_plugins() -> None:
+    """Registers all other plugins, then this one, also where it is not installed."""
+    _compat.patch_basicsr()
+    for point in plugins():
         if point.value.startswith(f'{__name__}:'):
             continue
         try:

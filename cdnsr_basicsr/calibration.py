@@ -9,14 +9,15 @@ import torch
 from pathlib import Path
 from torch import nn
 from tqdm import tqdm
-from typing import NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple, Optional, Sequence
 
 from .evaluation import PairStore, quality_of, to_tensor
 from .files import make_writable, replace_when_done
 from .inference import TileUpscaler
 from .inference.network import branches_of, routed
-from .inference.speed import Speed, cache_folder, machine
+from .inference.speed import Speed, machine
 from .inference.tiling import PATCH_SIZE
+from .machine import cache_folder
 from .options import OptionError
 from .zoo import find_checkpoint, is_shipped
 
@@ -69,6 +70,10 @@ class Calibration(NamedTuple):
     def hardest(self) -> int:
         """The branch that leaves the least error."""
         return max(range(len(self.branch_psnr)), key=self.branch_psnr.__getitem__)
+
+    def content(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return dict(self._asdict(), points=[point._asdict() for point in self.points])
 
 
 def calibration_path(model: str) -> Path:
@@ -185,8 +190,7 @@ def calibrate(net: nn.Module,
         describe(net), machine(upscaler.device), precision, patch_size, step, photographs,
         *upscaler.measure_speed(fresh=True), branch_psnr, kept, points)
     with replace_when_done(path) as temporary:
-        content = dict(table._asdict(), points=[point._asdict() for point in points])
-        temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+        temporary.write_text(json.dumps(table.content(), indent=1) + '\n', encoding='utf-8')
     return table
 
 

@@ -204,6 +204,23 @@ def run(*command):
     return output
 
 
+def strict_json(text):
+    """One JSON object by a strict parser: Python's own takes NaN and Infinity, too."""
+
+    def refuse(name):
+        raise ValueError(f'{name} is no JSON')
+
+    content = json.loads(text, parse_constant=refuse)
+    assert isinstance(content, dict)
+    return content
+
+
+def documented(command):
+    """Keys that docs/Json.md names in the tables of a command."""
+    section = (ROOT / 'docs/Json.md').read_text().split(f'\n## {command}\n')[1].split('\n## ')[0]
+    return set(re.findall(r'`(.*?)`', ' '.join(re.findall(r'^\| (`[^|]*`) \|', section, re.M))))
+
+
 def iterations(output):
     return [int(number) for number in re.findall(r'iter: *(\d+), lr', output)]
 

@@ -28,19 +28,21 @@ ALLOWED = {
     'complexity': set(),
     'decoding': set(),
     'conversion': {'archs', 'checkpoint', 'files', 'options'},
+    'environment': {'__init__', '_compat', 'machine', 'zoo'},
     'files': {'options'},
+    'machine': set(),
     'options': set(),
     'zoo': {'options'},
     'checkpoint': {'files', 'inference', 'options', 'registration', 'zoo'},
     'evaluation': {'data', 'inference', 'options'},
-    'inference': {'complexity', 'decoding', 'files', 'options', 'settings'},
+    'inference': {'complexity', 'decoding', 'files', 'machine', 'options', 'settings'},
     'settings': {'options'},
     'loading': {'__init__', 'calibration', 'conversion', 'export', 'inference', 'memory', 'options', 'settings'},
     'benchmark': {
         '__init__', 'archs', 'calibration', 'complexity', 'conversion', 'evaluation', 'export', 'files', 'inference',
         'loading', 'memory', 'options'
     },
-    'calibration': {'evaluation', 'files', 'inference', 'options', 'zoo'},
+    'calibration': {'evaluation', 'files', 'inference', 'machine', 'options', 'zoo'},
     'data':
     {'archs', 'checkpoint', 'conversion', 'files', 'inference', 'losses', 'options', 'registration', 'settings'},
     'export': {'files', 'inference', 'options'},
@@ -52,8 +54,8 @@ ALLOWED = {
     'spandrel_support': {'__init__', 'checkpoint', 'inference'},
     'pipeline': {'__init__', 'checkpoint', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
-        '__init__', 'archs', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'export', 'files',
-        'inference', 'loading', 'memory', 'options', 'pipeline', 'router', 'routing', 'settings', 'zoo'
+        '__init__', 'archs', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'environment', 'export',
+        'files', 'inference', 'loading', 'memory', 'options', 'pipeline', 'router', 'routing', 'settings', 'zoo'
     },
 }
 
@@ -193,7 +195,7 @@ def test_usage_in_the_docs_equals_help(capsys):
         usage[block[0]] = block[1]
     assert set(usage) == {
         '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'convert --help', 'export --help',
-        'models --help', 'upscale --help', 'route --help', 'calibrate --help', 'benchmark --help'
+        'models --help', 'upscale --help', 'route --help', 'calibrate --help', 'benchmark --help', 'env --help'
     }
     for command, text in usage.items():
         with pytest.raises(SystemExit):

@@ -11,12 +11,12 @@ from ..evaluation import PairStore, pooled_psnr
 from ..export import check_backend
 from ..inference.speed import machine
 from ..options import OptionError
-from .report import markdown, summary, write_report
+from .report import as_dict, markdown, summary, write_report
 from .rows import Measured, Network, Row, Settings, rows_of
 from .runners import network_of
 from .worker import running_worker
 
-__all__ = ['Measured', 'Row', 'Settings', 'benchmark', 'markdown', 'write_report']
+__all__ = ['Measured', 'Row', 'Settings', 'as_dict', 'benchmark', 'markdown', 'write_report']
 
 
 def benchmark(settings: Settings) -> tuple[list[Measured], str, list[tuple[str, str]]]:

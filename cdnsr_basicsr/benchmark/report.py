@@ -66,6 +66,27 @@ def cells(measured: Measured, label: str) -> list[str]:
     ]
 
 
+def as_dict(measured: Measured) -> dict[str, Any]:
+    """One row of the table as numbers; NaN where one could not be measured."""
+    m, row = measured, measured.row
+    return dict(
+        model=row.model,
+        network=m.network,
+        method=row.name,
+        precision=row.precision,
+        backend=row.backend,
+        budget=row.budget,
+        psnr=m.psnr,
+        pooled=m.pooled,
+        ssim=m.ssim,
+        kmacs_per_pixel=m.kmacs,
+        mflops_per_patch=m.patch_mflops,
+        ms_per_megapixel=m.ms,
+        times_basicsr=m.speed,
+        peak_mib=m.peak_mib,
+        shares=list(m.shares) if row.kind in ROUTED else [])
+
+
 def table(measured: Sequence[Measured]) -> list[list[str]]:
     """The table as text, without its head."""
     names = labels([m.row.model for m in measured])

@@ -10,13 +10,13 @@ import threading
 from importlib import import_module
 from typing import Any, Iterator, NoReturn, Optional, Sequence
 
-from .. import __version__
 from ..options import OptionError
 from ..pipeline import RunFailed
 
 # modules beside this one, in the order of --help: each has add_parser and run (train has test too), and imports what is
 # slow to import where it runs
-COMMANDS = ('train', 'prepare', 'label', 'export', 'upscale', 'models', 'convert', 'route', 'calibrate', 'benchmark')
+COMMANDS = ('train', 'prepare', 'label', 'export', 'upscale', 'models', 'convert', 'route', 'calibrate', 'benchmark',
+            'env')
 TRAINING = ('train', 'test')  # BasicSR's pipelines see to signals and errors of files themselves
 
 
@@ -27,10 +27,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {message} (see {self.prog} --help)\n')
 
 
+class Version(argparse.Action):
+    """Imports torch only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> NoReturn:
+        from ..environment import summary
+        print(summary(), end='')
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog='basicsr', description='Train, run and compare super-resolution networks with BasicSR and its plugins.')
-    parser.add_argument('--version', action='version', version=f'cdnsr_basicsr {__version__}')
+    parser.add_argument(
+        '--version',
+        action=Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help='show the versions of this package and torch, the device and the plugins, and exit')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name in COMMANDS:
         import_module(f'{__name__}.{name}').add_parser(commands)
@@ -65,8 +79,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: Arguments without the program's name. Default: those of the process.
 
     Returns:
-        Exit code: 0 done; 1 done but some files were left out, or a run that was set up has failed; 2 a mistake in the
-            options or arguments.
+        Exit code: 0 done; 1 done but some files were left out, a run that was set up has failed, or, of env, something
+            cannot be imported; 2 a mistake in the options or arguments.
     """
     args = build_parser().parse_args(argv)
     if hasattr(sys.stdout, 'reconfigure'):

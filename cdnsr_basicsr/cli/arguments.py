@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import json
+import math
 import os
 import re
 import sys
@@ -19,6 +22,7 @@ FLAGS = {field.name: '--' + field.name.replace('_', '-') for field in fields(Set
 FLAGS.update(model='-m', opt='-opt')
 Commands = Any  # what argparse's add_subparsers returns, a class without a public name
 Run = Callable[[argparse.Namespace], int]
+Say = Callable[[str, dict[str, Any]], None]
 
 
 def new_command(commands: Commands, name: str, text: str, run: Run) -> argparse.ArgumentParser:
@@ -33,6 +37,56 @@ def new_command(commands: Commands, name: str, text: str, run: Run) -> argparse.
     command = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     return command
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """For commands whose run `answers`."""
+    command.add_argument(
+        '--json', action='store_true', help='print one JSON object instead of text (docs/Json.md has its keys)')
+
+
+def answers(run: Callable[[argparse.Namespace, Say], int]) -> Run:
+    """Makes the `run` of a command with `--json` of a function that says what it has found as text and as content.
+
+    With `--json`, standard output holds the content alone: what the command, plugins, libraries and processes print
+    meanwhile goes to standard error. Where the function raises, nothing is printed.
+    """
+
+    @functools.wraps(run)
+    def answering(args: argparse.Namespace) -> int:
+        if not args.json:
+            return run(args, lambda text, content: print(text, end=''))
+        said: list[dict[str, Any]] = []
+        with standard_output_to_error():
+            code = run(args, lambda text, content: said.append(content))
+        for content in said:
+            print(json.dumps(finite(content), indent=1, allow_nan=False))
+        return code
+
+    return answering
+
+
+@contextlib.contextmanager
+def standard_output_to_error() -> Iterator[None]:
+    """Prints to standard error what is printed to standard output, by other processes and in other languages too."""
+    sys.stdout.flush()
+    output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+
+
+def finite(value: Any) -> Any:
+    """None in the place of numbers that are not finite, which JSON does not have, within lists and dicts too."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def count(text: str) -> int:
@@ -126,6 +180,11 @@ def say_what_is_missing(folder: str, notes: Sequence[tuple[str, str]], left_out:
         endings.setdefault(path.suffix or 'no ending', []).append(os.path.relpath(path, folder))
     for ending, names in sorted(endings.items()):
         print(f'Left alone, no picture by its ending: {ending}: {", ".join(names)}')
+
+
+def reasons(photographs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Files that were left out, or failed, and why, as --json has them."""
+    return [dict(path=path, reason=reason) for path, reason in photographs]
 
 
 def say_left_out(photographs: Sequence[tuple[str, str]]) -> int:

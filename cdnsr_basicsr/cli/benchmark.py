@@ -66,12 +66,14 @@ def add_parser(commands: arguments.Commands) -> None:
         choices=BACKENDS,
         default=[BACKENDS[0]],
         help='runtimes for the networks in tiles (default: torch)')
+    arguments.add_json(command)
 
 
-def run(args: argparse.Namespace) -> int:
+@arguments.answers
+def run(args: argparse.Namespace, say: arguments.Say) -> int:
     arguments.check_budgets(args.budgets)
     load_plugins()
-    from ..benchmark import Settings, benchmark, markdown, write_report
+    from ..benchmark import Settings, as_dict, benchmark, markdown, write_report
     from ..files import make_writable
     from ..inference.pixel_upscaler import PATCH_SIZE
     from ..loading import check_tile, choose_device
@@ -87,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
         make_writable(args.output)
     settings = Settings(precisions=args.precision, **arguments.given_for(Settings, args))
     measured, text, left_out = benchmark(settings)
-    print(f'{text}\n\n{markdown(measured)}', end='')
+    say(f'{text}\n\n{markdown(measured)}',
+        dict(measured=text, rows=[as_dict(row) for row in measured], left_out=arguments.reasons(left_out)))
     if args.output:
         write_report(measured, text, args.output)
     return arguments.say_left_out(left_out)

@@ -18,9 +18,11 @@ def add_parser(commands: arguments.Commands) -> None:
         '--budgets', type=float, nargs='+', metavar='FRACTION', help='budgets to measure (default: 0.3 to 1.2)')
     command.add_argument('--limit', type=arguments.count, metavar='N', help='use only the first N photographs')
     arguments.add_engine(command, routed_only=True)
+    arguments.add_json(command)
 
 
-def run(args: argparse.Namespace) -> int:
+@arguments.answers
+def run(args: argparse.Namespace, say: arguments.Say) -> int:
     budgets = arguments.check_budgets(args.budgets or [])
     from ..calibration import BUDGETS, calibrate, calibration_path, markdown
     from ..inference import default_patch_size
@@ -32,5 +34,7 @@ def run(args: argparse.Namespace) -> int:
     left_out: list[tuple[str, str]] = []
     table = calibrate(net, args.model, args.input, args.precision, budgets or BUDGETS, patch_size, step, args.limit,
                       left_out)
-    print(f'{markdown(table)}\nWrote {calibration_path(args.model)}.')
+    path = calibration_path(args.model)
+    say(f'{markdown(table)}\nWrote {path}.\n',
+        dict(table.content(), file=str(path), left_out=arguments.reasons(left_out)))
     return arguments.say_left_out(left_out)

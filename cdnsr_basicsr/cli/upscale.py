@@ -75,9 +75,11 @@ def add_parser(commands: arguments.Commands) -> None:
     command.add_argument(
         '--strip-metadata', action='store_true', help='drop EXIF and XMP from the results; the colour profile is kept')
     command.add_argument('--overwrite', action='store_true', help='replace existing results')
+    arguments.add_json(command)
 
 
-def run(args: argparse.Namespace) -> int:
+@arguments.answers
+def run(args: argparse.Namespace, say: arguments.Say) -> int:
     for flag, value in (('-i', args.input), ('-o', args.output)):
         if not value:
             raise OptionError(flag, 'expected a path, but got nothing')
@@ -90,15 +92,33 @@ def run(args: argparse.Namespace) -> int:
         named = ('suffix', 'ext', 'map', 'overwrite', 'shard', 'max_megapixels', 'strip_metadata', 'per_picture',
                  'weigh')
         done = upscaler.upscale_folder(args.input, args.output, **{name: getattr(args, name) for name in named})
-    print(f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
-          f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.')
-    if upscaler.routed and done.done:
-        shares = ' / '.join(f'{100 * number / sum(done.counts):.0f}' for number in done.counts)
+    routed = upscaler.routed and done.done > 0
+    shares = [100 * number / sum(done.counts) for number in done.counts] if routed else []
+    text = (f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
+            f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.\n')
+    if routed:
         counted = ', in operations' if getattr(upscaler, 'by_time', False) else ''
-        print(f'{upscaler.unit} of class 0 to {len(done.counts) - 1}: {shares} %; cost {done.cost:.3f} of the hardest '
-              f'branch on whole pictures{counted}, classifier and tile overlap included.')
+        text += (f'{upscaler.unit} of class 0 to {len(done.counts) - 1}: '
+                 f'{" / ".join(f"{share:.0f}" for share in shares)} %; cost {done.cost:.3f} of the hardest branch on '
+                 f'whole pictures{counted}, classifier and tile overlap included.\n')
     if done.present:
-        print(f'Left alone, there already: {done.present} (--overwrite replaces them{", with maps" * args.map}).')
+        text += f'Left alone, there already: {done.present} (--overwrite replaces them{", with maps" * args.map}).\n'
+    say(
+        text,
+        dict(
+            output=args.output,
+            scale=upscaler.scale,
+            done=done.done,
+            present=done.present,
+            failed=arguments.reasons(done.failed),
+            notes=[dict(path=path, note=note) for path, note in done.notes],
+            left_out=[str(path) for path in done.left_out],
+            megapixels=done.megapixels,
+            seconds=done.seconds,
+            cost=done.cost if routed else None,
+            unit=upscaler.unit.lower() if routed else None,
+            counts=done.counts if routed else [],
+            shares=shares))
     arguments.say_what_is_missing(args.input, done.notes, done.left_out)
     for path, reason in done.failed:
         print(f'Failed: {path}: {reason}', file=sys.stderr)

@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import torch
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
 from ..complexity import LONG, measure_latency
 from ..files import replace_when_done
+from ..machine import cpu_model, speed_file
 
 MAX_TILES = {'cpu': (1, 2, 4, 8), 'cuda': (1, 4, 16, 64, 256)}  # per forward pass, that are tried; bounds the memory
 # torch's own error aside: of the CUDA driver, of the CPU, of cuDNN and cuBLAS, and where cuDNN has no memory to work in
@@ -43,14 +42,8 @@ def machine(device: torch.device) -> str:
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
     else:
-        lines = Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
-        models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-        name = f'{(models or [platform.processor()])[0]}, {torch.get_num_threads()} threads'
+        name = f'{cpu_model()}, {torch.get_num_threads()} threads'
     return f'{name}, torch {torch.__version__}'
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'cdnsr_basicsr'
 
 
 def measured_speed(parts: Sequence[Callable[[torch.Tensor], Any]],
@@ -69,7 +62,7 @@ def measured_speed(parts: Sequence[Callable[[torch.Tensor], Any]],
         device: Where the tiles are.
         fresh: Whether to measure again what is known.
     """
-    path = cache_folder() / 'speed.json'
+    path = speed_file()
     measured = []
     for part, name in zip(parts, names):
         text = f'{machine(device)}\n{channels}x{patch_size}\n{name}'

@@ -18,6 +18,9 @@ from .pictures import planned_rows, upscaled_strips
 from .tiling import Rows
 from .upscaler import Plan, Upscaler
 
+# tqdm's own, without pictures per second, so that all of it fits into 80 columns
+BAR = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]'
+
 
 class Summary(NamedTuple):
     """What a run did.
@@ -177,9 +180,11 @@ def upscale_files(upscaler: Upscaler,
     failed = [(str(path), f'cannot be listed: {reason}') for path, reason in closed if first]
     notes: list[tuple[str, str]] = []
     begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * upscaler.num_classes
+    busy = 0.  # seconds, without those in which the folder is looked at
     alone = per_picture or len(sources) == 1
     with ExitStack() as stack:
-        for path in tqdm(sources[part - 1::parts], 'upscale', unit='picture', disable=None):
+        bar = stack.enter_context(tqdm(sources[part - 1::parts], 'upscale', disable=None, bar_format=BAR))
+        for path in bar:
             result = result_path(path, root, folder, suffix, extension)
             large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
             try:
@@ -195,8 +200,10 @@ def upscale_files(upscaler: Upscaler,
                     if not alone:  # now, for there is something to do
                         stack.enter_context(upscaler.together(_looked_at(upscaler, sources, max_megapixels), weigh))
                         alone = True
+                    start = time.perf_counter()
                     plan = _upscale_file(upscaler, path, result, large, map, overwrite, max_megapixels, strip_metadata,
                                          notes)
+                    busy += time.perf_counter() - start
             # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
             except (ImageError, OSError, RuntimeError, MemoryError) as error:
                 failed.append((str(path), ' '.join(str(error).split()).removeprefix(f'{path}: ')))
@@ -209,9 +216,19 @@ def upscale_files(upscaler: Upscaler,
             result_pixels += height * width
             spent += plan.cost * height * width
             counts = [total + more for total, more in zip(counts, plan.counts)]
+            bar.set_postfix_str(progress(upscaler, result_pixels / 1e6, busy, counts), refresh=False)
     seconds = time.perf_counter() - begin
     cost = spent / max(result_pixels, 1)
     return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts, notes, others if first else [])
+
+
+def progress(upscaler: Upscaler, megapixels: float, seconds: float, counts: Sequence[int]) -> str:
+    """What the bar says beside the number of pictures and the time left: the speed, and the share of each class."""
+    text = f'{megapixels / seconds:.2f} megapixels/s'
+    if upscaler.routed:
+        shares = '/'.join(f'{100 * number / sum(counts):.0f}' for number in counts)
+        text += f', {upscaler.unit.lower()} {shares} %'
+    return text
 
 
 def _looked_at(upscaler: Upscaler, sources: Sequence[Path], max_megapixels: float) -> Iterator[Rows]:

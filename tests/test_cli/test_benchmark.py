@@ -24,7 +24,7 @@ from cdnsr_basicsr.inference import TileUpscaler
 from cdnsr_basicsr.inference.tiling import TensorRows
 from cdnsr_basicsr.loading import upscaler_for
 from cdnsr_basicsr.options import OptionError
-from tests.helpers import carn, fsrcnn, photograph, spread, swinir
+from tests.helpers import carn, documented, fsrcnn, photograph, spread, strict_json, swinir
 
 
 @pytest.fixture
@@ -439,6 +439,89 @@ def test_rows_and_branches_that_are_not_finite_are_named(photographs, tmp_path, 
     save_checkpoint(dict(params=params, network_g=routed, scale=4), path)
     assert cli.main(['calibrate', *arguments, '-i', photographs]) == 2
     assert f'{path}: branch 1 makes values that are no finite numbers' in capsys.readouterr().err
+
+
+def numbers(row):
+    """Cells of the table from a row of --json."""
+    keys = dict(psnr=3, pooled=3, ssim=4, kmacs_per_pixel=2, mflops_per_patch=0, ms_per_megapixel=1, times_basicsr=2)
+    keys['peak_mib'] = 0
+    cells_of_row = ['-' if row[key] is None else f'{row[key]:.{digits}f}' for key, digits in keys.items()]
+    return [*cells_of_row, ' / '.join(f'{share:.0f}' for share in row['shares'])]
+
+
+def test_json_of_a_benchmark_says_what_the_table_says(monkeypatch, capfd):
+    nan = math.nan
+    rows = [
+        Measured(Row('a.pth', 'whole', True), 'CARN_M', *[nan] * 8, [0, 0, 100]),
+        Measured(Row('a.pth', 'routed', True, 'bfloat16', 0.5), 'CDNSR',
+                 *np.arange(1, 9) / 7, [25., 75., 0.])
+    ]
+    monkeypatch.setattr(benchmark, 'benchmark', lambda settings: (rows, 'a line', [('hr/1.png', 'is broken')]))
+    assert cli.main(['benchmark', '-m', 'a.pth', '--data', '.']) == 1
+    plain, plain_errors = capfd.readouterr()
+    assert cli.main(['benchmark', '-m', 'a.pth', '--data', '.', '--json']) == 1
+    output, errors = capfd.readouterr()
+    content = strict_json(output)
+    assert errors == plain_errors == 'Left out: hr/1.png: is broken\n'
+    assert content['measured'] == plain.splitlines()[0] == 'a line'
+    assert content['left_out'] == [dict(path='hr/1.png', reason='is broken')]
+    table = [line.strip('|').split('|') for line in plain.splitlines()[4:]]
+    assert len(table) == len(content['rows']) == 2
+    for cells_of_row, row in zip(table, content['rows']):
+        assert set(row) == documented('benchmark')
+        about = ['a', row['network'], row['method'], row['precision']]
+        assert [cell.strip() for cell in cells_of_row] == about + numbers(row)
+    assert [(row['budget'], row['backend'], row['psnr']) for row in content['rows']] == [(None, 'torch', None),
+                                                                                         (0.5, 'torch', 1 / 7)]
+
+
+@pytest.mark.slow
+def test_json_of_a_measured_benchmark_and_calibration(model, photographs, tmp_path, capfd):
+    arguments = ['-m', model, '--patch-size', '16', '--limit', '1', '--budgets', '0.5', '--json']
+    more = ['--data', photographs, '--repeat', '1', '--no-ssim', '-o', str(tmp_path / 'out')]
+    assert cli.main(['benchmark', *arguments, *more, '--singles', model]) == 2  # it is routed
+    assert capfd.readouterr().out == ''
+    assert cli.main(['benchmark', *arguments, *more]) == 0
+    content = strict_json(capfd.readouterr().out)
+    with open(tmp_path / 'out/benchmark.csv') as file:
+        table = list(csv.reader(file))[1:]
+    assert [row[4:] for row in table] == [numbers(row) for row in content['rows']] and len(table) > 4
+    assert (tmp_path / 'out/benchmark.md').read_text().startswith(f'{content["measured"]}\n\n')
+    assert content['rows'][0]['ssim'] is None and content['left_out'] == []
+
+    assert cli.main(['calibrate', *arguments, '-i', photographs]) == 0
+    content = strict_json(capfd.readouterr().out)
+    assert set(content) == documented('calibrate')
+    assert content.pop('file') == str(tmp_path / 'net.calibration.json') and content.pop('left_out') == []
+    assert content == json.loads((tmp_path / 'net.calibration.json').read_text())
+
+
+def test_json_of_a_calibration_says_what_the_table_says(model, monkeypatch, capfd):
+    table = calibration.Calibration(
+        ['a', 'b'], 'an abacus', 'bfloat16', 64, 60, 2, [4, 2, 1], [0.1, 0.25, 0.01], [30.5, math.nan], [1],
+        [calibration.Point(None, 0.5, 31, 20.25),
+         calibration.Point(0.3, 0.29, 30.75, math.inf)])
+    monkeypatch.setattr(calibration, 'calibrate', lambda *args: args[-1].append(('hr/1.png', 'is broken')) or table)
+    arguments = ['calibrate', '-m', model, '-i', 'hr']
+    assert cli.main(arguments) == 1
+    plain, plain_errors = capfd.readouterr()
+    assert cli.main([*arguments, '--json']) == 1
+    output, errors = capfd.readouterr()
+    content = strict_json(output)
+    assert errors == plain_errors == 'Left out: hr/1.png: is broken\n'
+    assert set(content) == documented('calibrate')
+    assert content['left_out'] == [dict(path='hr/1.png', reason='is broken')]
+    assert plain.endswith(f'\nWrote {content["file"]}.\n')
+    assert plain.startswith(f'{content["photographs"]} photographs, {content["precision"]}, tiles of at most '
+                            f'{content["patch_size"]}; {content["machine"]}\n')
+    assert content['branch_psnr'] == [30.5, None] and content['float32_branches'] == [1]
+    assert '| branch 0 | 0.100 | 4 | 30.500 |\n| branch 1 (float32) | 0.250 | 2 | nan |\n' in plain
+    assert (content['tile_ms'], content['max_tiles']) == ([0.1, 0.25, 0.01], [4, 2, 1])
+    assert content['points'] == [
+        dict(budget=None, cost=0.5, psnr=31, ms=20.25),
+        dict(budget=0.3, cost=0.29, psnr=30.75, ms=None)
+    ]
+    assert '| - | 0.500 | 31.000 | 20.2 |\n| 0.3 | 0.290 | 30.750 | inf |\n' in plain
 
 
 @pytest.mark.parametrize('command,message', [

@@ -1,5 +1,6 @@
 """`basicsr upscale`: right pictures of every kind and size, one clear line for a mistake, and nothing lost."""
 import cv2
+import io
 import logging
 import numpy as np
 import os
@@ -25,7 +26,7 @@ from cdnsr_basicsr import cli
 from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.inference import TileUpscaler, image_io, tile_upscaler, upscale
 from cdnsr_basicsr.inference.speed import Speed
-from tests.helpers import carn, decode_by_pypng, fsrcnn, spread, turned
+from tests.helpers import carn, decode_by_pypng, documented, fsrcnn, spread, strict_json, turned
 
 
 @ARCH_REGISTRY.register()
@@ -823,6 +824,75 @@ def test_a_picture_on_which_the_network_fails_does_not_stop_the_others(run, caps
     assert run('--map') == 1
     assert capsys.readouterr().err.splitlines()[-1] == f'Failed: in/b.png: {" ".join(str(error).split())}'
     assert written() == ['a.png', 'a_map.png', 'c.png', 'c_map.png']
+
+
+# what is said to people and to programs
+
+
+def test_json_says_what_the_text_says(run, capfd):
+    for i in range(3):
+        save(f'in/{i}.png', photo(30 + i, 40, seed=i))
+    frames = [Image.fromarray(photo(20, 33, seed=seed)) for seed in range(2)]
+    frames[0].save('in/frames.gif', save_all=True, append_images=frames[1:])
+    Path('in/broken.png').write_text('no picture')
+    Path('in/notes.txt').write_text('no picture')
+    for output in ('plain', 'json'):
+        save(f'{output}/0.png', photo(2, 2))
+    assert run(output='plain') == 1
+    plain, plain_errors = capfd.readouterr()
+    assert run('--json', output='json') == 1
+    output, errors = capfd.readouterr()
+    content = strict_json(output)
+    assert set(content) == documented('upscale')
+    assert (content['output'], content['scale'], content['done'], content['present']) == ('json', 2, 3, 1)
+    assert plain.startswith(f'Upscaled 3 pictures x2 to plain: {content["megapixels"]:.1f} megapixels in ')
+    assert content['megapixels'] == 4 * (31 * 40 + 32 * 40 + 20 * 33) / 1e6 and content['seconds'] > 0
+    shares = ' / '.join(f'{share:.0f}' for share in content['shares'])
+    assert f'Tiles of class 0 to 2: {shares} %; cost {content["cost"]:.3f} of' in plain and content['unit'] == 'tiles'
+    assert content['shares'] == [100 * count / sum(content['counts']) for count in content['counts']]
+    assert content['notes'] == [dict(path='in/frames.gif', note='only the first of 2 frames')]
+    assert content['left_out'] == ['in/notes.txt']
+    assert [failure['path'] for failure in content['failed']] == ['in/broken.png']
+    assert plain_errors == f'Failed: in/broken.png: {content["failed"][0]["reason"]}\n'
+    notes = [line for line in plain.splitlines() if line.startswith(('Not the whole of', 'Left alone, no picture'))]
+    assert len(notes) == 2 and errors.splitlines() == [*notes, *plain_errors.splitlines()]
+
+
+def test_json_of_a_network_without_classes(run, capfd):
+    save('in/a.png', photo(20, 33))
+    assert run('--json', model='plain') == 0
+    content = strict_json(capfd.readouterr().out)
+    assert content['done'] == 1 and content['cost'] is content['unit'] is None
+    assert content['counts'] == content['shares'] == []
+    assert run('--json') == 0  # of one with classes, but nothing to do
+    content = strict_json(capfd.readouterr().out)
+    assert (content['done'], content['present'], content['cost'], content['shares']) == (0, 1, None, [])
+
+
+class Terminal(io.StringIO):
+    """Standard error of 80 columns, as far as tqdm asks."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize('model', ['cdnsr_x2', 'plain'])
+def test_a_terminal_shows_speed_time_left_and_shares(run, capsys, monkeypatch, model):
+    for i in range(3):
+        save(f'in/{i}.png', photo(20, 30 + i, seed=i))
+    terminal = Terminal()
+    monkeypatch.setenv('COLUMNS', '80')
+    monkeypatch.setenv('LINES', '24')
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, 'stderr', terminal)
+        assert run(model=model) == 0
+    output, errors = capsys.readouterr()
+    last = re.split(r'[\r\n]+', terminal.getvalue().strip())[-1]
+    shares = re.search('class 0 to 2: (.*) %;', output)
+    said = f', tiles {shares[1].replace(" ", "")} %' if shares else ''
+    assert (model == 'plain') == (not said)
+    assert re.fullmatch(r'upscale: 100%\|.*\| 3/3 \[\d\d:\d\d<00:00, \d+\.\d\d megapixels/s' + said + r'\]', last), last
+    assert errors == '' and run('--overwrite', model=model) == 0 and capsys.readouterr().err == ''
 
 
 # budgets and maps
