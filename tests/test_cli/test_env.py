@@ -115,17 +115,17 @@ def test_without_torch_from_the_beginning():
 
 
 def test_a_plugin_that_fails_is_named_and_the_others_are_loaded(installed, capfd, tmp_path, monkeypatch):
-    (tmp_path / 'other_plugin.py').write_text('loaded = []\nregister = lambda: loaded.append(1)\n')
+    (tmp_path / 'plugin_of_env.py').write_text('loaded = []\nregister = lambda: loaded.append(1)\n')
     monkeypatch.syspath_prepend(str(tmp_path))
     installed(OWN, metadata.EntryPoint('broken', 'no_such_module:register', 'basicsr.plugins'),
-              metadata.EntryPoint('other', 'other_plugin:register', 'basicsr.plugins'))
+              metadata.EntryPoint('other', 'plugin_of_env:register', 'basicsr.plugins'))
     code, output, errors = env(capfd)
     assert code == 1
     assert errors == "Failed: plugin broken: ModuleNotFoundError: No module named 'no_such_module'\n"
     assert re.findall(r'^plugin (\w+)', output, re.M) == ['broken', 'other', 'cdnsr']
-    assert len(sys.modules['other_plugin'].loaded) == 1
+    assert len(sys.modules['plugin_of_env'].loaded) == 1
     assert version(capfd)[2] == 'plugins: broken, other, cdnsr'
-    assert len(sys.modules['other_plugin'].loaded) == 1  # named only
+    assert len(sys.modules['plugin_of_env'].loaded) == 1  # named only
 
 
 def test_an_extra_that_is_broken_is_named(installed, capfd, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from pathlib import Path
 
 from cdnsr_basicsr import cli
-from cdnsr_basicsr.checkpoint import load_checkpoint
+from cdnsr_basicsr.checkpoint import load_checkpoint, weights_of
 from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.models import CDNSRModel
 from tests.helpers import fsrcnn
@@ -25,7 +25,8 @@ def still_opt(train_opt):
 
 
 def trained():
-    return load_checkpoint('experiments/tiny/models/net_g_latest.pth')['params']
+    path = 'experiments/tiny/models/net_g_latest.pth'
+    return weights_of(load_checkpoint(path), path, 'params')
 
 
 def same(weights, name):
