@@ -23,7 +23,11 @@ def register() -> None:
     This is the entry point of the group ``basicsr.plugins``. Calling it again does nothing.
     """
     _compat.patch_basicsr()
+    from basicsr.utils.registry import ARCH_REGISTRY
     from . import archs, data, losses, models  # noqa: F401
+    from .registration import beside_others
+    with beside_others(ARCH_REGISTRY):
+        from .conversion import spandrel_network  # noqa: F401
 
 
 def plugins() -> list[metadata.EntryPoint]:

@@ -362,7 +362,6 @@ def set_price(mapper: Any, examples: Mapping[int, Example], sample: Sample, cost
         mapper.margin = margin_of(*routed_errors(mapper, held_back), costs, price_for(predicted, sizes, costs, goal),
                                   goal)
     mapper.price = price_for(predicted, sizes, costs, goal.asked(mapper.margin))
-    mapper.costs.copy_(costs)
 
 
 def spent(mapper: Any, examples: Sequence[Example], costs: torch.Tensor) -> float:

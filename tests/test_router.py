@@ -297,6 +297,7 @@ def test_what_a_lighter_network_does_better_it_gets(folder, capsys):
       ], '--fidelity: goes with --reference hardest'),
     (['bare.pth', '--with', 'bicubic', '-opt', 'other.yml'], 'does not fit the network FSRCNN'),
     (['heavy.pth', '--with', 'bicubic', '-o', 'taken.pth'], 'taken.pth: is there already; --overwrite replaces it'),
+    (['heavy.pth', '--with', 'bicubic', '-o', 'mine.pth'], 'mine.png: is there already; --overwrite replaces it'),
     (['heavy.pth', '--with', 'bicubic', '-o', 'out.txt'], 'expected a name that ends in .pth or .safetensors'),
     (['heavy.pth', '--with', 'bicubic', '-i', 'small'], 'holds no photograph of at least 144 pixels on each side'),
     (['heavy.pth', '--with', 'bicubic', '-i', 'small', '--reference', 'gt'], 'of at least 288 pixels on each side'),
@@ -306,6 +307,7 @@ def test_mistakes_are_one_line_and_write_nothing(folder, tiny_net, capsys, argum
     (folder / 'small').mkdir()
     cv2.imwrite('small/a.png', photograph(100, 300))
     (folder / 'taken.pth').write_bytes(b'mine')
+    (folder / 'mine.png').write_bytes(b'mine')
     torch.save(network(carn(4, 2)).state_dict(), 'bare.pth')
     (folder / 'other.yml').write_text('network_g: {type: FSRCNN, num_feat: 4, upscale: 2}')
     for name, block, scale in (('x4.pth', fsrcnn(4), 4), ('routed.pth', tiny_net(2), 2)):

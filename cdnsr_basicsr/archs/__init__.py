@@ -11,10 +11,9 @@ with beside_others(ARCH_REGISTRY, upstream=True):
     from .plain_conv_arch import PlainConvSR
     from .smfanet_arch import SMFANet
     from .span_arch import SPAN
-    from .spandrel_arch import Spandrel
     from .spanv2_arch import SPANV2
 
 __all__ = [
     'CARN_M', 'CDNSR', 'ErrorMap', 'ErrorPredictor', 'ETDS', 'FSRCNN', 'Interpolation', 'PCSR', 'PatchClassifier',
-    'PlainConvSR', 'Routing', 'SMFANet', 'SPAN', 'SPANV2', 'Spandrel'
+    'PlainConvSR', 'Routing', 'SMFANet', 'SPAN', 'SPANV2'
 ]

@@ -72,6 +72,9 @@ def add_parser(commands: arguments.Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     arguments.check_checkpoint_to_write(args.output, args.overwrite)
+    picture = Path(args.output).with_suffix('.png')
+    if picture.exists() and not args.overwrite:
+        raise OptionError(str(picture), 'is there already; --overwrite replaces it')
     if len(args.lighter) > 4:
         raise OptionError('--with', f'expected 1 to 4 networks, but got {len(args.lighter)}')
     for flag, value, reference in (('--fidelity', args.fidelity, 'hardest'), ('--max-loss', args.max_loss, 'gt')):
@@ -112,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
                        precision=args.precision)
     except ValueError as error:
         raise OptionError('--with', str(error)) from error
-    picture = Path(args.output).with_suffix('.png')
     save(Converted(routed.net.cpu(), routed.block, 'own', ()), args.output)
     draw(routed, picture)
     held_back = 'others' if routed.apart else 'other parts of the same (of others only from 3 photographs on)'

@@ -16,12 +16,16 @@ class SpandrelFamily(Family):
 
     def detect(self, source: Source) -> bool:
         with contextlib.suppress(ImportError):
-            return self._architecture(source) is not None
+            from .spandrel_network import spandrel_registry
+            known = spandrel_registry().architectures('detection')
+            from spandrel import canonicalize_state_dict
+            state = canonicalize_state_dict(dict(source.state))
+            return any(support.detect(state) for support in known)
         return False
 
     def load(self, source: Source, upscale: int) -> Found:
-        from ..archs.spandrel_arch import check_upscales
-        descriptor = self._architecture(source).load(self._state(source))
+        from .spandrel_network import check_upscales, spandrel_registry
+        descriptor = spandrel_registry().load(dict(source.state))
         check_upscales(descriptor)
         block = dict(
             type='Spandrel',
@@ -29,16 +33,3 @@ class SpandrelFamily(Family):
             upscale=descriptor.scale,
             num_in_ch=descriptor.input_channels)
         return Found(block, {f'model.{key}': value for key, value in descriptor.model.state_dict().items()})
-
-    @staticmethod
-    def _state(source: Source):  # type: ignore[no-untyped-def]
-        from spandrel import canonicalize_state_dict
-        return canonicalize_state_dict(dict(source.state))
-
-    def _architecture(self, source: Source):  # type: ignore[no-untyped-def]
-        """The architecture in spandrel, None if none is that of the weights."""
-        from ..archs.spandrel_arch import spandrel_registry
-        registry, state = spandrel_registry(), self._state(source)
-        found = (known for known in registry.architectures('detection') if known.detect(state))
-        known = next(found, None)
-        return None if known is None else known.architecture

@@ -1,12 +1,16 @@
+"""Networks of spandrel as an arch of BasicSR's registry; it needs spandrel, so it does not go upstream."""
+from __future__ import annotations
+
 import importlib.util
 import torch
-from torch import nn as nn
+from torch import nn
 from torch.nn import functional as F
+from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
-def spandrel_registry():
+def spandrel_registry() -> Any:
     """spandrel's registry of architectures; with those of spandrel_extra_arches, where that is installed.
 
     Raises:
@@ -22,7 +26,7 @@ def spandrel_registry():
     return MAIN_REGISTRY
 
 
-def check_upscales(descriptor):
+def check_upscales(descriptor: Any) -> None:
     """Refuses what spandrel has loaded if it is no super-resolution network for RGB or gray images.
 
     Args:
@@ -63,8 +67,8 @@ class Spandrel(nn.Module):
         precisions (tuple[str]): Those in which the network can run, once there are weights.
     """
 
-    def __init__(self, architecture, upscale=4, num_in_ch=3):
-        super(Spandrel, self).__init__()
+    def __init__(self, architecture: str, upscale: int = 4, num_in_ch: int = 3) -> None:
+        super().__init__()
         registry = spandrel_registry()
         if architecture not in registry:
             known = ', '.join(sorted(support.architecture.id for support in registry))
@@ -75,11 +79,12 @@ class Spandrel(nn.Module):
         self.trainable = True
         self.register_buffer('nothing', torch.empty(0), persistent=False)  # tells the device before weights do
 
-    def requires_grad_(self, requires_grad=True):
+    def requires_grad_(self, requires_grad: bool = True) -> Spandrel:
         self.trainable = requires_grad  # also of weights that come later
-        return super(Spandrel, self).requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any],
+                              strict: bool, missing_keys: list[str], *args: Any) -> None:
         weights = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
         published = not all(key.startswith('model.') for key in weights)
         if weights and (published or self.model is None):
@@ -91,9 +96,9 @@ class Spandrel(nn.Module):
             state_dict.update({f'{prefix}model.{key}': value for key, value in model.state_dict().items()})
         if strict and self.model is None:
             missing_keys.append(f'{prefix}model')
-        super(Spandrel, self)._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
 
-    def _build(self, weights):
+    def _build(self, weights: dict[str, torch.Tensor]) -> nn.Module:
         """The network of these weights; becomes this one's, if there is none yet."""
         try:
             descriptor = spandrel_registry()[self.architecture].architecture.load(weights)
@@ -111,9 +116,10 @@ class Spandrel(nn.Module):
             self.known_geometry = (self.upscale, self.num_in_ch, self.sizes.multiple_of)
             half = (('float16', descriptor.supports_half), ('bfloat16', descriptor.supports_bfloat16))
             self.precisions = ('float32', *(name for name, supported in half if supported))
-        return descriptor.model
+        model: nn.Module = descriptor.model
+        return model
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
         Args:
             x (Tensor): of shape (b, c, h, w), in [0, 1].
@@ -132,5 +138,5 @@ class Spandrel(nn.Module):
         x = self.model(x) if self.call is None else self.call(self.model, x)
         return x[..., :h * self.upscale, :w * self.upscale]
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f'architecture={self.architecture}, upscale={self.upscale}, num_in_ch={self.num_in_ch}'
