@@ -12,12 +12,13 @@ Usage:
 
 Each run is a name, an option file and changes to it, as --force_yml takes them. Patches are cut at random places out of
 whole photographs, at their own size and at the fractions of --sizes, flipped and rotated as the option file says; the
-data that it names are not read. `--val` takes folders of HR pictures. PSNR is RGB, with a border of as many pixels as
+data that it names are not read. `--pairs` takes a file of patches that scripts/degrade.py has made instead. `--val` takes folders of HR pictures. PSNR is RGB, with a border of as many pixels as
 the scale left out, of the EMA weights. Without a GPU the same is done step by step.
 """
 import argparse
 import csv
 import math
+import numpy as np
 import re
 import time
 import torch
@@ -32,7 +33,7 @@ from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.data.prepare import read_bgr
 from cdnsr_basicsr.inference import make_upscaler
 from cdnsr_basicsr.inference.image_io import list_images
-from cdnsr_basicsr.options import read_options, resolve_options
+from cdnsr_basicsr.options import resolve_options
 
 EAGER = 12  # iterations before the first capture: libraries choose their kernels, and what begins differently has begun
 MEASURED = 5  # seconds to find out how long all iterations take
@@ -92,20 +93,26 @@ def image(pixels):
     return pixels.permute(2, 0, 1)[None] / 255
 
 
+def degraded(path):
+    """Pairs of a file of scripts/degrade.py, on the device, as (h, w, 3), uint8."""
+    with np.load(path) as arrays:
+        gt, lq = (torch.from_numpy(arrays[name]).to(DEVICE) for name in ('gt', 'lq'))
+    return zip(gt, lq)
+
+
 class Photographs:
     """Whole photographs in the memory of the device, and random patches of them.
 
     Args:
-        folders (list[str]): Where they are.
+        pictures (Iterable[tuple[Tensor, Tensor]]): HR and LR, of shape (h, w, 3), uint8, on the device.
         scale (int): Of super-resolution.
-        fractions (list[float]): Sizes at which they are used, as fractions of their own.
         teacher (nn.Module | None): Its results are kept beside them.
     """
 
-    def __init__(self, folders, scale, fractions, teacher=None):
+    def __init__(self, pictures, scale, teacher=None):
         self.scale, parts, sizes = scale, [], []
         upscaler = make_upscaler(teacher.to(DEVICE)) if teacher else None
-        for gt, lq in pairs(folders, scale, fractions):
+        for gt, lq in pictures:
             taught = []
             if upscaler:
                 made = upscaler.upscale(image(lq)).image[0]
@@ -294,7 +301,9 @@ def seconds_of(runs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('runs', nargs='+', metavar='RUN', help='name, option file and changes to it')
-    parser.add_argument('--photographs', nargs='+', required=True, metavar='FOLDER', help='what to learn from, HR')
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument('--photographs', nargs='+', metavar='FOLDER', help='what to learn from, HR')
+    data.add_argument('--pairs', metavar='FILE', help='or pairs of patches, a file of scripts/degrade.py')
     parser.add_argument('--sizes', nargs='+', type=float, default=[1, 0.8, 0.6], help='fractions (default: 1 0.8 0.6)')
     parser.add_argument('--val', nargs='+', default=[], metavar='FOLDER', help='folders of HR pictures')
     parser.add_argument('--teacher', metavar='CHECKPOINT', help="what makes teacher_opt's pictures")
@@ -311,9 +320,10 @@ def main():
 
     cdnsr_basicsr.register()
     torch.backends.cudnn.benchmark = True
-    scale = read_options(parse(args.runs[0])[1])['scale']
+    scale = resolve_options(*parse(args.runs[0])[1:])[0]['scale']
     teacher = load_network(args.teacher).eval() if args.teacher else None
-    photographs = Photographs(args.photographs, scale, args.sizes, teacher)
+    pictures = degraded(args.pairs) if args.pairs else pairs(args.photographs, scale, args.sizes)
+    photographs = Photographs(pictures, scale, teacher)
     sets = {Path(folder).name: list(pairs([folder], scale)) for folder in args.val}
     say(f'{len(photographs.start)} pictures, {len(photographs.images[0]) / 1e6:.1f} megapixels of LR')
 

@@ -13,6 +13,7 @@ from ..inference.network import PRECISIONS, geometry, run_padded
 from ..options import OptionError
 from ..options.schema import filled
 from .fast_options import FastFile, check_options
+from .muon import Muon
 from .self_describing import SelfDescribing
 from .shared_validation import SharedValidation
 from .training_state import CompleteState
@@ -166,7 +167,9 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
             get_ema_multi_avg_fn(decay)(*(list(net.parameters()) for net in nets), None)
 
     def get_optimizer(self, optim_type, params, lr, **kwargs):
-        """BasicSR's, but in one pass over the weights where torch has that."""
+        """BasicSR's, but in one pass over the weights where torch has that; and Muon."""
+        if optim_type == 'Muon':
+            return Muon(params, lr, **kwargs)
         if optim_type in ('Adam', 'AdamW', 'SGD') and not kwargs.get('foreach'):
             kwargs.setdefault('fused', True)
         return super(FastTraining, self).get_optimizer(optim_type, params, lr, **kwargs)

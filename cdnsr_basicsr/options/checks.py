@@ -69,7 +69,10 @@ def check_optimizer(model: Any, block: Any, where: str) -> Any:
 
     if not isinstance(block['type'], str) or not takes(block['type']):
         check_choice(block['type'], f'{where}.type', filter(takes, stock.OPTIMIZERS))
-    target = getattr(torch.optim, block['type'], None)
+    try:
+        target = type(bare_model(model).get_optimizer(block['type'], weights, lr=0.1))
+    except Exception:  # it asks for more
+        target = getattr(torch.optim, block['type'], None)
     if target is not None:
         check_arguments(target, block, where, taken=('params', ))
     check_number(block['lr'], f'{where}.lr', 0, MAX_LR)

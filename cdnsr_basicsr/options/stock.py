@@ -5,7 +5,8 @@ from .kinds import FLAG, MAX_FREQ, choice, fitting, integer, list_of, number, op
 from .schema import OptionFile, PairedData, Paths, RoutedValidation, fields_of
 
 MAX_WEIGHT = 1e6  # of a loss
-OPTIMIZERS = ('ASGD', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'NAdam', 'RAdam', 'RMSprop', 'Rprop', 'SGD')
+OPTIMIZERS = ('ASGD', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Muon', 'NAdam', 'RAdam', 'RMSprop', 'Rprop',
+              'SGD')
 BELOW_ONE = 'numbers from 0 to below 1'
 SHARE = fitting(number(0, 1), lambda share: bool(share < 1), BELOW_ONE)
 OPTIMIZER = dict(betas=fitting(list_of(number(0, 1), 2), lambda betas: bool(max(betas) < 1), BELOW_ONE))
