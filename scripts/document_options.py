@@ -19,9 +19,11 @@ cdnsr_basicsr.register()
 
 from cdnsr_basicsr import models  # noqa: E402
 from cdnsr_basicsr.data.labeled_patch_dataset import LabeledPatches  # noqa: E402
+from cdnsr_basicsr.data.photograph_dataset import Photographs  # noqa: E402
 from cdnsr_basicsr.options.schema import fields_of, kind_of, required_in  # noqa: E402
 
 FILES = {name: getattr(models, name).option_file for name in models.__all__}
+DATASETS = {'LabeledPatchDataset': LabeledPatches, 'PhotographDataset': Photographs}
 HEAD = '''# Options
 
 What the option files of this package's models may say, block by block. This page is made by
@@ -103,9 +105,11 @@ def reference() -> str:
         parts.append(f"## {title}\n\n{' '.join((entries[0][0].__doc__ or '').split())}{only}\n\n{table(entries, of)}\n")
         if place == '':
             parts.append('`network_g` of CDNSRModel is a CDNSR, of PCSRModel a PCSR, of ETDSModel an ETDS; FastSRModel '
-                         'takes any network.\n')
-    parts.append(f"## `datasets`: `type: LabeledPatchDataset`\n\n{' '.join((LabeledPatches.__doc__ or '').split())} "
-                 f"BasicSR's datasets take what BasicSR documents.\n\n{table([(LabeledPatches, ['']), ], [''])}\n")
+                         'and FastRealESRNetModel take any network.\n')
+    for name, struct in DATASETS.items():
+        parts.append(f"## `datasets`: `type: {name}`\n\n{' '.join((struct.__doc__ or '').split())}"
+                     f"\n\n{table([(struct, ['']), ], [''])}\n")
+    parts.append("BasicSR's own datasets take what BasicSR documents.\n")
     return '\n'.join(parts)
 
 
@@ -129,13 +133,14 @@ def schema_of(struct: type) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """cdnsr_basicsr/options/schema.json: other models and datasets than this package's may say anything."""
     structs = {struct.__name__: struct for entries in blocks().values() for struct, _ in entries}
-    structs[LabeledPatches.__name__] = LabeledPatches
+    structs.update({struct.__name__: struct for struct in DATASETS.values()})
 
     def when(key: str, value: str, struct: type) -> dict[str, Any]:
         condition = {'properties': {key: {'const': value}}, 'required': [key]}
         return {'if': condition, 'then': {'$ref': f'#/$defs/{struct.__name__}'}}
 
-    dataset = {'type': 'object', 'required': ['name', 'type'], **when('type', 'LabeledPatchDataset', LabeledPatches)}
+    of_types = [when('type', name, struct) for name, struct in DATASETS.items()]
+    dataset = {'type': 'object', 'required': ['name', 'type'], 'allOf': of_types}
     definitions = {name: schema_of(struct) for name, struct in structs.items()}
     for struct in FILES.values():
         definitions[struct.__name__]['properties']['datasets'].update(

@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import nn
 
 from basicsr.utils.registry import ARCH_REGISTRY
-from cdnsr_basicsr.data.labeled_patch_dataset import LabeledPatches
 from cdnsr_basicsr.inference import pixel_upscaler, tiling
 from cdnsr_basicsr.models.cdnsr_options import CDNSRFile, CDNSRTraining, Tile
 from cdnsr_basicsr.models.pcsr_options import PCSRFile
@@ -152,7 +151,8 @@ def test_reference_and_schema_are_current(documents):
 
 
 def test_every_key_says_what_it_means(documents):
-    structs = {struct for entries in documents.blocks().values() for struct, _ in entries} | {LabeledPatches}
+    structs = {struct for entries in documents.blocks().values() for struct, _ in entries}
+    structs |= set(documents.DATASETS.values())
     assert {CDNSRTraining, Logger, Tile} <= structs
     for struct in structs:
         for name, field in fields_of(struct).items():

@@ -3,5 +3,6 @@ from ..registration import beside_others
 
 with beside_others(DATASET_REGISTRY):
     from .labeled_patch_dataset import LabeledPatchDataset
+    from .photograph_dataset import PhotographDataset
 
-__all__ = ['LabeledPatchDataset']
+__all__ = ['LabeledPatchDataset', 'PhotographDataset']

@@ -293,9 +293,10 @@ def check_dataset(block: Any, where: str, opt: Mapping[str, Any]) -> None:
     if dataset.__module__.startswith('basicsr.'):
         check_keys(block, stock.DATASET_KEYS, where, ('io_backend', ))
     if of_basicsr_or_ours(dataset):
+        given = {**getattr(dataset, 'defaults', {}), **block}
         for name in names_in(dataset) & set(stock.NEEDED):
             always, in_training = stock.NEEDED[name]
-            check_keys(block, block, where, (*always, *(in_training if trained else ())))
+            check_keys(given, given, where, (*always, *(in_training if trained else ())))
             for key in ('gt_size', 'dataroot_gt', 'dataroot_lq', 'meta_info_file'):
                 if key in (*always, *in_training) and block.get(key) is None and (trained or key != 'gt_size'):
                     raise OptionError(f'{where}.{key}', 'is empty')

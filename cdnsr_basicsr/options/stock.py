@@ -1,7 +1,9 @@
 """What stock option files, those of BasicSR's own models and datasets, may hold besides the blocks of schema.py."""
 from __future__ import annotations
 
-from .kinds import FLAG, MAX_FREQ, choice, fitting, integer, list_of, number, optional, whole
+from typing import Sequence
+
+from .kinds import FLAG, MAX_FREQ, Kind, choice, fitting, integer, list_of, number, optional, whole
 from .schema import OptionFile, PairedData, Paths, RoutedValidation, fields_of
 
 MAX_WEIGHT = 1e6  # of a loss
@@ -41,8 +43,22 @@ LOSS = {
     'vgg_type': choice(*(f'vgg{depth}{norm}' for depth in (11, 13, 16, 19) for norm in ('', '_bn'))),
     **dict.fromkeys(('temperature', 'eps'), number(1e-12, MAX_WEIGHT))
 }
+SMALLER_FIRST = 'the smaller number first'
 
-SPAN = fitting(list_of(number(0, 2**16), 2), lambda span: bool(span[0] <= span[1]), 'the smaller number first')
+
+def ordered(span: Sequence[float]) -> bool:
+    """Whether the first of two numbers is the smaller one."""
+    return span[0] <= span[1]
+
+
+def shares(*lengths: int) -> Kind:
+    """Probabilities of all that can happen; if lengths are given, of so many."""
+    return fitting(
+        list_of(number(0, 1), *lengths, words='list of probabilities, of sum 1'),
+        lambda values: abs(sum(values) - 1) < 1e-3, 'probabilities whose sum is 1')
+
+
+SPAN = fitting(list_of(number(0, 2**16), 2), ordered, SMALLER_FIRST)
 PROBABILITIES = fitting(list_of(number(0, 1)), any, 'probabilities of which one is above 0')
 KERNELS = choice('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso')
 # RealESRGANDataset's first blur; the second has the same keys with a 2
