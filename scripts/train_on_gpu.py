@@ -12,8 +12,9 @@ Usage:
 
 Each run is a name, an option file and changes to it, as --force_yml takes them. Patches are cut at random places out of
 whole photographs, at their own size and at the fractions of --sizes, flipped and rotated as the option file says; the
-data that it names are not read. `--pairs` takes a file of patches that scripts/degrade.py has made instead. `--val` takes folders of HR pictures. PSNR is RGB, with a border of as many pixels as
-the scale left out, of the EMA weights. Without a GPU the same is done step by step.
+data that it names are not read. `--pairs` takes a file of degraded patches instead. `--val` takes folders of HR
+pictures. PSNR is RGB, with a border of as many pixels as the scale left out, of the EMA weights. Without a GPU the same
+is done step by step.
 """
 import argparse
 import csv
@@ -35,7 +36,7 @@ from cdnsr_basicsr.inference import make_upscaler
 from cdnsr_basicsr.inference.image_io import list_images
 from cdnsr_basicsr.options import resolve_options
 
-EAGER = 12  # iterations before the first capture: libraries choose their kernels, and what begins differently has begun
+EAGER = 12  # iterations before each capture: libraries choose their kernels, and what begins differently has begun
 MEASURED = 5  # seconds to find out how long all iterations take
 WAITING = 4  # steps of a run that may wait on the GPU
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -200,6 +201,7 @@ class Run:
         opt.update(is_train=True, dist=False, rank=0, world_size=1, num_gpu=int(DEVICE.type == 'cuda'))
         torch.manual_seed(opt['manual_seed'])
         self.opt, self.photographs, self.model, self.done, self.graph = opt, photographs, build_model(opt), 0, None
+        self.eager = EAGER
         self.generator = torch.Generator(DEVICE).manual_seed(opt['manual_seed'])
         self.last = round(self.total * (1 - finish)) if train.get('precision') != 'float32' else self.total
 
@@ -238,10 +240,10 @@ class Run:
     def advance(self):
         """Starts the next iteration; waits for an earlier one only if many have not been done yet."""
         if self.done == self.last:
-            self.model.settings.train.precision, self.graph = 'float32', None
+            self.model.settings.train.precision, self.graph, self.eager = 'float32', None, self.done + EAGER
         if DEVICE.type == 'cpu':
             self.step()
-        elif self.done < EAGER:
+        elif self.done < self.eager:
             with torch.cuda.stream(self.stream):
                 self.step()
         else:
