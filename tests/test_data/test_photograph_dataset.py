@@ -138,6 +138,22 @@ def test_what_is_taken_is_not_written_over(command, capsys):
     assert 'holds something; choose a new folder' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('arguments, message', [
+    (('--seed', '-1'), '--seed: expected an integer from 0 to '),
+    (('--force_yml', 'noise_range=[3,1]'), 'noise_range: expected the smaller number first, but got [3, 1]'),
+    (('-i', 'nowhere'), 'nowhere: no such folder, or no images in it'),
+    (('-i', 'small'), 'a.png: is smaller than 64 pixels'),
+])
+def test_mistakes_are_one_line_and_leave_nothing(command, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'small').mkdir()
+    cv2.imwrite('small/a.png', photograph(60, 90))
+    with pytest.raises(SystemExit):
+        command('out', *arguments)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ['small']
+
+
 @pytest.mark.slow
 def test_a_benchmark_measures_on_a_degraded_set(command, tmp_path, capsys):
     command('set')
