@@ -34,13 +34,17 @@ from basicsr.data import build_dataset  # noqa: E402
 from basicsr.utils import FileClient  # noqa: E402
 from cdnsr_basicsr.data.photograph_dataset import CROPPED  # noqa: E402
 from cdnsr_basicsr.data.prepare import encode, patch_keys, read_bgr  # noqa: E402
-from cdnsr_basicsr.inference.image_io import list_images  # noqa: E402
+from cdnsr_basicsr.files import replace_folder_when_done  # noqa: E402
+from cdnsr_basicsr.inference.image_io import ImageError, list_images  # noqa: E402
 from cdnsr_basicsr.models.degradation import BLURS, Degradation  # noqa: E402
+from cdnsr_basicsr.models.photo_options import check_options  # noqa: E402
 from cdnsr_basicsr.models.training_state import random_state, set_random_state  # noqa: E402
-from cdnsr_basicsr.options import resolve_options  # noqa: E402
+from cdnsr_basicsr.options import OptionError, check_number, resolve_options  # noqa: E402
+from cdnsr_basicsr.options.schema import MAX_SEED  # noqa: E402
 
 CHUNK = 64  # pairs that are made of a few photographs, one after another
 PHOTOGRAPHS = 16  # of a chunk: decoding one takes as long as several pairs
+SMALLEST = 16  # sides of an LQ image: blur reaches over 10 pixels
 KEPT = 2**29  # bytes of decoded photographs that a process keeps
 CPU = torch.device('cpu')
 
@@ -52,7 +56,7 @@ def seeded(*seed: int) -> Iterator[None]:
     numbers = np.random.SeedSequence(seed).generate_state(3)
     random.seed(int(numbers[0]))
     np.random.seed(numbers[1])
-    torch.manual_seed(int(numbers[2]))
+    torch.default_generator.manual_seed(int(numbers[2]))  # a GPU's goes on
     try:
         yield
     finally:
@@ -165,16 +169,54 @@ def kernels_of(opt: dict[str, Any]) -> dict[str, torch.Tensor]:
     block = dict(copy.deepcopy(opt['datasets']['train']), phase='train', scale=opt['scale'])
     block.update(dataroot_gt='.', io_backend=dict(type='disk'), meta_info=os.devnull)
     maker = build_dataset(block)
-    maker.paths, maker.file_client = ['grey'], Grey()
+    maker.paths, maker.file_client = ['black'], Black()
     data = maker[0]
     return {name: data[name][None] for name in BLURS}
 
 
-class Grey:
-    """A file client whose only file is grey: for what a dataset makes beside its images."""
+class Black:
+    """A file client whose only image is black: for what a dataset makes beside its images."""
 
     def get(self, path: str, client_key: str) -> bytes:
         return cv2.imencode('.bmp', np.zeros((CROPPED, CROPPED, 3), np.uint8))[1].tobytes()
+
+
+def write_pairs(opt: dict[str, Any], photographs: str, out: str, seed: int) -> int:
+    """Writes a degraded set.
+
+    Args:
+        opt: Content of the option file.
+        photographs: Folder of HR photographs, read with its subfolders.
+        out: New folder for gt/ and lq/.
+        seed: Of random numbers.
+
+    Returns:
+        Number of pairs.
+
+    Raises:
+        OptionError, ImageError: Something cannot be used; one line says what.
+    """
+    check_options(opt, True)
+    root, target, scale = Path(photographs), Path(out), opt['scale']
+    paths = list_images(root).images if root.is_dir() else []
+    if not paths:
+        raise OptionError(photographs, 'no such folder, or no images in it')
+    if target.exists() and any(target.iterdir()):
+        raise OptionError(out, 'holds something; choose a new folder')
+    with replace_folder_when_done(target.resolve()) as work:
+        for name in ('gt', 'lq'):
+            (work / name).mkdir()
+        for number, (path, key) in enumerate(patch_keys(paths, root).items()):
+            image, _ = read_bgr(path)
+            height, width = (side // scale * scale for side in image.shape[:2])
+            if min(height, width) < SMALLEST * scale:
+                raise ImageError(f'{path}: is smaller than {SMALLEST * scale} pixels')
+            gt = np.ascontiguousarray(image[:height, :width, ::-1])
+            with seeded(seed, number):
+                lq = degraded(gt, opt, kernels_of(opt))
+            for name, made in (('gt', gt), ('lq', lq)):
+                (work / name / f'{key}.png').write_bytes(encode(np.ascontiguousarray(made[..., ::-1])))
+    return len(paths)
 
 
 def main() -> int:
@@ -185,24 +227,12 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=0, help='of random numbers (default: 0)')
     parser.add_argument('--force_yml', nargs='+', help='changes to the option file, as basicsr train takes them')
     args = parser.parse_args()
-    opt, _ = resolve_options(args.opt, args.force_yml)
-    root, out = Path(args.photographs), Path(args.out)
-    paths = list_images(root).images if root.is_dir() else []
-    if not paths:
-        parser.error(f'{root}: no folder of images')
-    if out.exists() and any(out.iterdir()):
-        parser.error(f'{out}: holds something; choose a new folder')
-
-    for name in ('gt', 'lq'):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    for number, (path, key) in enumerate(patch_keys(paths, root).items()):
-        with seeded(args.seed, number):
-            image, _ = read_bgr(path)
-            height, width = (side // opt['scale'] * opt['scale'] for side in image.shape[:2])
-            gt = np.ascontiguousarray(image[:height, :width, ::-1])
-            for name, made in (('gt', gt), ('lq', degraded(gt, opt, kernels_of(opt)))):
-                (out / name / f'{key}.png').write_bytes(encode(np.ascontiguousarray(made[..., ::-1])))
-    print(f'Wrote {len(paths)} pairs to {out}.')
+    try:
+        check_number(args.seed, '--seed', 0, MAX_SEED, integer=True)
+        count = write_pairs(resolve_options(args.opt, args.force_yml)[0], args.photographs, args.out, args.seed)
+    except (OptionError, ImageError) as error:
+        parser.error(str(error))
+    print(f'Wrote {count} pairs to {args.out}.')
     return 0
 
 

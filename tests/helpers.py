@@ -154,6 +154,16 @@ def batch(size=6):
     return {'lq': lq, 'gt': gt, 'lq_path': ['a'] * size, 'gt_path': ['a'] * size}
 
 
+def photographs(size=2, side=64):
+    """A batch of PhotographDataset: smooth images, and kernels that change nothing."""
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.rand(size, 3, side // 16, side // 16, generator=generator)
+    gt = torch.nn.functional.interpolate(coarse, size=(side, side), mode='bicubic').clamp(0, 1)
+    pulse = torch.zeros(size, 21, 21)
+    pulse[:, 10, 10] = 1
+    return {'gt': (255 * gt).round() / 255, 'kernel1': pulse, 'kernel2': pulse, 'sinc_kernel': pulse}
+
+
 def make(opt):
     return build_model(copy.deepcopy(opt))
 

@@ -2,6 +2,8 @@ import cv2
 import numpy as np
 import torch
 from dataclasses import asdict, dataclass
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from basicsr.models.realesrnet_model import RealESRNetModel
 from basicsr.utils import DiffJPEG, USMSharp
@@ -33,7 +35,7 @@ class Degradations:
     # what cameras' own denoising leaves is nearly the same in light and dark
     gaussian_noise_prob: float = key(0.7, number(0, 1), 'probability of Gaussian noise; else Poisson noise')
     noise_range: list = key((0, 8), span(0, 255), 'sigma of the Gaussian noise, in grey levels of 255')
-    # of middle grey: 0.6 to 5 grey levels
+    # in middle grey 0.6 to 5.6 grey levels
     poisson_scale_range: list = key((0.05, 0.5), span(0, 100), "strength of the Poisson noise; 1 is 8-bit values' own")
     gray_noise_prob: float = key(0.4, number(0, 1), 'probability that noise is the same in all colours')
     # what phones (90 and more), editors (80) and sites (75, some 60) save with
@@ -89,6 +91,20 @@ def trimmed(kernels):
     return inner / inner.sum((1, 2), keepdim=True)
 
 
+class InPlace(TorchFunctionMode):
+    """Has images resized by the ratio of their sides, so that their content stays where it is.
+
+    By a factor alone, what is left of a last pixel is cut off, and the rest is stretched when it is resized back: at
+    the far edge, GT and LQ are then more than a GT pixel apart.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is F.interpolate and kwargs.get('scale_factor') is not None:
+            kwargs['recompute_scale_factor'] = True
+        return func(*args, **kwargs)
+
+
 class Degradation(RealESRNetModel):
     """RealESRNetModel's degradation, without its network and its pool of pairs.
 
@@ -118,5 +134,6 @@ class Degradation(RealESRNetModel):
         """
         if self.device.type == 'cpu':
             data = dict(data, **{name: trimmed(data[name]) for name in BLURS})
-        self.feed_data(data)
+        with InPlace():
+            self.feed_data(data)
         return self.lq, self.gt

@@ -14,7 +14,7 @@ DATASETS = ('PhotographDataset', 'RealESRGANDataset')
 @dataclass
 class PhotoFile(Degradations, FastFile):
     """What stands at the top of an option file."""
-    queue_size: int = key(180, integer(1, 2**16), 'degraded pairs of which batches are mixed; a multiple of the batch')
+    queue_size: int = key(192, integer(1, 2**16), 'degraded pairs of which batches are mixed; a multiple of the batch')
 
 
 def check_options(opt, is_train):

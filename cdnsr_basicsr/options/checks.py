@@ -400,6 +400,6 @@ def check_model_of_cdnsr(opt: Mapping[str, Any], is_train: bool) -> Optional[str
             'model_type', f'{model} cannot train an {kind}, to which only errors have a gradient '
             '(train.error_opt); use CDNSRModel')
     missing = ['annealing of tau'] * is_train + ['tiles in validation, so that an image has one class as a whole']
-    if is_train and model not in ('FastSRModel', 'ETDSModel'):
+    if is_train and model not in ('FastSRModel', 'ETDSModel', 'FastRealESRNetModel'):
         missing.append('the description of the network in checkpoints')
     return f'model_type {model} with CDNSR lacks {"; ".join(missing)}. CDNSRModel has all of it.'
