@@ -34,8 +34,10 @@ setup(
     keywords='super-resolution, BasicSR, dynamic network, CDNSR, ClassSR',
     packages=find_packages(include=['cdnsr_basicsr', 'cdnsr_basicsr.*']),
     package_data={
-        'cdnsr_basicsr':
-        ['py.typed', 'options/schema.json', 'pretrained_models/models.json', 'pretrained_models/*.pth']
+        'cdnsr_basicsr': [
+            'py.typed', 'options/schema.json', 'pretrained_models/models.json',
+            *(f'pretrained_models/*.{kind}' for kind in ('pth', 'safetensors'))
+        ]
     },
     python_requires='>=3.9',  # from 3.13 on, basicsr 1.4.2 is built with scripts/python313
     install_requires=[

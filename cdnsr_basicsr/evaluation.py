@@ -228,3 +228,17 @@ def quality_of(result: torch.Tensor, gt: np.ndarray, border: int, with_ssim: boo
         return float('nan'), float('nan')
     gt = gt if result.shape[1] == 3 else to_image(to_tensor(gt, 1))
     return quality(to_image(result), gt, border, with_ssim)
+
+
+def luma_psnr_of(result: torch.Tensor, gt: np.ndarray, border: int) -> float:
+    """PSNR in dB of the Y channel, as papers have it and BasicSR computes it; NaN if the result is not finite.
+
+    Args:
+        result, gt, border: See `quality_of`.
+    """
+    from basicsr.metrics import calculate_psnr
+    if result.shape[1] != 3 or not result.isfinite().all():
+        return quality_of(result, gt, border, with_ssim=False)[0]
+    # BasicSR takes the channels for BGR
+    images = [image[..., ::-1] for image in (to_image(result), gt)]
+    return float(calculate_psnr(*images, border_of(gt.shape[:2], border), test_y_channel=True))

@@ -16,7 +16,8 @@ from .options import OptionError
 SHIPPED = Path(__file__).with_name('pretrained_models')  # models.json and the checkpoints that it describes
 PRETRAINED = Path('experiments', 'pretrained_models')  # BasicSR's folder, below the one that a command is started in
 SUFFIXES = ('', '.pth', '.safetensors')  # of a name in that folder
-IMAGES = ('Set5', 'Set14', 'photographs')  # that there are figures for
+IMAGES = ('Set5', 'Set14', 'photographs', 'CID22')  # that there are figures for, of each model or of some
+MOST_BYTES = 5_000_000  # of a shipped file
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,14 @@ class ShippedModel:
         scale: Upsampling factor.
         licence: Of the weights.
         trained_on: The data, and what else there is to say of them.
-        psnr: In dB, Y channel, `scale` pixels of border left out; by IMAGES.
+        use: What to take it for, and what not; one line.
+        psnr: In dB, Y channel, mean over the images, `scale` pixels of border left out; by IMAGES, without those that
+            it was trained on.
+        psnr_rgb: The same, of all three channels.
         ms_per_megapixel: Milliseconds per megapixel of the result.
         measured_on: The machine of that time.
         budget: That PSNR and time are for. Default: without.
+        teacher: `name` and `licence` of the network whose images it was trained on, besides true ones. Default: none.
     """
     name: str
     file: str
@@ -41,10 +46,13 @@ class ShippedModel:
     scale: float
     licence: str
     trained_on: str
+    use: str
     psnr: dict[str, float]
+    psnr_rgb: dict[str, float]
     ms_per_megapixel: float
     measured_on: str
     budget: Optional[float] = None
+    teacher: Optional[dict[str, str]] = None
 
     @property
     def path(self) -> Path:
@@ -112,25 +120,39 @@ def known(name: str, names: set[str]) -> str:
     return f'{meant}known: {", ".join(sorted(names))}'
 
 
+def best_first(models: Iterable[ShippedModel]) -> list[ShippedModel]:
+    """The models by scale, largest first, and those of one scale by quality: PSNR of the photographs, best first."""
+    return sorted(models, key=lambda model: (-model.scale, -model.psnr.get('photographs', 0), model.ms_per_megapixel))
+
+
 def describe(models: Iterable[ShippedModel]) -> str:
-    """The shipped models as a table to read, and below it what is too long for one."""
+    """The shipped models as a table to read, in their order, and below it what is too long for one."""
     models = list(models)
     if not models:
         return 'This build ships no models.\n'
-    rows = [['model', 'scale', 'MB', 'licence', *IMAGES, 'ms/megapixel', 'budget']]
+    rows = [['model', 'scale', 'MB', *IMAGES, 'ms/megapixel', 'licence']]
     for model in models:
         psnr = [f'{model.psnr[images]:.2f}' if images in model.psnr else '-' for images in IMAGES]
-        budget = '-' if model.budget is None else f'{model.budget:g}'
         rows.append([
-            model.name, f'x{model.scale:g}', f'{model.path.stat().st_size / 1e6:.2f}', model.licence, *psnr,
-            f'{model.ms_per_megapixel:.1f}', budget
+            model.name, f'x{model.scale:g}', f'{model.path.stat().st_size / 1e6:.2f}', *psnr,
+            f'{model.ms_per_megapixel:.1f}', model.licence
         ])
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    notes = ['PSNR in dB, Y channel, as many pixels of border left out as the scale.']
-    for what, key in (('measured on', 'measured_on'), ('trained on', 'trained_on')):
-        for text in dict.fromkeys(getattr(model, key) for model in models):
-            names = ', '.join(model.name for model in models if getattr(model, key) == text)
+    uses = [f'{model.name}: {model.use}' for model in models]
+    notes = ['PSNR in dB, Y channel, as many pixels of border left out as the scale; best first.']
+    facts = {
+        'with budget': [f'{model.budget:g}' if model.budget else '' for model in models],
+        'measured on': [model.measured_on for model in models],
+        'trained on': [model.trained_on for model in models],
+        'taught by':
+        [f'{model.teacher["name"]} ({model.teacher["licence"]})' if model.teacher else '' for model in models]
+    }
+    for what, texts in facts.items():
+        for text in filter(None, dict.fromkeys(texts)):
+            names = ', '.join(model.name for model, its in zip(models, texts) if its == text)
             notes.append(f'{names}: {what} {text}.')
     width = max(40, shutil.get_terminal_size().columns)
-    return '\n'.join([*lines, '', *(textwrap.fill(note, width, subsequent_indent='  ') for note in notes)]) + '\n'
+    filled = [[textwrap.fill(text, width, subsequent_indent='  ', break_on_hyphens=False) for text in texts]
+              for texts in (uses, notes)]
+    return '\n'.join([*lines, '', *filled[0], '', *filled[1]]) + '\n'

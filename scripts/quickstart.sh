@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 source scripts/setup_venv.sh
 
 step() { printf '\n== %s\n' "$1"; }
+model=cdnsr-etds-x4  # what is upscaled with
 data=datasets/quickstart
 out=results/quickstart
 
@@ -14,13 +15,13 @@ basicsr models
 
 step 'Three photographs, four times as large, at half the cost of the hardest branch'
 python scripts/quickstart_photos.py "$data/photographs"
-basicsr upscale -m cdnsr-etds-x4 -i "$data/photographs/held_out" -o "$out" --budget 0.5 --map --overwrite
+basicsr upscale -m "$model" -i "$data/photographs/held_out" -o "$out" --budget 0.5 --map --overwrite
 echo "The pictures and their difficulty maps (*_map.png): $out"
 
 step 'The same photographs made four times as small, and large again'
 basicsr prepare -i "$data/photographs/held_out" -o "$data/held_out" --whole --overwrite
-basicsr upscale -m cdnsr-etds-x4 -i "$data/held_out/lq" -o "$out/etds" --overwrite
-python scripts/quickstart_report.py "$data/held_out" "cdnsr-etds-x4=$out/etds"
+basicsr upscale -m "$model" -i "$data/held_out/lq" -o "$out/upscaled" --overwrite
+python scripts/quickstart_report.py "$data/held_out" "$model=$out/upscaled"
 
 step 'Fine-tuning cdnsr-fsrcnn-x4 on 13 other photographs'
 basicsr prepare -i "$data/photographs/train" -o "$data/train" --overwrite

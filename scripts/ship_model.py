@@ -1,84 +1,143 @@
-"""Puts a trained network into cdnsr_basicsr/pretrained_models, with what `basicsr models` says of it.
+"""Puts a trained routed network into cdnsr_basicsr/pretrained_models, measured, and begins its card.
 
 Usage, in the repository:
-    python scripts/ship_model.py NAME CHECKPOINT SET5 SET14 PHOTOGRAPHS --licence LICENCE --trained-on TEXT
+    python scripts/ship_model.py NAME CHECKPOINT --images Set5=FOLDER Set14=FOLDER photographs=FOLDER CID22=FOLDER \\
+        --licence LICENCE --trained-on TEXT --use TEXT [--teacher NAME --teacher-licence LICENCE]
 
-The three folders hold HR images. PSNR (Y channel) and time are measured with the shipped file: the time is the median
-of three runs over all photographs, with the engine's settings, so let nothing else run.
+CHECKPOINT describes itself, as those of `basicsr train` and `basicsr route` do; its router, price and margin are
+shipped as they are, branches that are trained as several convs (SPAN) in their folded form. The folders hold HR
+images; leave out a set that the network was trained on. Then it does what scripts/model_card.py does.
 """
 import argparse
-import hashlib
-import json
-import numpy as np
-import statistics
-import time
+import copy
+import inspect
+import os
+import tempfile
 import torch
+from model_card import (
+    ROOT,
+    add_arguments,
+    figures_of,
+    folders_of,
+    measure,
+    parts_of,
+    sha256_of,
+    write_card,
+    write_index,
+    write_lists,
+)
+from pathlib import Path
 
-import cdnsr_basicsr
+from cdnsr_basicsr import zoo
+from cdnsr_basicsr.conversion.convert import convert, save
+from cdnsr_basicsr.conversion.plain import SIZES, TOLERANCE
+from cdnsr_basicsr.options import OptionError
 
-cdnsr_basicsr.register()
+CARD = '''# {name}
 
-from basicsr.metrics import calculate_psnr  # noqa: E402
-from cdnsr_basicsr.checkpoint import ABOUT, load_checkpoint, save_checkpoint, weights_of  # noqa: E402
-from cdnsr_basicsr.conversion.convert import load_network  # noqa: E402
-from cdnsr_basicsr.evaluation import read_pairs, to_image, to_tensor  # noqa: E402
-from cdnsr_basicsr.files import replace_when_done  # noqa: E402
-from cdnsr_basicsr.inference import make_upscaler  # noqa: E402
-from cdnsr_basicsr.inference.speed import machine  # noqa: E402
-from cdnsr_basicsr.memory import keep_freed_memory  # noqa: E402
-from cdnsr_basicsr.zoo import SHIPPED  # noqa: E402
+{use}.
 
+## Data and licence
 
-def measure(upscaler, pairs, repeat):
-    """Mean PSNR in dB, and the median time in milliseconds per megapixel of the result."""
-    psnr, times = [], []
-    for turn in range(1 + repeat):
-        seconds = 0
-        for pair in pairs:
-            lq = to_tensor(pair.lq)
-            begin = time.perf_counter()
-            image = upscaler.upscale(lq).image
-            seconds += time.perf_counter() - begin
-            if turn == 0:  # BasicSR takes the channels for BGR
-                images = [image[..., ::-1] for image in (to_image(image), pair.gt)]
-                psnr.append(calculate_psnr(*images, upscaler.scale, test_y_channel=True))
-        times.append(1000 * seconds / sum(pair.gt.shape[0] * pair.gt.shape[1] / 1e6 for pair in pairs))
-    return float(np.mean(psnr)), statistics.median(times[1:] or times)
+Trained on {trained_on}. Teacher: {teacher}. The weights are published under {licence}.
+
+## How it was trained
+
+TO BE WRITTEN: commands and hours.
+
+## What it is bad at
+
+TO BE WRITTEN.
+
+## Measured
+
+<!-- measured: begin, by scripts/model_card.py -->
+<!-- measured: end -->
+'''
 
 
-def main():
+def check_name(name):
+    """Refuses names that would be paths where a model is named."""
+    if os.path.dirname(name) or os.path.splitext(name)[1] or not name:
+        raise OptionError(name or "''", 'expected a name without a folder and a suffix')
+
+
+@torch.no_grad()
+def folded(converted):
+    """The routed network with its branches in the form for inference, where their arch has an option for that.
+
+    Raises:
+        ValueError: A branch computes something else then.
+    """
+    net, block = copy.deepcopy(converted.net), copy.deepcopy(converted.block)
+    for branch, before, options in zip(net.branches, converted.net.branches, block['branches']):
+        if options.get('deploy') or 'deploy' not in inspect.signature(type(branch)).parameters:
+            continue
+        branch.switch_to_deploy()
+        options['deploy'] = True
+        for height, width in SIZES:
+            image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+            if not (branch(image) - before(image)).abs().max() <= TOLERANCE:
+                raise ValueError(f'{options["type"]} and its folded form differ on {height}x{width} pixels')
+    return converted._replace(net=net, block=block)
+
+
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('name')
-    parser.add_argument('checkpoint')
-    parser.add_argument('folders', nargs=3, metavar=('SET5', 'SET14', 'PHOTOGRAPHS'))
-    parser.add_argument('--licence', required=True)
-    parser.add_argument('--trained-on', required=True)
-    args = parser.parse_args()
+    parser.add_argument('name', metavar='NAME')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT')
+    parser.add_argument('--licence', required=True, help='of the weights')
+    parser.add_argument('--trained-on', required=True, metavar='TEXT', help='the data')
+    parser.add_argument('--use', required=True, metavar='TEXT', help='what to take it for, and what not; one line')
+    parser.add_argument('--teacher', metavar='NAME', help='network that taught it')
+    parser.add_argument('--teacher-licence', metavar='LICENCE')
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        ship(args)
+    except (OptionError, ValueError, OSError) as error:
+        parser.exit(2, f'{parser.prog}: error: {error}\n')
 
-    keep_freed_memory()
-    content = load_checkpoint(args.checkpoint)
-    photographs = [list(read_pairs(folder, content['scale'])) for folder in args.folders]
-    path = SHIPPED / f'{args.name}.pth'
-    weights = weights_of(content, args.checkpoint)
-    save_checkpoint(dict(params=weights, **{key: content[key] for key in ABOUT}), str(path))
-    upscaler = make_upscaler(load_network(str(path)))
-    figures = [measure(upscaler, pairs, repeat) for pairs, repeat in zip(photographs, (0, 0, 3))]
-    index = json.loads((SHIPPED / 'models.json').read_text(encoding='utf-8'))
-    index[args.name] = dict(
-        file=path.name,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        scale=content['scale'],
-        licence=args.licence,
-        trained_on=args.trained_on,
-        psnr={
-            name: round(psnr, 2)
-            for name, (psnr, _) in zip(('Set5', 'Set14', 'photographs'), figures)
-        },
-        ms_per_megapixel=round(figures[2][1], 1),
-        measured_on=machine(torch.device('cpu')))
-    with replace_when_done(SHIPPED / 'models.json') as temporary:
-        temporary.write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
-    print(json.dumps(index[args.name], indent=2))
+
+def ship(args):
+    """Does it; raises OptionError before anything of the package has changed."""
+    check_name(args.name)
+    if (args.teacher is None) != (args.teacher_licence is None):
+        raise OptionError('--teacher', 'goes with --teacher-licence')
+    folders = folders_of(args)
+    converted = convert(args.checkpoint)
+    if 'branches' not in converted.block:
+        raise OptionError(args.checkpoint, f'{converted.block["type"]} is no routed network; see basicsr route')
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f'{args.name}.safetensors')
+        save(folded(converted), str(path))
+        size = path.stat().st_size
+        if size >= zoo.MOST_BYTES:
+            raise OptionError(args.checkpoint,
+                              f'takes {size / 1e6:.1f} MB; a shipped model takes less than {zoo.MOST_BYTES / 1e6:g}')
+        measured = measure(path, folders, args.budgets, args.repeat)
+        parts, figures = parts_of(path, folders['photographs']), figures_of(measured, args.repeat)
+        old = zoo.shipped_models().get(args.name)
+        if not args.repeat:
+            if old is None:
+                raise OptionError('--repeat 0', f'{args.name} has no time yet')
+            figures.update(ms_per_megapixel=old.ms_per_megapixel, measured_on=old.measured_on)
+        (zoo.SHIPPED / path.name).write_bytes(path.read_bytes())
+    teacher = args.teacher and dict(name=args.teacher, licence=args.teacher_licence)
+    entry = dict(file=path.name, sha256=sha256_of(zoo.SHIPPED / path.name), scale=converted.scale, licence=args.licence)
+    entry.update(trained_on=args.trained_on, teacher=teacher, use=args.use, **figures)
+    write_index(args.name, entry)
+    if old is not None and old.file != path.name:
+        old.path.unlink()
+    card = ROOT / 'docs/models' / f'{args.name}.md'
+    if not card.exists():
+        taught = f'{args.teacher} ({args.teacher_licence})' if teacher else 'none'
+        card.write_text(
+            CARD.format(name=args.name, use=args.use, trained_on=args.trained_on, teacher=taught, licence=args.licence),
+            encoding='utf-8')
+    write_card(zoo.shipped_models()[args.name], measured, parts, args.budgets, args.repeat)
+    write_lists()
+    print(f'Shipped {args.name}: {size / 1e6:.2f} MB. What only people know of it goes to {card}.')
 
 
 if __name__ == '__main__':

@@ -66,7 +66,8 @@ def shipped(tmp_path_factory, monkeypatch, tiny_net):
         save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=4), str(folder / f'{name}.pth'))
         sha256 = hashlib.sha256((folder / f'{name}.pth').read_bytes()).hexdigest()
         index[name] = dict(file=f'{name}.pth', sha256=sha256, scale=4, licence='Apache-2.0', trained_on='nothing')
-        index[name].update(psnr=dict(Set5=30.126, Set14=27.5), ms_per_megapixel=12.34, measured_on='an abacus')
+        index[name].update(psnr=dict(Set5=30.126, Set14=27.5), psnr_rgb=dict(Set5=28.5, Set14=25.75), use='trying')
+        index[name].update(ms_per_megapixel=12.34, measured_on='an abacus')
     index['tiny_cdnsr']['budget'] = 0.6
     (folder / 'models.json').write_text(json.dumps(index))
     return zoo.shipped_models()

@@ -8,7 +8,15 @@ from tests.helpers import ROOT
 
 CONFIG = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())
 FOLDER = ROOT / CONFIG['docs_dir']
-PAGES = [path for entry in CONFIG['nav'] for path in entry.values()]
+
+
+def pages_of(nav):
+    """The pages of a part of the navigation, those of its sections too."""
+    values = [value for entry in nav for value in entry.values()]
+    return [page for value in values for page in (pages_of(value) if isinstance(value, list) else [value])]
+
+
+PAGES = pages_of(CONFIG['nav'])
 
 
 def prose(text):
@@ -23,7 +31,8 @@ def anchors(text):
 
 
 def test_the_site_has_all_documents():
-    assert set(PAGES) >= {f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md')} | {'README.md', 'CHANGELOG.md'}
+    assert set(PAGES) >= {str(path.relative_to(ROOT))
+                          for path in (ROOT / 'docs').rglob('*.md')} | {'README.md', 'CHANGELOG.md'}
     assert [path for path in PAGES if not (FOLDER / path).is_file()] == []
 
 

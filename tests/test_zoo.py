@@ -7,6 +7,7 @@ import os
 import pytest
 import shutil
 import torch
+from dataclasses import replace
 from pathlib import Path
 
 from basicsr.archs import build_network
@@ -22,7 +23,7 @@ from cdnsr_basicsr.inference import make_upscaler
 from cdnsr_basicsr.loading import upscaler_for
 from cdnsr_basicsr.options import OptionError
 from cdnsr_basicsr.zoo import find_checkpoint, shipped_models
-from tests.helpers import fsrcnn, photograph
+from tests.helpers import ROOT, fsrcnn, photograph
 
 SHIPPED = shipped_models()
 
@@ -155,17 +156,48 @@ def test_a_changed_file_is_refused(folder, shipped, capsys):
 
 def test_models_are_listed(shipped, capsys, monkeypatch):
     mb = [f'{model.path.stat().st_size / 1e6:.2f}' for model in shipped.values()]
+    figures = ['30.13', '27.50', '-', '-', '12.3', 'Apache-2.0']
     for columns in ('200', '1', '0', 'x'):
         monkeypatch.setenv('COLUMNS', columns)
         assert cli.main(['models']) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split() for line in lines[:4]
-                ] == [['model', 'scale', 'MB', 'licence', 'Set5', 'Set14', 'photographs', 'ms/megapixel', 'budget'],
-                      ['tiny_cdnsr', 'x4', mb[0], 'Apache-2.0', '30.13', '27.50', '-', '12.3', '0.6'],
-                      ['tiny_fsrcnn', 'x4', mb[1], 'Apache-2.0', '30.13', '27.50', '-', '12.3', '-'], []]
+                ] == [['model', 'scale', 'MB', 'Set5', 'Set14', 'photographs', 'CID22', 'ms/megapixel', 'licence'],
+                      ['tiny_cdnsr', 'x4', mb[0], *figures], ['tiny_fsrcnn', 'x4', mb[1], *figures], []]
         assert len({line.index('Apache') if i else line.index('licence') for i, line in enumerate(lines[:3])}) == 1
         text = ' '.join(' '.join(lines[4:]).split())
-        assert 'tiny_cdnsr, tiny_fsrcnn: measured on an abacus. tiny_cdnsr, tiny_fsrcnn: trained on nothing.' in text
+        assert text.startswith('tiny_cdnsr: trying tiny_fsrcnn: trying PSNR in dB')
+        assert ('tiny_cdnsr: with budget 0.6. tiny_cdnsr, tiny_fsrcnn: measured on an abacus. tiny_cdnsr, tiny_fsrcnn: '
+                'trained on nothing.') in text
+
+
+def test_models_are_listed_by_scale_and_quality(shipped):
+    first = shipped['tiny_fsrcnn']
+    figures = {
+        'x2': (2, 40, 1),
+        'worse': (4, 30, 1),
+        'better': (4, 31, 9),
+        'as_good_and_fast': (4, 31, 8),
+        'x3': (3, 35, 1)
+    }
+    models = [
+        replace(first, name=name, scale=scale, psnr=dict(photographs=psnr), ms_per_megapixel=ms)
+        for name, (scale, psnr, ms) in figures.items()
+    ]
+    assert [model.name for model in zoo.best_first(models)] == ['as_good_and_fast', 'better', 'worse', 'x3', 'x2']
+
+
+def test_a_list_of_models_says_who_taught_them(shipped):
+    taught = replace(shipped['tiny_fsrcnn'], teacher=dict(name='Big', licence='MIT'))
+    assert 'tiny_fsrcnn: taught by Big (MIT).\n' in zoo.describe([shipped['tiny_cdnsr'], taught])
+
+
+def test_the_list_of_shipped_models_is_readable_at_100_columns(monkeypatch):
+    monkeypatch.setenv('COLUMNS', '100')
+    models = zoo.best_first(SHIPPED.values())
+    text = zoo.describe(models)
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(f'\n{model.name}: ' in text for model in models)
 
 
 def test_a_build_without_models(folder, monkeypatch, capsys):
@@ -186,12 +218,28 @@ def test_nothing_is_shipped_that_the_index_does_not_name():
 def test_shipped_file(name):
     model = SHIPPED[name]
     data = model.path.read_bytes()
-    assert len(data) < 5e6 and hashlib.sha256(data).hexdigest() == model.sha256
+    assert len(data) < zoo.MOST_BYTES and hashlib.sha256(data).hexdigest() == model.sha256
     assert model.licence and model.trained_on and model.measured_on and model.ms_per_megapixel > 0
-    assert set(model.psnr) == set(zoo.IMAGES)
+    assert model.use and '\n' not in model.use
+    assert set(model.psnr) == set(
+        model.psnr_rgb) and {'Set5', 'Set14', 'photographs'} <= set(model.psnr) <= set(zoo.IMAGES)
+    assert all(model.psnr_rgb[images] < model.psnr[images] for images in model.psnr)  # Y has less noise
+    assert model.teacher is None or set(model.teacher) == {'name', 'licence'}
     content = load_checkpoint(name)
     assert content['scale'] == model.scale and 'params' in content
     assert make_upscaler(load_network(name)).scale == model.scale
+
+
+@pytest.mark.parametrize('name', list(SHIPPED))
+def test_shipped_model_has_a_card(name):
+    card = (ROOT / 'docs/models' / f'{name}.md').read_text()
+    assert card.startswith(f'# {name}\n') and 'TO BE WRITTEN' not in card
+    for heading in ('Data and licence', 'How it was trained', 'What it is bad at', 'Measured'):
+        assert f'\n## {heading}\n' in card
+    routed = next(line for line in card.splitlines() if line.startswith('| routed |'))
+    model, cells = SHIPPED[name], routed.split(' | ')
+    assert cells[1:1 + len(model.psnr)] == [f'{model.psnr[its]:.2f} / {model.psnr_rgb[its]:.2f}' for its in model.psnr]
+    assert (ROOT / 'docs/models' / f'{name}.jpg').stat().st_size < 2e5
 
 
 @pytest.mark.slow
@@ -204,4 +252,5 @@ def test_shipped_model_is_as_good_as_the_index_says(name, shared):
         image = to_image(upscaler.upscale(to_tensor(pair.lq)).image)
         # BasicSR takes the channels for BGR
         psnr.append(calculate_psnr(image[..., ::-1], pair.gt[..., ::-1], scale, test_y_channel=True))
-    assert np.mean(psnr) == pytest.approx(model.psnr['Set5'], abs=0.02)
+    assert np.mean(psnr) == pytest.approx(
+        model.psnr['Set5'], abs=0.05)  # where branches cost measured time, routing depends on the machine

@@ -6,6 +6,7 @@ import tempfile
 import torch
 from contextlib import ExitStack
 from tqdm import tqdm
+from typing import Callable
 
 from ..evaluation import PairStore, pooled_psnr
 from ..export import check_backend
@@ -19,8 +20,13 @@ from .worker import running_worker
 __all__ = ['Measured', 'Row', 'Settings', 'as_dict', 'benchmark', 'markdown', 'write_report']
 
 
-def benchmark(settings: Settings) -> tuple[list[Measured], str, list[tuple[str, str]]]:
+def benchmark(settings: Settings,
+              wanted: Callable[[Row], bool] = lambda row: True) -> tuple[list[Measured], str, list[tuple[str, str]]]:
     """Measures models on photographs. All rows take turns, photograph by photograph, in processes of their own.
+
+    Args:
+        settings: What is compared, and how.
+        wanted: Which of the rows are measured, of each model at least one that is tuned. Default: all.
 
     Returns:
         The rows; a line that says on what they were measured; photographs that were left out, and why.
@@ -38,7 +44,9 @@ def benchmark(settings: Settings) -> tuple[list[Measured], str, list[tuple[str, 
     if settings.oracle and not settings.budgets and not any(network.maps_errors for network in networks.values()):
         raise OptionError('--oracle', 'goes with --budgets, unless a classifier is an ErrorMap')
     first = next(iter(networks.values()))
-    rows = list(dict.fromkeys(row for model, network in networks.items() for row in rows_of(settings, model, network)))
+    rows = list(
+        dict.fromkeys(row for model, network in networks.items() for row in rows_of(settings, model, network)
+                      if wanted(row)))
     results: dict[Row, list[dict]] = {row: [] for row in rows}
     seconds = dict.fromkeys(rows, 0.)
     left_out: list[tuple[str, str]] = []
@@ -65,19 +73,21 @@ def benchmark(settings: Settings) -> tuple[list[Measured], str, list[tuple[str, 
                     else:
                         times[row].append(answer.get('seconds', float('nan')))
             for row in rows:
-                seconds[row] += statistics.median(times[row])
+                seconds[row] += statistics.median(times[row]) if settings.repeat else float('nan')
 
     measured = []
     for row in rows:
-        ms, baseline = (1000 * seconds[which] / pairs.megapixels for which in (row, Row(row.model, 'whole', False)))
+        both = (row, Row(row.model, 'whole', False))
+        ms, baseline = (1000 * seconds.get(which, float('nan')) / pairs.megapixels for which in both)
         psnrs = [result.get('psnr', float('nan')) for result in results[row]]
         pooled = pooled_psnr(psnrs, pairs.sizes, int(first.scale))
         measured.append(summary(row, described[row.model, True, 'torch'], results[row], pooled, ms, baseline))
+    timed = f'medians of {settings.repeat} runs, all rows in turns' if settings.repeat else 'not timed'
     gray = '; PSNR and SSIM of luma' if first.channels == 1 else ''
     text = (f'{len(sizes)} photograph{"s" * (len(sizes) != 1)} of {min(sizes)} to {max(sizes)} pixels, x{first.scale}, '
             f'tiles of at most {settings.patch_size or "the usual size"}'
             f'{", budgets of time" * (settings.cost == "latency")}; {machine(torch.device(settings.device))}; '
-            f'medians of {settings.repeat} runs, all rows in turns{gray}')
+            f'{timed}{gray}')
     for row in rows:
         if not all(result.get('finite', True) for result in results[row]):
             text += f'\nNo PSNR, as values are no finite numbers: {row.model}, {row.name}, {row.precision}'

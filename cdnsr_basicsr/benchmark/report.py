@@ -37,7 +37,7 @@ def summary(row: Row, about: dict, results: list[dict], pooled: float, ms: float
     network = 'Interpolation' if row.kind == 'bicubic' else network
     peak = max(result.get('peak', float('nan')) for result in results)
     return Measured(row, network, mean('psnr'), pooled, mean('ssim'), mean('kmacs'), mflops, ms, first / ms, peak,
-                    shares)
+                    shares, mean('psnr_y'))
 
 
 def labels(models: Sequence[str]) -> dict[str, str]:
@@ -77,6 +77,7 @@ def as_dict(measured: Measured) -> dict[str, Any]:
         backend=row.backend,
         budget=row.budget,
         psnr=m.psnr,
+        psnr_y=m.psnr_y,
         pooled=m.pooled,
         ssim=m.ssim,
         kmacs_per_pixel=m.kmacs,

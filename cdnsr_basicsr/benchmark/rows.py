@@ -20,7 +20,7 @@ class Settings:
         data: Folder of photographs; see read_pairs.
         budgets: Budgets of networks with branches, besides the published rule.
         precisions: Precisions of all rows but BasicSR's.
-        repeat: Timed runs of each row and photograph, after one that is not.
+        repeat: Timed runs of each row and photograph, after one that is not; 0: no times.
         limit: Most photographs. Default: all.
         patch_size: Largest side of a tile. Default: the engine's.
         step: patch_size less the overlap of tiles.
@@ -117,6 +117,7 @@ class Measured(NamedTuple):
         speed: How many times as fast as the first row of the model.
         peak_mib: Most memory in use, in MiB: of the process, on a GPU of its tensors.
         shares: Part of the tiles, or pixels, in each class, in percent.
+        psnr_y: As psnr, of the Y channel, as papers have it.
     """
     row: Row
     network: str
@@ -129,6 +130,7 @@ class Measured(NamedTuple):
     speed: float
     peak_mib: float
     shares: list[float]
+    psnr_y: float = float('nan')
 
 
 def rows_of(settings: Settings, model: str, network: Network) -> list[Row]:

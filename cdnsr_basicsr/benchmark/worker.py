@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 from .. import load_plugins
-from ..evaluation import PairStore, quality_of
+from ..evaluation import PairStore, luma_psnr_of, quality_of
 from ..inference.speed import is_out_of_memory
 from ..inference.upscaler import algorithm_search
 from ..memory import keep_freed_memory, peak_mib
@@ -52,8 +52,10 @@ def measure(bench: Bench, row: Row, number: int, look: bool) -> dict:
         return {'seconds': seconds}
     peak = peak_mib(lq.is_cuda) if known else float('nan')
     gt = bench.pairs.gt(number)
-    psnr, ssim = quality_of(image, gt, image.shape[2] // lq.shape[2], bench.settings.with_ssim)
-    return dict(psnr=psnr, ssim=ssim, kmacs=kmacs, counts=counts, peak=peak, finite=not math.isnan(psnr))
+    border = image.shape[2] // lq.shape[2]
+    psnr, ssim = quality_of(image, gt, border, bench.settings.with_ssim)
+    luma = luma_psnr_of(image, gt, border)
+    return dict(psnr=psnr, psnr_y=luma, ssim=ssim, kmacs=kmacs, counts=counts, peak=peak, finite=not math.isnan(psnr))
 
 
 def begin_peak(is_cuda: bool) -> bool:

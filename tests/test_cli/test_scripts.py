@@ -1,5 +1,7 @@
-"""The shell scripts that start trainings."""
+"""The scripts: those that start trainings, and those that measure, ship and damage."""
+import copy
 import cv2
+import importlib
 import os
 import pytest
 import socket
@@ -10,10 +12,14 @@ import yaml
 from pathlib import Path
 
 from basicsr.archs import build_network
-from cdnsr_basicsr.checkpoint import save_checkpoint
+from basicsr.metrics import calculate_psnr
+from cdnsr_basicsr import zoo
+from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint
 from cdnsr_basicsr.conversion.convert import load_network
+from cdnsr_basicsr.evaluation import read_pairs, to_image, to_tensor
+from cdnsr_basicsr.inference import make_upscaler
 from cdnsr_basicsr.options import read_options
-from tests.helpers import BACKBONES, ENV, ROOT, carn, fsrcnn, iterations, photograph, run
+from tests.helpers import BACKBONES, ENV, ROOT, fsrcnn, iterations, photograph, run
 
 pytestmark = pytest.mark.slow  # whole runs, in processes of their own
 
@@ -166,23 +172,128 @@ def test_train_all_says_what_is_missing(tmp_path, arguments, message, commands):
     assert done.returncode == 2 and message in done.stderr
 
 
-def test_reproduce_measures_named_models_and_draws_their_frontier(tmp_path, tiny_net):
-    (tmp_path / 'experiments/pretrained_models').mkdir(parents=True)
-    (tmp_path / 'photographs').mkdir()
-    block = tiny_net(4, [fsrcnn(4), carn(8)])
-    net = build_network(block)
-    content = dict(params=net.state_dict(), network_g=block, scale=4)
-    save_checkpoint(content, str(tmp_path / 'experiments/pretrained_models/tiny.pth'))
-    cv2.imwrite(str(tmp_path / 'photographs/a.png'), photograph(90, 100, 0))
-    done = bash(ROOT / 'scripts/reproduce.sh', 'photographs', cwd=tmp_path, MODELS='tiny')
-    assert done.returncode == 0, done.stdout + done.stderr
-    out = tmp_path / 'results/reproduce/1_photographs'
-    table = (out / 'benchmark.md').read_text()
-    for name in ('bicubic', 'branch 1, tiled', 'whole image (BasicSR)', 'routed, budget 0.5', 'oracle, budget 0.5'):
-        assert f'| {name} |' in table
-    assert cv2.imread(str(out / 'benchmark.png')).shape[1] > 800
-    done = bash(ROOT / 'scripts/reproduce.sh', 'nowhere', cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr == 'nowhere: no such folder; expected HR photographs\n'
+def test_reproduce_measures_named_models(tmp_path, commands):
+    folder = commands('python', 'echo "$@"')
+    (tmp_path / 'set 5').mkdir()
+    path = f'{folder}:{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    command = (ROOT / 'scripts/reproduce.sh', 'Set5=set 5', 'photographs=.')
+    for env, names, repeat in ((dict(), '', '3'), (dict(MODELS='a b', REPEAT='0'), 'a b ', '0')):
+        done = bash(*command, cwd=tmp_path, PATH=path, **env)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == (f'{ROOT}/scripts/model_card.py {names}--images Set5=set 5 photographs=. '
+                               f'--repeat {repeat}\n')
+
+
+@pytest.mark.parametrize('arguments,message', [
+    ((), 'Usage: bash scripts/reproduce.sh Set5=FOLDER'),
+    (('HR', ), 'HR: expected SET=FOLDER. Usage: bash scripts/reproduce.sh Set5=FOLDER'),
+    (('Set5=nowhere', ), 'nowhere: no such folder; expected HR images'),
+    (('Set6=.', 'photographs=.'), 'error: --images Set6: expected SET=FOLDER; sets: Set5, Set14, photographs, CID22'),
+    (('Set5=.', ), 'error: --images: photographs=FOLDER is missing'),
+    (('photographs=.', ), 'error: --images: Set5=FOLDER is missing, which cdnsr-'),
+])
+def test_reproduce_says_what_is_missing(tmp_path, arguments, message):
+    done = bash(ROOT / 'scripts/reproduce.sh', *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def scripts_of_models(tmp_path, monkeypatch, shipped):
+    """ship_model and model_card, for a package of tiny models and documents that hold no more than their markers."""
+    monkeypatch.syspath_prepend(str(ROOT / 'scripts'))
+    ship_model, model_card = map(importlib.import_module, ('ship_model', 'model_card'))
+    root = tmp_path / 'root'
+    (root / 'docs/models').mkdir(parents=True)
+    for name, kind in (('README.md', 'models'), ('docs/ModelZoo.md', 'models'), ('mkdocs.yml', 'cards')):
+        (root / name).write_text(f'above\n<!-- {kind}: begin, by a script -->\nold\n<!-- {kind}: end -->\nbelow\n')
+    for module in (ship_model, model_card):
+        monkeypatch.setattr(module, 'ROOT', root)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('COLUMNS', '80')  # which the script sets
+    for name, sides in (('small', (90, 100)), ('large', (200, 212))):
+        os.mkdir(name)
+        for i in range(2):
+            cv2.imwrite(f'{name}/{i}.png', photograph(*sides, i))
+    return ship_model, model_card, root
+
+
+def routed_of_span():
+    """A routed network as `basicsr route` makes it, of branches in the form for training; its option block too."""
+    span = dict(type='SPAN', num_in_ch=3, num_out_ch=3, num_feat=4, num_block=1, upscale=2)
+    mapper = dict(type='ErrorMap', num_in_ch=3, num_feat=4, price=3.25, margin=1.5, reference='gt')
+    block = dict(type='CDNSR', upscale=2, branches=[fsrcnn(2, 2), span], classifier=mapper)
+    return build_network(copy.deepcopy(block)).eval(), block
+
+
+SHIP = ['--images', 'Set5=small', 'photographs=large', '--licence', 'MIT', '--trained-on', 'noise', '--use', 'tests']
+
+
+def test_a_model_is_shipped_and_measured_again(scripts_of_models, capsys):
+    ship_model, model_card, root = scripts_of_models
+    net, block = routed_of_span()
+    torch.nn.init.normal_(net.branches[1].conv_last.weight, std=0.01)
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=2), 'routed.pth')
+    teacher = ['--teacher', 'Big', '--teacher-licence', 'BSD-3-Clause']
+    ship_model.main(['new', 'routed.pth', *SHIP, *teacher, '--repeat', '1', '--budgets', '0.6'])
+    model = zoo.shipped_models()['new']
+    assert model.file == 'new.safetensors' and zoo.checked(model) == str(model.path)
+    assert (model.scale, model.use, model.trained_on, model.licence) == (2, 'tests', 'noise', 'MIT')
+    assert model.teacher == dict(name='Big', licence='BSD-3-Clause') and model.ms_per_megapixel > 0
+    assert list(model.psnr) == list(model.psnr_rgb) == ['Set5', 'photographs']
+
+    content = load_checkpoint('new')
+    assert content['network_g']['classifier'] == block['classifier']  # price and margin are the user's
+    assert content['network_g']['branches'][1] == dict(block['branches'][1], deploy=True)
+    image = torch.rand(1, 3, 40, 44)
+    with torch.no_grad():
+        branch = load_network('new').branches[1]
+        assert (branch(image) - net.branches[1](image)).abs().max() < 1e-4
+    psnr = []
+    for pair in read_pairs('small', 2):
+        result = to_image(make_upscaler(load_network('new')).upscale(to_tensor(pair.lq)).image)
+        psnr.append(calculate_psnr(result[..., ::-1], pair.gt[..., ::-1], 2, test_y_channel=True))
+    assert sum(psnr) / len(psnr) == pytest.approx(model.psnr['Set5'], abs=0.1)  # the speed of this machine routes
+
+    card = (root / 'docs/models/new.md').read_text()
+    assert card.startswith('# new\n\ntests.\n') and 'Teacher: Big (BSD-3-Clause).' in card
+    rows = [line.split(' | ') for line in card.splitlines() if line.startswith('| ')]
+    assert [row[0][2:] for row in rows[2:]] == [
+        'bicubic', 'branch 1 alone: FSRCNN, num_feat 2', 'branch 2 alone: SPAN, num_feat 4', 'routed',
+        'routed, budget 0.6'
+    ] and rows[0][:3] == ['| ', 'Set5', 'photographs'] and 'ms/megapixel' in rows[0]
+    picture = root / 'docs/models/new.jpg'
+    assert picture.stat().st_size < 200_000 and cv2.imread(str(picture)).shape == (2 * 354, 3 * 320 + 12, 3)
+    for name, line in (('README.md', 'new '), ('docs/ModelZoo.md', '- [new](models/new.md)'),
+                       ('mkdocs.yml', '      - new: docs/models/new.md')):
+        text = (root / name).read_text()
+        assert text.startswith('above\n') and text.endswith('\nbelow\n') and f'\n{line}' in text and 'old' not in text
+
+    (root / 'docs/models/new.md').write_text(card.replace('TO BE WRITTEN', 'By hand'))
+    picture.unlink()
+    model_card.main(['new', *SHIP[:3], '--repeat', '0'])
+    again = (root / 'docs/models/new.md').read_text()
+    assert again.count('By hand') == 2 and 'ms/megapixel' not in again and picture.is_file()
+    assert zoo.shipped_models()['new'].ms_per_megapixel == model.ms_per_megapixel
+
+
+def test_what_cannot_be_shipped(scripts_of_models, monkeypatch, capsys):
+    ship_model, _, root = scripts_of_models
+    net, block = routed_of_span()
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=2), 'routed.pth')
+    before = {path: path.read_bytes() for path in zoo.SHIPPED.iterdir()}
+    monkeypatch.setattr(zoo, 'MOST_BYTES', 4000)
+    for arguments, message in ((['a.pth', 'routed.pth', *SHIP], 'a.pth: expected a name without a folder and a suffix'),
+                               (['a', 'routed.pth', *SHIP, '--teacher',
+                                 'Big'], '--teacher: goes with --teacher-licence'),
+                               (['a', 'none.pth', *SHIP], 'none.pth: no such checkpoint file'),
+                               (['a', 'tiny_fsrcnn',
+                                 *SHIP], 'tiny_fsrcnn: FSRCNN is no routed network; see basicsr route'),
+                               (['a', 'routed.pth', *SHIP], 'routed.pth: takes ')):
+        with pytest.raises(SystemExit) as end:
+            ship_model.main(arguments)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and f'error: {message}' in error and len(error.splitlines()) == 1
+    assert {path: path.read_bytes() for path in zoo.SHIPPED.iterdir()} == before
 
 
 def python(script, *args, cwd):
