@@ -73,7 +73,8 @@ class Muon(torch.optim.AdamW):
         for param in params:
             if not self.state[param]:
                 self.state[param].update(  # AdamW expects a number of steps in each state
-                    step=torch.zeros(()), momentum=torch.zeros_like(param))
+                    step=torch.zeros(()),
+                    momentum=torch.zeros_like(param))
         grads, momenta = [param.grad for param in params], [self.state[param]['momentum'] for param in params]
         torch._foreach_lerp_(momenta, grads, 1 - self.momentum)
         ahead = torch.stack(grads).lerp_(torch.stack(momenta), self.momentum)
