@@ -370,7 +370,7 @@ for factor in (1 / 2, 1 / 3, 1 / 4, 0.8, 0.6):
     theirs = np.round(255 * imresize(picture.numpy() / np.float32(255), factor)).clip(0, 255)
     assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1 and (ours != theirs).mean() < 1e-3
 
-photographs, seen = it.Photographs(['photographs'], 4, [1]), set()
+photographs, seen = it.Photographs(it.pairs(['photographs'], 4), 4), set()
 generator = torch.Generator().manual_seed(0)
 lq, gt = photographs.patches(64, 12, True, True, False, generator)
 for small, large in zip(lq, gt):  # turned and mirrored together; borders have other pixels around them
@@ -421,6 +421,57 @@ def test_networks_are_trained_side_by_side(tmp_path):
     assert cut.returncode == 0, cut.stderr
     last = (tmp_path / 'cut/psnr.csv').read_text().splitlines()[-1]
     assert last.startswith('V2,') and int(last.split(',')[1]) < 100
+
+
+def test_a_network_of_another_scale_has_the_best_upsampler_for_its_blocks(tmp_path):
+    """To the same scale, no other last conv has a smaller error; to others, it is better than bilinear upsampling."""
+    (tmp_path / 'photographs').mkdir()
+    for i, sides in enumerate([(300, 420), (330, 310)]):
+        cv2.imwrite(str(tmp_path / f'photographs/{i}.png'), photograph(*sides, seed=i))
+    network = build_network(dict(type='SPANV2', num_feat=4, num_block=2, upscale=4))
+    block = dict(type='SPANV2', num_in_ch=3, num_out_ch=3, num_feat=4, num_block=2, upscale=4)
+    save_checkpoint(dict(params=network.state_dict(), network_g=block, scale=4), str(tmp_path / 'x4.pth'))
+    (tmp_path / 'try.py').write_text(ON_GPU + """
+import rescale
+from cdnsr_basicsr.conversion.convert import load_network
+rescale.PATCHES, rescale.SIDE = 5, 40
+old = load_network('x4.pth')
+for scale in (4, 2, 3):
+    photographs = it.Photographs(it.pairs(['photographs'], scale), scale)
+    sys.argv = f'rescale.py x4.pth --scale {scale} --photographs photographs -o x{scale}.made.pth'.split()
+    rescale.main()
+    made = load_network(f'x{scale}.made.pth').eval()
+    assert made.upscale == scale and str(made.body.state_dict()) == str(old.body.state_dict())
+    generator = torch.Generator().manual_seed(0)  # the same patches
+    patches = [photographs.patches(1, 40, True, True, False, generator) for _ in range(5)]
+
+    def error(net):
+        with torch.no_grad():
+            errors = [(net(lq) - gt).square()[..., 8 * scale:-8 * scale, 8 * scale:-8 * scale] for lq, gt in patches]
+        return sum(error.mean() for error in errors)
+
+    least = error(made)
+    fresh = type(made)(num_feat=4, num_block=2, upscale=scale)  # bilinear upsampling
+    assert least < 0.99 * error(fresh)
+    for i in range(4):
+        moved = load_network(f'x{scale}.made.pth')
+        moved.conv_last.weight.data += 1e-3 * torch.randn(moved.conv_last.weight.shape, generator=generator)
+        assert error(moved) > least
+""")
+    done = python(tmp_path / 'try.py', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    other = python(
+        ROOT / 'scripts/rescale.py',
+        'cdnsr-etds-x4',
+        '--scale',
+        '2',
+        '--photographs',
+        'photographs',
+        '-o',
+        'other.pth',
+        cwd=tmp_path)
+    assert other.returncode == 2 and 'expected a SPANV2, but it is of type CDNSR' in other.stderr
+    assert not (tmp_path / 'other.pth').exists()
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
