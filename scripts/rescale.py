@@ -4,7 +4,7 @@ Usage:
     python scripts/rescale.py CHECKPOINT --scale 4 --photographs FOLDER ... -o start.pth
 
 What the blocks see is nearly the same at all scales. From their features the image is made by a linear map, so the best
-one needs no training: its last conv is the least-squares solution on 200 patches of the photographs, with the depthwise
+one needs no training: its last conv is the least-squares solution on 800 patches of the photographs, with the depthwise
 filters of the old upsampler for the features, and bilinear upsampling of the image. The result is a start for a
 training, and nearly as good as one already.
 """
@@ -18,7 +18,7 @@ from basicsr.archs import build_network
 from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.conversion.convert import convert
 
-PATCHES, SIDE = 200, 64  # of LR pixels
+PATCHES, SIDE = 800, 64  # of LR pixels
 BORDER = 8  # LR pixels of a patch that are left out, because the blocks see padding there
 RIDGE = 1e-6  # of the mean square of a feature
 
