@@ -40,7 +40,7 @@ THEME = gr.themes.Default(
     font_mono=['ui-monospace', 'monospace'],
     radius_size='md')
 NO_LIMIT = 'none'
-LIMITS = {'budget': 'Budget', 'max_loss': 'Loss', 'fidelity': 'Fidelity', NO_LIMIT: 'No limit'}
+LIMITS = {'budget': 'Budget', 'max_loss': 'Loss', 'fidelity': 'Fidelity', NO_LIMIT: 'None'}
 BUSY, NOTHING = 'Another image has its turn', 'Choose an image, or drop one.'
 
 
@@ -73,14 +73,16 @@ class Page:
             gr.HTML(TITLE, elem_id='title')
             with gr.Row(elem_id='columns'):
                 with gr.Column(scale=1, min_width=280, elem_id='side'):
-                    self.upload = gr.File(label=upload_label(self.limits), height=140, elem_id='upload')
+                    self.upload = gr.File(label=upload_label(self.limits), height=160, elem_id='upload')
                     self.wrong = gr.HTML(visible=False, elem_id='wrong')
-                    self.choice = gr.HTML(example_buttons(self.examples), js_on_load=CHOOSE, elem_id='examples')
+                    self.choice = gr.HTML(
+                        example_buttons(self.examples), js_on_load=CHOOSE, apply_default_css=False, elem_id='examples')
                     with gr.Group(elem_id='limits'):
                         self.limit = gr.Radio(label='Limit', **radio(first, 'budget'))
                         self.sliders = sliders(first)
                     with gr.Group(elem_id='engine'):
-                        self.model = gr.Dropdown(self.models, value=self.models[0], label='Model', filterable=False)
+                        names = [(name_of(model), model) for model in self.models]
+                        self.model = gr.Dropdown(names, value=self.models[0], label='Model', filterable=False)
                         with gr.Row():
                             self.precision = gr.Dropdown(
                                 list(PRECISIONS),
@@ -100,6 +102,7 @@ class Page:
                         css_template=read('viewer.css'),
                         js_on_load=read('viewer.js'),
                         server_functions=[part_of(self.sessions)],
+                        apply_default_css=False,
                         elem_id='viewer')
                     with gr.Row(elem_id='actions'):
                         self.status = gr.HTML(status(NOTHING), elem_id='status', min_width=200)
@@ -107,7 +110,7 @@ class Page:
                         self.cancel = gr.Button('Cancel', visible=False, variant='stop', scale=0, elem_id='cancel')
                         self.download = gr.DownloadButton(
                             'Download', variant='primary', interactive=False, scale=0, elem_id='download')
-                    self.numbers = gr.HTML('', elem_id='numbers')
+                    self.numbers = gr.HTML('', apply_default_css=False, elem_id='numbers')
             self._connect(blocks)
         return blocks
 
@@ -134,9 +137,16 @@ class Page:
 
     # what visitors do
 
+    def session_of(self, request: gr.Request) -> Session:
+        """The visitor's session; what still arrives of one that has ended is dropped."""
+        try:
+            return self.sessions.of(str(request.session_hash))
+        except Stopped as error:
+            raise gr.Error('This visit has ended; load the page again.', print_exception=False) from error
+
     def open_upload(self, file: Any, request: gr.Request) -> tuple[Any, Any, Any]:
         """Reads a file that was uploaded; what is wrong with it is said, and the image at hand stays."""
-        session = self.sessions.of(request.session_hash)
+        session = self.session_of(request)
         path = self.sessions.uploaded(file['path']) if isinstance(file, dict) else None
         if path is None:
             return None, wrong('The upload did not arrive; choose the file once more.'), gr.skip()
@@ -144,7 +154,7 @@ class Page:
 
     def open_example(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
         """Reads one of the examples."""
-        path, session = self.examples.get(str(event.name)), self.sessions.of(request.session_hash)
+        path, session = self.examples.get(str(event.name)), self.session_of(request)
         return (gr.skip(), gr.skip()) if path is None else self._open(session, path, move=False)
 
     def _open(self, session: Session, path: Path, move: bool) -> tuple[Any, Any]:
@@ -158,7 +168,7 @@ class Page:
     def decide(self, model: str, precision: str, device: str, limit: str, budget: float, max_loss: float,
                fidelity: float, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Decides what is done with each tile, by what is chosen on the page now."""
-        session = self.sessions.of(request.session_hash)
+        session = self.session_of(request)
         if not self.engines.has(model, precision, device):
             yield {self.status: status(f'Loading {name_of(model)}, and measuring its speed', 0.)}
         try:
@@ -175,14 +185,14 @@ class Page:
             return
         shown: dict[Any, Any] = {self.limit: gr.update(**radio(engine, limit))}
         shown.update({slider: gr.update(visible=name == limit) for name, slider in self.sliders.items()})
-        shown.update({self.numbers: numbers(session.decision), self.viewer: view(session)})
+        shown.update({self.numbers: self.costs(session), self.viewer: view(session)})
         if different:
             shown.update({self.download: gr.update(interactive=False), self.run: gr.update(visible=False)})
         yield shown
 
     def compute(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Computes the pixels of what was decided, when nothing has changed for a moment."""
-        session = self.sessions.of(request.session_hash)
+        session = self.session_of(request)
         if not session.stale:
             yield gr.skip()
             return
@@ -209,17 +219,25 @@ class Page:
         yield {
             self.viewer: view(session),
             self.status: status(done(session)),
-            self.numbers: numbers(result.decision, result.plan),
+            self.numbers: self.costs(session),
             self.download: gr.update(value=str(result.file), interactive=True),
             self.run: gr.update(visible=False),
             self.cancel: gr.update(visible=False)
         }
 
+    def costs(self, session: Session) -> str:
+        """What the decision at hand costs, in numbers."""
+        decision, result = session.decision, session.result
+        if decision is None:
+            return ''
+        plan = result.plan if decision.plan is None and result is not None else decision.plan
+        return numbers(decision, plan, self.engines.pace.get(decision.engine.net, 1.))
+
     def stop(self, request: gr.Request) -> None:
-        self.sessions.of(request.session_hash).stop()
+        self.session_of(request).stop()
 
     def resume(self, request: gr.Request) -> None:
-        self.sessions.of(request.session_hash).resume()
+        self.session_of(request).resume()
 
     def leave(self, request: gr.Request) -> None:
         self.sessions.end(request.session_hash)
@@ -275,7 +293,7 @@ def sliders(engine: Upscaler) -> dict[str, gr.Slider]:
             0.5,
             step=0.01,
             label='Budget',
-            info='Largest cost, 1 being the hardest branch on all of the image',
+            info="Share of the hardest branch's cost",
             visible=first == 'budget',
             elem_id='budget'),
         'max_loss':
@@ -404,18 +422,22 @@ def seconds(value: float) -> str:
     return f'{1000 * value:.0f} ms' if value < 0.1 else f'{value:.2f} s' if value < 10 else f'{value:.0f} s'
 
 
-def numbers(decision: Optional[Decision], plan: Any = None) -> str:
-    """What a decision costs: time, operations, predicted loss, and the share of each branch."""
-    if decision is None:
-        return ''
-    engine, plan = decision.engine, plan or decision.plan
+def numbers(decision: Decision, plan: Any, pace: float) -> str:
+    """What a decision costs: time, operations, predicted loss, and the share of each branch.
+
+    Args:
+        decision: The decision.
+        plan: What it does with the image; None if that is not known yet.
+        pace: How many times as long as by the speed of its parts the network takes.
+    """
+    engine = decision.engine
     if plan is None:
         return '<p class="note">This network decides while it runs: its cost is known when it is done.</p>'
     figures = []
     if decision.milliseconds is not None:
-        ms, hardest = decision.milliseconds
-        note = f'hardest branch alone: {seconds(hardest / 1000)}' if engine.routed else ''
-        figures.append(('Time, estimated', seconds(ms / 1000), note))
+        time, hardest = (pace * ms / 1000 for ms in decision.milliseconds)
+        note = f'hardest branch alone: {seconds(hardest)}' if engine.routed else ''
+        figures.append(('Time, estimated', seconds(time), note))
     if engine.routed:
         figures.append(('Operations', f'{100 * plan.cost:.0f} %', 'of the hardest branch alone'))
     if decision.decibels is not None and isinstance(engine, TileUpscaler):

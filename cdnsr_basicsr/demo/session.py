@@ -10,7 +10,9 @@ import time
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
+from torch import nn
 from typing import Any, Iterator, NamedTuple, Optional
+from weakref import WeakKeyDictionary
 
 from ..decoding.process import Picture
 from ..inference import TileUpscaler, Upscaler
@@ -31,11 +33,17 @@ class Stopped(Exception):
 
 
 class Engines:
-    """Loaded networks, those that were used last; one image is upscaled at a time."""
+    """Loaded networks, those that were used last; one image is upscaled at a time.
+
+    Attributes:
+        loading, running: Held while a network is loaded, and while an image is upscaled.
+        pace: How many times as long as by the speed of its parts a network took last.
+    """
 
     def __init__(self) -> None:
         self.loaded: OrderedDict[tuple[str, str, str], Upscaler] = OrderedDict()
         self.loading, self.running = threading.Lock(), threading.Lock()
+        self.pace: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
 
     def has(self, model: str, precision: str, device: str) -> bool:
         """Whether an engine is ready."""
@@ -65,7 +73,7 @@ class Decision(NamedTuple):
         engine: Under the limit that was chosen.
         model: Its name or path.
         plan: What it will do; None if that shows only when it is done.
-        milliseconds: Estimated time of it, and of the hardest branch on the whole image.
+        milliseconds: Time of it, and of the hardest branch on the whole image, by the measured speed of the parts.
         decibels: Predicted loss of PSNR against the hardest branch, or, if the router has learnt from its image,
             predicted fidelity; None if no errors are predicted.
     """
@@ -282,6 +290,8 @@ class Session:
             with self.lock:
                 self._check(decision)
                 self._forget_result()
+                if decision.milliseconds is not None:
+                    self.engines.pace[decision.engine.net] = 1000 * seconds / max(decision.milliseconds[0], 1e-3)
                 self.result = Result(decision, plan, files[0], pixels, seconds, (*picture.notes, *lost))
                 self.after = after
         except BaseException:

@@ -90,8 +90,8 @@ function zoom(wanted, at) {
   full = wanted;
   if (at) centre = at;
   stage.classList.toggle('full', full);
-  find('.fit').setAttribute('aria-pressed', !full);
-  find('.full').setAttribute('aria-pressed', full);
+  find('.to-fit').setAttribute('aria-pressed', !full);
+  find('.to-full').setAttribute('aria-pressed', full);
   if (full) {
     stage.tabIndex = 0;
     stage.setAttribute('role', 'group');
@@ -177,8 +177,8 @@ stage.addEventListener('dblclick', (event) => {
   const box = stage.getBoundingClientRect();
   zoom(!full, [(event.clientX - box.left) / box.width * view.size[0], (event.clientY - box.top) / box.height * view.size[1]]);
 });
-find('.fit').addEventListener('click', () => zoom(false));
-find('.full').addEventListener('click', () => zoom(true));
+find('.to-fit').addEventListener('click', () => zoom(false));
+find('.to-full').addEventListener('click', () => zoom(true));
 fade.addEventListener('input', () => { map.style.opacity = fade.value / 100; });
 map.style.opacity = fade.value / 100;
 new ResizeObserver(() => { layout(); fetchSoon(); }).observe(element);
