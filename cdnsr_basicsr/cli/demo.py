@@ -4,8 +4,11 @@ from __future__ import annotations
 import argparse
 
 from ..demo.server import HOST, MEGABYTES, MEGAPIXELS
+from ..options import OptionError
 from ..zoo import BEST
 from . import arguments
+
+MOST_PORTS = 65535
 
 
 def add_parser(commands: arguments.Commands) -> None:
@@ -40,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from ..demo.server import check_installed, serve
     from ..loading import choose_device
     check_installed()
+    if args.port is not None and args.port > MOST_PORTS:
+        raise OptionError(f'--port {args.port}', f'expected a port up to {MOST_PORTS}')
     from ..zoo import shipped_models
     with arguments.said_by_flags(model='-m', port='--port', host='--host'):
         device = str(choose_device(args.device))

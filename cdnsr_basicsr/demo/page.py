@@ -38,7 +38,8 @@ THEME = gr.themes.Default(
     neutral_hue='slate',
     font=['system-ui', 'sans-serif'],
     font_mono=['ui-monospace', 'monospace'],
-    radius_size='md')
+    radius_size='md').set(
+        body_text_color_subdued='*neutral_500', block_info_text_color='*neutral_500')
 NO_LIMIT = 'none'
 LIMITS = {'budget': 'Budget', 'max_loss': 'Loss', 'fidelity': 'Fidelity', NO_LIMIT: 'None'}
 BUSY, NOTHING = 'Another image has its turn', 'Choose an image, or drop one.'
@@ -187,15 +188,12 @@ class Page:
         shown.update({slider: gr.update(visible=name == limit) for name, slider in self.sliders.items()})
         shown.update({self.numbers: self.costs(session), self.viewer: view(session)})
         if different:
-            shown.update({self.download: gr.update(interactive=False), self.run: gr.update(visible=False)})
+            shown.update({self.run: gr.update(visible=False), self.download: gr.update(interactive=not session.stale)})
         yield shown
 
     def compute(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Computes the pixels of what was decided, when nothing has changed for a moment."""
         session = self.session_of(request)
-        if not session.stale:
-            yield gr.skip()
-            return
         try:
             for share in session.upscale():
                 text = 'Upscaling' if share is not None else BUSY
@@ -213,7 +211,7 @@ class Page:
             yield {self.status: said, self.cancel: gr.update(visible=False), self.run: gr.update(visible=True)}
             return
         result = session.result
-        if result is None:
+        if result is None or session.stale:  # nobody has asked for anything, or something else is wanted by now
             yield {self.cancel: gr.update(visible=False)}
             return
         yield {
@@ -295,6 +293,7 @@ def sliders(engine: Upscaler) -> dict[str, gr.Slider]:
             label='Budget',
             info="Share of the hardest branch's cost",
             visible=first == 'budget',
+            buttons=[],
             elem_id='budget'),
         'max_loss':
         gr.Slider(
@@ -305,6 +304,7 @@ def sliders(engine: Upscaler) -> dict[str, gr.Slider]:
             label='Loss in dB',
             info='PSNR that may be lost against the hardest branch, predicted',
             visible=False,
+            buttons=[],
             elem_id='max_loss'),
         'fidelity':
         gr.Slider(
@@ -315,6 +315,7 @@ def sliders(engine: Upscaler) -> dict[str, gr.Slider]:
             label='Fidelity in dB',
             info="PSNR relative to the hardest branch's image, predicted",
             visible=False,
+            buttons=[],
             elem_id='fidelity')
     }
 
@@ -453,8 +454,10 @@ def shares(counts: Sequence[int], unit: str) -> str:
     """The shares of the branches, as a bar and in numbers."""
     colors = ['#' + bytes(color[::-1]).hex() for color in class_colors(len(counts))]
     parts = [100 * count / max(1, sum(counts)) for count in counts]
-    names = ['easiest', *[''] * (len(counts) - 2), 'hardest'] if len(counts) > 1 else ['']
+    names = ['easiest', *[''] * (len(counts) - 2), 'hardest']
+    kind = 'Branch' if unit == TileUpscaler.unit else 'Sampler'  # of PCSR
     bar = ''.join(f'<span style="width:{part:.2f}%;background:{color}"></span>' for part, color in zip(parts, colors))
-    legend = ''.join(f'<li><i style="background:{color}"></i>Branch {i}{f", {name}" * bool(name)}: {part:.0f} %</li>'
+    legend = ''.join(f'<li><i style="background:{color}"></i>{kind} {i}{f", {name}" * bool(name)}: {part:.0f} %</li>'
                      for i, (part, color, name) in enumerate(zip(parts, colors, names)))
-    return f'<div class="bar" aria-hidden="true">{bar}</div><ul aria-label="{unit} of each branch">{legend}</ul>'
+    about = f'{unit} of each {kind.lower()}'
+    return f'<div class="bar" aria-hidden="true">{bar}</div><ul aria-label="{about}">{legend}</ul>'

@@ -72,7 +72,8 @@ def serve(models: Sequence[str],
                 theme=THEME,
                 css=read('page.css'))
         except OSError as error:
-            raise OptionError(f'port={port}' if port else f'host={host}', 'cannot be listened at') from error
+            raise OptionError(f'port={port}' if port else f'host={host}',
+                              'cannot be listened at: taken, or none of this machine') from error
         try:
             say(url)
             if browser:

@@ -103,6 +103,13 @@ class Result(NamedTuple):
     notes: tuple[str, ...]
 
 
+def _alike(decision: Decision, other: Optional[Decision]) -> bool:
+    """Whether two decisions make the same pixels of an image."""
+    if other is None or decision.plan is None or other.plan is None:
+        return False
+    return decision.engine.net is other.engine.net and decision.plan.strips == other.plan.strips
+
+
 class Session:
     """A visitor's image and what becomes of it. All files lie in one folder, which nobody else can guess.
 
@@ -185,20 +192,15 @@ class Session:
                                    None if errors is None else limited.decibels(plan, errors))
             else:
                 decided = Decision(limited, model, None, None, None)
-            if self._same(decided):
+            if _alike(decided, self.decision):
                 return False
+            if self.result is not None and _alike(decided, self.result.decision):
+                decided = self.result.decision  # its pixels are there
             self.decision, self.changed = decided, time.monotonic()
             if engine.scale != self.before_scale:
                 self.before, self.before_scale = self._show_before(), engine.scale
             self.stopping.clear()
         return True
-
-    def _same(self, decided: Decision) -> bool:
-        """Whether a decision would compute what the one at hand does."""
-        other = self.decision
-        if other is None or decided.plan is None or other.plan is None or decided.engine.net is not other.engine.net:
-            return False
-        return decided.engine.dtypes == other.engine.dtypes and decided.plan.strips == other.plan.strips
 
     # its pixels
 
@@ -263,17 +265,16 @@ class Session:
         pixels = np.lib.format.open_memmap(folder / 'pixels.npy', 'w+', np.uint8, shape)
 
         def watch(share: float) -> None:
-            nonlocal seconds
-            self.share, seconds = share, time.perf_counter() - begin
+            self.share = share
             self._check(decision)
 
         def write(engine: Upscaler) -> tuple[Any, tuple[str, ...]]:
             top, plan = 0, decision.plan if engine is decision.engine else None
 
             def keep(strip: np.ndarray) -> None:
-                nonlocal top
+                nonlocal top, seconds
                 pixels[top:top + len(strip)] = views.in_8_bits(strip)
-                top += len(strip)
+                top, seconds = top + len(strip), time.perf_counter() - begin
 
             engine.watch = watch
             result = result_path(source, source, folder, '', None)
@@ -381,7 +382,8 @@ class Sessions:
     def by_token(self, token: str) -> Optional[Session]:
         """The session that has a token, which only its own page knows."""
         with self.lock:
-            return next((one for one in self.open.values() if secrets.compare_digest(one.token, token)), None)
+            return next(
+                (one for one in self.open.values() if secrets.compare_digest(one.token.encode(), token.encode())), None)
 
     def uploaded(self, path: str) -> Optional[Path]:
         """A file, if it is one that was uploaded and has not been taken yet."""

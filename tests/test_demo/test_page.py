@@ -19,6 +19,14 @@ pytestmark = pytest.mark.slow
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 
 
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch):
+    """What the command tells Gradio by the environment ends with the test."""
+    for name in ('GRADIO_TEMP_DIR', 'GRADIO_ANALYTICS_ENABLED', 'HF_HUB_DISABLE_TELEMETRY'):
+        monkeypatch.setenv(name, '')
+        monkeypatch.delenv(name)
+
+
 def test_without_gradio_one_line_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'gradio', None)
     assert cli.main(['demo', '--no-browser']) == 2
@@ -33,7 +41,8 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp('demo')
     temporary = folder / 'temporary'
     temporary.mkdir()
-    env = dict(ENV, TMPDIR=str(temporary), XDG_CACHE_HOME=str(folder / 'cache'), PYTHONUNBUFFERED='1')
+    env = dict(
+        ENV, TMPDIR=str(temporary), XDG_CACHE_HOME=str(tmp_path_factory.getbasetemp() / 'cache'), PYTHONUNBUFFERED='1')
     command = [
         sys.executable, '-m', 'cdnsr_basicsr', 'demo', '-m', 'cdnsr-fsrcnn-x4', '--no-browser', '--device', 'cpu'
     ]
@@ -261,6 +270,14 @@ def test_what_is_loaded_first_is_said_in_one_line_where_it_is_wrong(capsys):
     assert cli.main(['demo', '-m', 'nonesuch', '--no-browser']) == 2
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and 'nonesuch' in said
+
+
+def test_a_port_that_cannot_be_had_is_said_in_one_line(served, capsys):
+    port = re.search(r':(\d+)/', served[0]).group(1)
+    for number, reason in ((port, 'taken'), ('70000', 'expected a port up to 65535')):
+        assert cli.main(['demo', '-m', 'cdnsr-fsrcnn-x4', '--no-browser', '--device', 'cpu', '--port', number]) == 2
+        said = capsys.readouterr().err
+        assert said.count('\n') == 1 and f'--port {number}: ' in said and reason in said
 
 
 def test_defaults_are_careful():

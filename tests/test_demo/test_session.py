@@ -15,12 +15,21 @@ from cdnsr_basicsr.demo import views
 from cdnsr_basicsr.demo.session import Engines, Session, Sessions, Stopped
 from cdnsr_basicsr.inference import TileUpscaler
 from cdnsr_basicsr.inference.image_io import ImageError
+from cdnsr_basicsr.inference.speed import Speed
 from tests.helpers import carn, fsrcnn, pcsr, photograph, spread
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
+    """No waiting, neither for a visitor nor for measurements of speed."""
+
+    def measure_speed(self, fresh=False):
+        parts = self.num_classes + self.routed
+        self.measured = Speed([4] * parts, [1. + part for part in range(parts)])
+        return self.measured
+
     monkeypatch.setattr(sessions, 'REST', 0.)
+    monkeypatch.setattr(TileUpscaler, 'measure_speed', measure_speed)
 
 
 @pytest.fixture
@@ -101,8 +110,10 @@ def test_the_image_is_predicted_once_for_all_limits_of_a_network(visitor, model,
     assert visitor.result is None  # no pixel has been computed
     settle(visitor, path, opened=False)
     assert calls == [1] and visitor.result.plan.cost == costs[3][1]
-    visitor.decide(engine, path, 'budget', 1.2)
-    assert not visitor.stale and list(visitor.upscale()) == []  # what is there is not computed again
+    for budget in (0.1, 1.2):  # there and back: what there is need not be computed again
+        visitor.decide(engine, path, 'budget', budget)
+        assert visitor.stale == (budget == 0.1)
+    assert list(visitor.upscale()) == [] and calls == [1]
 
 
 def test_a_network_that_decides_while_it_runs(visitor, model, tmp_path):
