@@ -82,4 +82,3 @@ def serve(models: Sequence[str],
                 time.sleep(3600)
         finally:
             page.sessions.end_all()
-            blocks.close(verbose=False)
