@@ -13,7 +13,8 @@ LINTERS = [
     'flake8>=6.0', 'isort>=5.12', 'mypy==2.4.1; python_version>="3.11"', 'ruff==0.17.6', 'types-PyYAML', 'types-tqdm',
     'yapf==0.43.0'
 ]
-TESTS = ['pypng>=0.20220715', 'pytest>=7.0', 'pytest-xdist>=3.5']
+TESTS = ['pypng>=0.20220715', 'pytest>=7.0', 'pytest-xdist>=3.5', 'playwright>=1.40']
+DEMO = ['gradio>=6.31; python_version>="3.10"']  # the page of basicsr demo
 FORMATS = ['pillow-heif>=1.1', 'pillow-jxl-plugin>=1.3.4']  # HEIC and JPEG XL
 
 
@@ -35,7 +36,7 @@ setup(
     packages=find_packages(include=['cdnsr_basicsr', 'cdnsr_basicsr.*']),
     package_data={
         'cdnsr_basicsr': [
-            'py.typed', 'options/schema.json', 'pretrained_models/models.json',
+            'py.typed', 'demo/*.css', 'demo/*.html', 'demo/*.js', 'options/schema.json', 'pretrained_models/models.json',
             *(f'pretrained_models/*.{kind}' for kind in ('pth', 'safetensors'))
         ]
     },
@@ -59,7 +60,8 @@ setup(
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
     extras_require={
-        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *FORMATS, *ONNX, *OPENVINO, *SPANDREL],
+        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *DEMO, *FORMATS, *ONNX, *OPENVINO, *SPANDREL],
+        'demo': DEMO,
         'docs': ['mkdocs-material>=9.6'],  # of mkdocs.yml
         'formats': FORMATS,
         'onnx': ONNX,

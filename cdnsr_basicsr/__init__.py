@@ -1,7 +1,7 @@
 """Difficulty-routed super-resolution as a BasicSR plugin.
 
 >>> import cdnsr_basicsr as sr
->>> upscaler = sr.load('cdnsr-etds-x4', budget=0.5)
+>>> upscaler = sr.load('cdnsr-modern-x4', budget=0.5)
 >>> upscaler.upscale('photo.jpg').image  # doctest: +SKIP
 """
 from importlib import metadata

@@ -22,6 +22,7 @@ NEEDED = {
     'pillow': 'PIL'
 }
 OPTIONAL = {
+    'gradio': 'gradio',
     'spandrel': 'spandrel',
     'onnx': 'onnx',
     'onnxruntime': 'onnxruntime',

@@ -15,6 +15,7 @@ from .options import OptionError
 
 SHIPPED = Path(__file__).with_name('pretrained_models')  # models.json and the checkpoints that it describes
 PRETRAINED = Path('experiments', 'pretrained_models')  # BasicSR's folder, below the one that a command is started in
+BEST = 'cdnsr-modern-x4'  # of the shipped models; what is taken where none is named
 SUFFIXES = ('', '.pth', '.safetensors')  # of a name in that folder
 IMAGES = ('Set5', 'Set14', 'photographs', 'CID22')  # that there are figures for, of each model or of some
 MOST_BYTES = 5_000_000  # of a shipped file

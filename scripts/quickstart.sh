@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 source scripts/setup_venv.sh
 
 step() { printf '\n== %s\n' "$1"; }
-model=cdnsr-etds-x4  # what is upscaled with
+model=cdnsr-modern-x4  # what is upscaled with
 data=datasets/quickstart
 out=results/quickstart
 

@@ -1,6 +1,6 @@
 """Makes docs/upscaled.png: a part of a photograph by bicubic upsampling and by a model, and the branch of each tile.
 
-Usage, in the repository, after the quickstart: python scripts/readme_picture.py cdnsr-etds-x4 docs/upscaled.png
+Usage, in the repository, after the quickstart: python scripts/readme_picture.py cdnsr-modern-x4 docs/upscaled.png
 The photograph is scikit-image's astronaut (NASA, public domain), at its own size of 512 pixels.
 """
 import cv2

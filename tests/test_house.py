@@ -28,6 +28,7 @@ ALLOWED = {
     'complexity': set(),
     'decoding': set(),
     'conversion': {'archs', 'checkpoint', 'files', 'options'},
+    'demo': {'decoding', 'inference', 'loading', 'options', 'settings'},
     'environment': {'__init__', '_compat', 'machine', 'zoo'},
     'files': {'options'},
     'machine': set(),
@@ -54,8 +55,9 @@ ALLOWED = {
     'spandrel_support': {'__init__', 'checkpoint', 'inference'},
     'pipeline': {'__init__', 'checkpoint', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
-        '__init__', 'archs', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'environment', 'export',
-        'files', 'inference', 'loading', 'memory', 'options', 'pipeline', 'router', 'routing', 'settings', 'zoo'
+        '__init__', 'archs', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'demo', 'environment',
+        'export', 'files', 'inference', 'loading', 'memory', 'options', 'pipeline', 'router', 'routing', 'settings',
+        'zoo'
     },
 }
 
@@ -198,7 +200,8 @@ def test_usage_in_the_docs_equals_help(capsys):
         usage[block[0]] = block[1]
     assert set(usage) == {
         '--help', 'train --help', 'test --help', 'prepare --help', 'label --help', 'convert --help', 'export --help',
-        'models --help', 'upscale --help', 'route --help', 'calibrate --help', 'benchmark --help', 'env --help'
+        'models --help', 'upscale --help', 'route --help', 'calibrate --help', 'benchmark --help', 'demo --help',
+        'env --help'
     }
     for command, text in usage.items():
         with pytest.raises(SystemExit):

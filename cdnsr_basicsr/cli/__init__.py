@@ -16,7 +16,7 @@ from ..pipeline import RunFailed
 # modules beside this one, in the order of --help: each has add_parser and run (train has test too), and imports what is
 # slow to import where it runs
 COMMANDS = ('train', 'prepare', 'label', 'export', 'upscale', 'models', 'convert', 'route', 'calibrate', 'benchmark',
-            'env')
+            'demo', 'env')
 TRAINING = ('train', 'test')  # BasicSR's pipelines see to signals and errors of files themselves
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pathlib import Path
 from PIL import Image, ImageOps
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple, Optional
 
 from ..options import OptionError, shown
 from .image_io import ImageError, read_image
@@ -154,21 +154,27 @@ def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> It
         yield finished(*waiting[0])
 
 
-def upscaled_strips(upscaler: Upscaler, pixels: np.ndarray) -> tuple[Plan, Iterator[np.ndarray]]:
+def upscaled_strips(upscaler: Upscaler,
+                    pixels: np.ndarray,
+                    plan: Optional[Plan] = None) -> tuple[Plan, Iterator[np.ndarray]]:
     """Upscales pixels of shape (h, w, c), c being 1 for gray, 2 for gray and alpha, 3 for RGB, 4 for RGBA.
 
     Gray is computed as three equal channels, if the network takes three. If it takes one, a picture in colours gets its
     luma from the network, and its Cb and Cr by bicubic interpolation. Alpha is upscaled like a gray picture.
 
+    Args:
+        upscaler: The engine.
+        pixels: The picture.
+        plan: Of the engine, for `color_rows`. Default: that is decided here.
+
     Returns:
         What is run for the colours, and strips of such pixels (rows, w * scale, c).
     """
     colors, alpha = parted(pixels)
-    if upscaler.channels == 1 and colors.shape[2] == 3 and is_gray(pixels):
-        plan, strips = upscaled_plane(upscaler, colors[..., :1])
+    plane = color_rows(upscaler, pixels).pixels
+    plan, strips = upscaled_plane(upscaler, plane, plan)
+    if plane.shape[2] < colors.shape[2]:
         strips = (np.repeat(strip, 3, axis=2) for strip in strips)
-    else:
-        plan, strips = upscaled_plane(upscaler, colors)
     if not alpha.size:
         return plan, strips
     if not varies(alpha):  # mostly it is opaque everywhere
@@ -176,6 +182,13 @@ def upscaled_strips(upscaler: Upscaler, pixels: np.ndarray) -> tuple[Plan, Itera
         return plan, (np.concatenate([strip, np.full((*strip.shape[:2], 1), level)], axis=2) for strip in strips)
     _, alphas = upscaled_plane(upscaler, alpha)
     return plan, (np.concatenate(pair, axis=2) for pair in zip(strips, alphas))
+
+
+def color_rows(upscaler: Upscaler, pixels: np.ndarray) -> PictureRows:
+    """The colours as `upscaled_strips` gives them to the engine."""
+    colors, _ = parted(pixels)
+    gray = upscaler.channels == 1 and colors.shape[2] == 3 and is_gray(pixels)
+    return PictureRows(colors[..., :1] if gray else colors, upscaler.channels)
 
 
 def planned_rows(upscaler: Upscaler, pixels: np.ndarray) -> Iterator[PictureRows]:
@@ -203,10 +216,12 @@ def is_gray(pixels: np.ndarray) -> bool:
     return all((block[..., 1:3] == block[..., :1]).all() for block in blocks)
 
 
-def upscaled_plane(upscaler: Upscaler, pixels: np.ndarray) -> tuple[Plan, Iterator[np.ndarray]]:
+def upscaled_plane(upscaler: Upscaler,
+                   pixels: np.ndarray,
+                   plan: Optional[Plan] = None) -> tuple[Plan, Iterator[np.ndarray]]:
     """Upscales gray or RGB pixels, of shape (h, w, 1 or 3); see `upscaled_strips`."""
     rows = PictureRows(pixels, upscaler.channels)
-    plan = upscaler.plan(rows)
+    plan = upscaler.plan(rows) if plan is None else plan
     strips = upscaler.strips(rows, plan)
     if upscaler.channels == 1 and pixels.shape[2] == 3:
         strips = in_colours(strips, PictureRows(pixels, 3), upscaler.size_of(rows.height, rows.width))

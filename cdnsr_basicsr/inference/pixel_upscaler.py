@@ -16,6 +16,7 @@ MAX_SCALE = 64
 STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together; more only if one row of tiles has more
 BAND_PIXELS = {'cpu': 2**17, 'cuda': 2**22}  # of the result, that are computed together
 MAX_TILES = {'cpu': 1, 'cuda': 16}
+BUDGET_ONLY = 'PCSR takes a budget in MACs only, no time and no loss'
 
 
 class Tiles:
@@ -101,14 +102,15 @@ class PixelUpscaler(Upscaler):
                  precision: str = 'float32',
                  max_tiles: Optional[int] = None,
                  scale: Optional[float] = None) -> None:
-        if any(limit is not None for limit in (target_ms, max_loss, fidelity)) or cost == 'latency':
-            raise ValueError(f'{type(net).__name__} takes a budget in MACs only, no time and no loss')
+        if cost == 'latency':
+            raise ValueError(BUDGET_ONLY)
         self.source = pixels = cast(PixelRouted, net)
         scale = pixels.upscale if scale is None else scale
         if not 1 <= scale <= MAX_SCALE:
             raise ValueError(f'expected a scale from 1 to {MAX_SCALE}, but got {scale:g}')
         step = max(1, patch_size - 12) if step is None else step
         super().__init__(net, scale, pixels.num_in_ch, patch_size, step, budget, [PRECISIONS[precision]], max_tiles)
+        self._take_limits(budget, target_ms, max_loss, fidelity)
         self.max_tiles: int = max_tiles or MAX_TILES[self.kind]
         self.num_classes = len(pixels.samplers)  # 1 in phase 0
         self.routed = self.num_classes > 1
@@ -117,6 +119,15 @@ class PixelUpscaler(Upscaler):
         self.lq_macs = sum(mlp.macs() - mlp.macs(first=False) for mlp in parts)
         self.pixel_macs = pixels.classifier.macs(first=False) if self.routed else 0
         self.sampler_macs = [mlp.macs(first=False) for mlp in pixels.samplers]
+
+    def _take_limits(self,
+                     budget: Optional[float] = None,
+                     target_ms: Optional[float] = None,
+                     max_loss: Optional[float] = None,
+                     fidelity: Optional[float] = None) -> None:
+        if any(limit is not None for limit in (target_ms, max_loss, fidelity)):
+            raise ValueError(BUDGET_ONLY)
+        self.budget = budget
 
     def _copy(self) -> None:
         self.fast = cast(PixelRouted, deployed(self.net, self.dtypes[0]))
@@ -164,6 +175,7 @@ class PixelUpscaler(Upscaler):
                 part = heavy[y - top:end - top]
                 picture = self.fast.sample(features[:, start - first:stop - first], band, part.unsqueeze(0))[0].float()
                 picture += self.source.bilinear(lq, plan.size, plan.out_size, y, end, lq_top)[0]
+                self.watch(end / plan.out_size[0])
                 yield picture, part
             del lq, features, heavy, part, picture  # not beside those of the next strip
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import torch
 from contextlib import contextmanager
 from torch import nn
@@ -20,6 +21,7 @@ from .network import (
     deployed,
     maps_errors,
     precision_of,
+    predicts_errors,
     reference_of,
     routed,
 )
@@ -53,6 +55,17 @@ class Look(NamedTuple):
     merge: Callable[[torch.Tensor], Strips]
     errors: torch.Tensor
     weight: float = 1.
+
+
+class Prediction(NamedTuple):
+    """What the classifier says of an image: all that has to be computed before its classes are decided.
+
+    Attributes:
+        logits: of shape (n, M); None of a classifier that maps errors.
+        errors: Predicted errors of the tiles, of shape (n, M), on the CPU; None if the classifier predicts none.
+    """
+    logits: Optional[torch.Tensor]
+    errors: Optional[torch.Tensor]
 
 
 class TilePlan(NamedTuple):
@@ -137,8 +150,6 @@ class TileUpscaler(Upscaler):
                  max_tiles: Optional[int] = None) -> None:
         if cost not in (None, 'macs', 'latency'):
             raise ValueError(f"Expected cost 'macs' or 'latency', but got {cost!r}.")
-        if sum(limit is not None for limit in (budget, target_ms, max_loss, fidelity)) > 1:
-            raise ValueError('Expected at most one of budget, target_ms, max_loss and fidelity.')
         self.sources = branches_of(net)
         scale, channels, self.multiple = common_geometry(self.sources)
         tiles = routed(net)
@@ -153,15 +164,12 @@ class TileUpscaler(Upscaler):
         super().__init__(net, scale, channels, patch_size, step, budget, dtypes, max_tiles)
         self.num_classes = len(self.sources)
         alike = len({arch_of(branch) for branch in self.sources}) == 1
-        self.target_ms, self.max_loss, self.fidelity = target_ms, max_loss, fidelity
         self.price: Optional[float] = None  # of all images together, once it is known
         self.weigh = 'pixels'
         self.cost_kind = cost or ('macs' if alike else 'latency')
         self.hardest = self.num_classes - 1
         self.reference = None if tiles is None else reference_of(tiles.classifier)
         self.predicts = self.reference is not None
-        if self.routed:
-            check_limits(max_loss, fidelity, self.reference)
         self.classifier_macs = 0
         if tiles is not None:
             try:
@@ -170,8 +178,20 @@ class TileUpscaler(Upscaler):
                 text = f'the classifier takes no images of {channels} channel{"s" * (channels != 1)}: {error}'
                 raise ValueError(text) from error
         self.branch_macs = [count_macs(branch, patch_size, patch_size, channels) for branch in self.sources]
+        self._take_limits(budget, target_ms, max_loss, fidelity)
+
+    def _take_limits(self,
+                     budget: Optional[float] = None,
+                     target_ms: Optional[float] = None,
+                     max_loss: Optional[float] = None,
+                     fidelity: Optional[float] = None) -> None:
+        if sum(limit is not None for limit in (budget, target_ms, max_loss, fidelity)) > 1:
+            raise ValueError('Expected at most one of budget, target_ms, max_loss and fidelity.')
+        if self.routed:
+            check_limits(max_loss, fidelity, self.reference)
         if budget is not None and self.cost_kind == 'macs' and self.branch_macs[self.hardest] == 0:
             raise ValueError('the branches have no multiply-accumulates to count; use cost latency')
+        self.budget, self.target_ms, self.max_loss, self.fidelity = budget, target_ms, max_loss, fidelity
 
     def take_hardest(self, branch: int) -> None:
         """Takes a branch that was found to leave the least error for the hardest; not where errors are towards the last
@@ -261,10 +281,22 @@ class TileUpscaler(Upscaler):
                 return cast(torch.Tensor, self.branches[branch](tiles))
 
     @torch.inference_mode()
+    def predict(self, image: Rows) -> Prediction:
+        """Runs the classifier, so that `plan` can decide under one limit after the other at once."""
+        self._update()
+        tiling = self.tiling_of(image.height, image.width)
+        mapper, predictor = maps_errors(self.classifier), predicts_errors(self.classifier)
+        if self.classifier is None or mapper is not None:
+            return Prediction(None, None if mapper is None else self._errors(image, tiling))
+        logits = self._classify(self.classifier, image, tiling)
+        return Prediction(logits, None if predictor is None else predictor.errors(logits).cpu())
+
+    @torch.inference_mode()
     def plan(self,
              image: Rows,
              logits: Optional[torch.Tensor] = None,
-             errors: Optional[torch.Tensor] = None) -> TilePlan:
+             errors: Optional[torch.Tensor] = None,
+             prediction: Optional[Prediction] = None) -> TilePlan:
         """Decides the class of every tile of an image, and which run together.
 
         Args:
@@ -272,10 +304,13 @@ class TileUpscaler(Upscaler):
             logits: of shape (n, M), instead of the classifier's; for each tile, as `tiling_of` cuts them.
             errors: of shape (n, M), mean squared error of each tile in each class, in grey levels, instead of what the
                 classifier says or predicts.
+            prediction: What `predict` has said of the image. Default: the classifier is run here.
         """
         self._update()
         mapped = maps_errors(self.classifier) is not None
         by_errors = errors is not None or logits is None and self.predicts and (mapped or self.limited)
+        if prediction is not None:
+            logits, errors = (None, prediction.errors) if by_errors else (prediction.logits, None)
         look = self._look(image, by_errors, errors)
         tiling, max_tiles = look.tiling, self._max_tiles(len(look.tiling))
         if self.classifier is None:
@@ -429,6 +464,26 @@ class TileUpscaler(Upscaler):
         """What the hardest branch costs on the image without tiles."""
         return parts[self.hardest] * tiling.height * tiling.width / self.patch_size**2
 
+    def milliseconds(self, plan: TilePlan) -> tuple[float, float]:
+        """How long a plan takes, and the hardest branch on the image without tiles, by the measured speed of the parts:
+        an estimate."""
+        parts = self.speed.tile_ms
+        return self._spent(plan.tiling, plan.strips, parts), self._whole(plan.tiling, parts)
+
+    def decibels(self, plan: TilePlan, errors: torch.Tensor) -> float:
+        """What `max_loss` would have to be for a plan or, if errors are towards the hardest branch's image, `fidelity`.
+
+        Args:
+            plan: The plan.
+            errors: Predicted errors of the tiles, of shape (n, M).
+        """
+        errors = errors.double().nan_to_num().clamp(min=0)
+        taken = float(errors.gather(1, plan.classes[:, None]).mean())
+        reference = 255**2 if self.reference == 'hardest' else float(errors[:, self.hardest].mean())
+        if self.reference == 'hardest':
+            return 10 * math.log10(reference / max(taken * self.margin, 1e-9))
+        return self.margin * 10 * math.log10(max(taken, 1e-9) / max(reference, 1e-9))
+
     def _lq_rows(self, image: Rows, tiling: Tiling, first: int, last: int) -> torch.Tensor:
         """What the tile rows from `first` to `last` cover, of shape (c, rows, width), on the device."""
         top, bottom = tiling.tops[first], tiling.tops[last] + tiling.size[0]
@@ -465,7 +520,7 @@ class TileUpscaler(Upscaler):
 
     @torch.inference_mode()
     def strips(self, image: Rows, plan: TilePlan) -> Iterator[torch.Tensor]:
-        tiling = plan.tiling
+        tiling, done = plan.tiling, 0
         canvas: Optional[Canvas] = None
         for number, blocks in enumerate(plan.strips):
             first = number * plan.tile_rows
@@ -476,6 +531,8 @@ class TileUpscaler(Upscaler):
                         canvas = Canvas(tiling, int(self.scale), output.shape[0], plan.tile_rows, output.device,
                                         output.is_cuda)
                     canvas.add(block, output)
+                done += sum(block.tiles for block in group)
+                self.watch(done / len(tiling))
             assert canvas is not None, 'a strip has blocks'
             yield canvas.finished()
             if number + 1 < len(plan.strips):

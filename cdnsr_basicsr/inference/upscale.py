@@ -7,8 +7,9 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tqdm import tqdm
-from typing import Iterator, NamedTuple, Optional, Sequence, Union
+from typing import Callable, Iterator, NamedTuple, Optional, Sequence, Union
 
+from ..decoding.process import Picture
 from ..files import replace_when_done
 from ..options import OptionError, check_choice
 from ..settings import MAX_MEGAPIXELS, WEIGHED
@@ -248,33 +249,70 @@ def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, sav
         What was run; None if `large` is wanted and there already.
     """
     picture = read_image(path, max_megapixels)
+    fitting = writable_path(upscaler, picture, result, large)
+    if fitting != result and fitting.exists() and not overwrite:
+        return None
+    rows = upscaler.size_of(*picture.pixels.shape[:2])[0]
+
+    def write(engine: Upscaler) -> tuple[Plan, tuple[str, ...]]:
+        with tqdm(total=rows, desc=path.name, unit='row', leave=False, disable=None, delay=2) as bar:
+            return write_upscaled(engine, picture, fitting, save_map, strip_metadata,
+                                  lambda strip: bar.update(len(strip)))
+
+    plan, lost = upscaler.in_precision(write)
+    notes.extend((str(path), note) for note in (*picture.notes, *lost))
+    return plan
+
+
+def writable_path(upscaler: Upscaler, picture: Picture, result: Path, large: Path) -> Path:
+    """`result`, or `large` where the format of `result` cannot hold what a picture becomes.
+
+    Raises:
+        ImageError: Neither can.
+    """
     height, width, channels = picture.pixels.shape
     shape = (*upscaler.size_of(height, width), channels)
     try:
         check_writable(result, shape, picture.pixels.dtype)
     except ImageError:
         check_writable(large, shape, picture.pixels.dtype)
-        result = large
-        if result.exists() and not overwrite:
-            return None
+        return large
+    return result
 
-    def write(engine: Upscaler) -> Plan:
-        plan, strips = upscaled_strips(engine, picture.pixels)
-        bar = tqdm(total=shape[0], desc=path.name, unit='row', leave=False, disable=None, delay=2)
 
-        def watched() -> Iterator[np.ndarray]:
-            for strip in strips:
-                yield strip
-                bar.update(len(strip))
-            if temporary is not None:  # pixels have their classes now, and the result has no name yet
-                save_difficulty_map(temporary, picture.pixels, plan.class_map().numpy(), engine.num_classes)
+def write_upscaled(upscaler: Upscaler,
+                   picture: Picture,
+                   result: Path,
+                   save_map: bool = False,
+                   strip_metadata: bool = False,
+                   watch: Callable[[np.ndarray], object] = len,
+                   plan: Optional[Plan] = None) -> tuple[Plan, tuple[str, ...]]:
+    """Upscales a picture into a file, whole or not at all.
 
-        with bar, ExitStack() as stack:
-            # gets its name after the result, but neither if one of them fails
-            temporary = stack.enter_context(replace_when_done(map_path(result))) if save_map else None
-            metadata = (None, None) if strip_metadata else (picture.exif, picture.xmp)
-            lost = write_image(result, shape, picture.pixels.dtype, watched(), picture.icc_profile, *metadata)
-        notes.extend((str(path), note) for note in (*picture.notes, *lost))
-        return plan
+    Args:
+        upscaler: The engine.
+        picture: What `read_image` has read.
+        result: The file.
+        save_map, strip_metadata: See `upscale_files`.
+        watch: Called with the strips of the result, each when it is written.
+        plan: See `upscaled_strips`.
 
-    return upscaler.in_precision(write)
+    Returns:
+        What was run, and what the file could not hold.
+    """
+    height, width, channels = picture.pixels.shape
+    shape, dtype = (*upscaler.size_of(height, width), channels), picture.pixels.dtype
+    plan, strips = upscaled_strips(upscaler, picture.pixels, plan)
+
+    def watched() -> Iterator[np.ndarray]:
+        for strip in strips:
+            yield strip
+            watch(strip)
+        if temporary is not None:  # pixels have their classes now, and the result has no name yet
+            save_difficulty_map(temporary, picture.pixels, plan.class_map().numpy(), upscaler.num_classes)
+
+    with ExitStack() as stack:
+        # gets its name after the result, but neither if one of them fails
+        temporary = stack.enter_context(replace_when_done(map_path(result))) if save_map else None
+        metadata = (None, None) if strip_metadata else (picture.exif, picture.xmp)
+        return plan, write_image(result, shape, dtype, watched(), picture.icc_profile, *metadata)

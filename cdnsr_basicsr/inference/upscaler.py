@@ -102,6 +102,7 @@ class Upscaler(ABC):
         num_classes: Number of classes M.
         device, kind: Where the network is, and whether that is 'cuda' or 'cpu'.
         unit: What gets a class.
+        watch: Called with the share of an image that is done, between its blocks; what it raises stops the image.
     """
     unit: str
     num_classes: int
@@ -120,6 +121,7 @@ class Upscaler(ABC):
         self.exact: Optional[Upscaler] = None  # the same in float32, once that is wanted
         self.measured: Optional[Speed] = None
         self.short_of_memory = False
+        self.watch: Callable[[float], None] = lambda share: None
 
     @abstractmethod
     def _copy(self) -> None:
@@ -128,6 +130,29 @@ class Upscaler(ABC):
     @abstractmethod
     def plan(self, image: Rows) -> Plan:
         """Decides what is done with an image, as far as that is known before."""
+
+    def limited_to(self, **limits: float) -> Upscaler:
+        """The same engine, of the same network and measurements, under another limit; it has a `watch` of its own.
+
+        Args:
+            limits: One of budget, target_ms, max_loss and fidelity; see TileUpscaler. Default: no limit.
+
+        Raises:
+            ValueError: The engine has no such limit.
+        """
+        self._update()
+        other = copy.copy(self)
+        other.exact, other.watch = None, lambda share: None
+        other._take_limits(**limits)
+        return other
+
+    @abstractmethod
+    def _take_limits(self,
+                     budget: Optional[float] = None,
+                     target_ms: Optional[float] = None,
+                     max_loss: Optional[float] = None,
+                     fidelity: Optional[float] = None) -> None:
+        """Takes limits in the place of those that it has."""
 
     @contextmanager
     def together(self, images: Iterable[Rows], weigh: str = 'pixels') -> Iterator[None]:

@@ -160,6 +160,19 @@ def test_phase_0_is_all_heavy():
     assert set(result.plan.class_map().flatten().tolist()) == {0}
 
 
+def test_it_is_watched_and_limited_as_other_engines_are(net, monkeypatch):
+    monkeypatch.setitem(pixel_upscaler.BAND_PIXELS, 'cpu', 400)
+    base, lq = PixelUpscaler(net, patch_size=16), torch.rand(1, 3, 20, 24)
+    limited, seen = base.limited_to(budget=0.6), []
+    limited.watch = seen.append
+    expected = PixelUpscaler(net, patch_size=16, budget=0.6).upscale(lq)
+    result = limited.upscale(lq)
+    assert torch.equal(result.image, expected.image) and result.counts == expected.counts
+    assert seen == sorted(seen) and len(seen) > 5 and seen[-1] == 1 and base.budget is None
+    with pytest.raises(ValueError, match='budget in MACs only'):
+        base.limited_to(max_loss=0.1)
+
+
 def test_one_function_knows_which_engine_a_network_gets(net):
     assert isinstance(make_upscaler(net, None, None, scale=2.5), PixelUpscaler)
     other = build_network(fsrcnn(4)).eval()

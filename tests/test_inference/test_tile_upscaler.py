@@ -769,3 +769,71 @@ def test_budgets_are_of_the_hardest_branch_which_is_the_last_one(tiny_net):
     assert upscaler.whole_macs == upscaler.branch_macs[2] / 32**2 / 16
     all_last = upscaler.plan(TensorRows(torch.rand(1, 3, 32, 32)), torch.tensor([[0., 0., 1.]]))
     assert all_last.cost == pytest.approx(1 + upscaler.classifier_macs / upscaler.branch_macs[2])
+
+
+@pytest.mark.parametrize('classifier', ['PatchClassifier', 'ErrorPredictor', 'ErrorMap'])
+def test_one_prediction_serves_all_limits(tiny_net, classifier):
+    """What is decided of it is what an engine with that limit decides by itself, and it is run once."""
+    block = {**tiny_net(4, [fsrcnn(4), carn(8), carn(16)]), 'classifier': {'type': classifier, 'num_feat': 8}}
+    net = build_network(block).eval()
+    lq = TensorRows(torch.rand(1, 3, 60, 70) * torch.linspace(0, 1, 70))
+    options = dict(patch_size=16, step=12, cost='macs', max_tiles=4)
+    base = TileUpscaler(net, **options)
+    prediction = base.predict(lq)
+    asked, runs = base.classifier, []
+    asked.register_forward_hook(lambda *args: runs.append(1))
+    limits = [{}, {'budget': 0.3}, {'budget': 0.8}]
+    limits += [{'max_loss': 0.1}, {'max_loss': 1.}] if classifier != 'PatchClassifier' else []
+    for limit in limits:
+        plan = base.limited_to(**limit).plan(lq, prediction=prediction)
+        expected = TileUpscaler(net, **options, **limit).plan(lq)
+        assert plan.classes.tolist() == expected.classes.tolist() and plan.strips == expected.strips
+        assert plan.cost == expected.cost
+    assert not runs and base.budget is base.max_loss is None
+    with pytest.raises(ValueError, match='at most one'):
+        base.limited_to(budget=1, max_loss=1)
+    with pytest.raises(ValueError, match='needs a'):
+        base.limited_to(fidelity=40)
+
+
+@pytest.mark.parametrize('reference', ['gt', 'hardest'])
+def test_decibels_are_the_limit_that_a_plan_keeps_to(tiny_net, reference):
+    block = {**tiny_net(4, [fsrcnn(4), carn(8)]), 'classifier': {'type': 'ErrorMap', 'num_feat': 8}}
+    block['classifier']['reference'] = reference
+    upscaler = TileUpscaler(build_network(block).eval(), 16, 12, cost='macs', max_tiles=4)
+    lq = TensorRows(torch.rand(1, 3, 60, 70))
+    errors = 1 + 50 * torch.rand(len(upscaler.tiling_of(60, 70)), 2)
+    errors[:, 1] = 0 if reference == 'hardest' else 1
+    limit = {'gt': 'max_loss', 'hardest': 'fidelity'}[reference]
+    for value in {'gt': (0.5, 3), 'hardest': (36, 40)}[reference]:
+        plan = upscaler.limited_to(**{limit: value}).plan(lq, errors=errors)
+        reached = upscaler.decibels(plan, errors)
+        assert len(plan.classes.unique()) == 2 and (reached <= value if reference == 'gt' else reached >= value)
+        assert abs(reached - value) < 1.5  # one tile more would be too many
+
+
+def test_estimated_time_is_that_of_blocks_and_classifier(tiny_net):
+    upscaler = TileUpscaler(spread(build_network(tiny_net()).eval()), 16, 16, max_tiles=1)
+    upscaler.measured = Speed([1, 1, 1, 1], [1., 2., 4., 0.5])
+    lq = TensorRows(torch.rand(1, 3, 32, 48))
+    plan = upscaler.plan(lq, logits=torch.eye(3).repeat(2, 1))
+    assert upscaler.milliseconds(plan) == (2 * (1 + 2 + 4) + 6 * 0.5, 6 * 4)
+
+
+@pytest.mark.parametrize('size', [(5, 7), (131, 77)])
+def test_what_watches_sees_the_share_that_is_done_and_can_stop_it(tiny_net, monkeypatch, size):
+    monkeypatch.setitem(tile_upscaler.CANVAS_BYTES, 'cpu', 40000)
+    upscaler = TileUpscaler(spread(build_network(tiny_net()).eval()), 16, 12, max_tiles=2)
+    seen, other = [], upscaler.limited_to()
+    other.watch = seen.append
+    upscaler.upscale(torch.rand(1, 3, *size))
+    assert not seen  # each has its own
+    other.upscale(torch.rand(1, 3, *size))
+    assert seen == sorted(seen) and seen[-1] == 1 and (len(seen) > 20) == (size[0] > 16)
+
+    def stop(share):
+        raise KeyboardInterrupt
+
+    other.watch = stop
+    with pytest.raises(KeyboardInterrupt):
+        other.upscale(torch.rand(1, 3, *size))
