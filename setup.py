@@ -36,8 +36,8 @@ setup(
     packages=find_packages(include=['cdnsr_basicsr', 'cdnsr_basicsr.*']),
     package_data={
         'cdnsr_basicsr': [
-            'py.typed', 'demo/*.css', 'demo/*.html', 'demo/*.js', 'options/schema.json', 'pretrained_models/models.json',
-            *(f'pretrained_models/*.{kind}' for kind in ('pth', 'safetensors'))
+            'py.typed', 'demo/*.css', 'demo/*.html', 'demo/*.js', 'options/schema.json',
+            'pretrained_models/models.json', *(f'pretrained_models/*.{kind}' for kind in ('pth', 'safetensors'))
         ]
     },
     python_requires='>=3.9',  # from 3.13 on, basicsr 1.4.2 is built with scripts/python313

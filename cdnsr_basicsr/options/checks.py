@@ -70,7 +70,7 @@ def check_optimizer(model: Any, block: Any, where: str) -> Any:
     if not isinstance(block['type'], str) or not takes(block['type']):
         check_choice(block['type'], f'{where}.type', filter(takes, stock.OPTIMIZERS))
     try:
-        target = type(bare_model(model).get_optimizer(block['type'], weights, lr=0.1))
+        target: Any = type(bare_model(model).get_optimizer(block['type'], weights, lr=0.1))
     except Exception:  # it asks for more
         target = getattr(torch.optim, block['type'], None)
     if target is not None:

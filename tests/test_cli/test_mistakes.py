@@ -86,7 +86,7 @@ MISTAKES = [
     ('train:ema_decay', 2, 'train.ema_decay: expected a number from 0 to 1, but got 2'),
     ('logger', None, 'logger: is missing from the option file'),
     ('train:optim_g:lr', 'abc', "train.optim_g.lr: expected a number from 0 to 1000000.0, but got 'abc'"),
-    ('train:optim_g:type', 'Adamm', "train.optim_g.type: accepted: Adam; got 'Adamm'"),
+    ('train:optim_g:type', 'Adamm', "train.optim_g.type: accepted: Adam, Muon; got 'Adamm'"),
     ('train:optim_g:beta', 1, 'train.optim_g.beta: unknown key; accepted: amsgrad, betas, '),
     ('train:scheduler:type', 'Cosine', 'train.scheduler.type: accepted: CosineAnnealingRestartLR, MultiStepLR, '),
 ]
@@ -98,7 +98,7 @@ MISTAKES += [
     ('train:optim_g:lr', float('nan'), 'train.optim_g.lr: expected a number from 0'),
     ('train:optim_g:lr', -1e-4, 'train.optim_g.lr: expected a number from 0'),
     ('train:optim_g:lr', None, "train.optim_g: key 'lr' is missing"),
-    ('train:optim_g:type', ['Adam'], "train.optim_g.type: accepted: Adam; got ['Adam']"),
+    ('train:optim_g:type', ['Adam'], "train.optim_g.type: accepted: Adam, Muon; got ['Adam']"),
     ('train:optim_g:betas', [0.9, 1.5], 'train.optim_g.betas: expected a number from 0 to 1, but got 1.5'),
     ('train:optim_g:betas', [0.9, 1], 'train.optim_g.betas: expected numbers from 0 to below 1'),
     ('train:optim_g:betas', 0.9, 'train.optim_g.betas: expected a list of 2 values, but got 0.9'),
