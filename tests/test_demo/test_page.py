@@ -82,7 +82,7 @@ def page(served, browser):
     """A visitor's page; it has asked nobody but its server for anything, and no script has failed."""
     context = browser.new_context(viewport=dict(width=1280, height=900), accept_downloads=True)
     opened, asked, failed = context.new_page(), [], []
-    opened.set_default_timeout(20000)
+    opened.set_default_timeout(60000)
     opened.on('request', lambda request: asked.append(request.url))
     opened.on('pageerror', lambda error: failed.append(str(error)))
     opened.goto(served[0])
@@ -230,7 +230,7 @@ def test_it_fits_a_phone(served, browser, tmp_path):
     page.goto(served[0])
     page.wait_for_selector('#viewer .stage.blank')
     page.tap('#examples button >> nth=0')
-    page.set_default_timeout(20000)
+    page.set_default_timeout(60000)
     wait_until_done(page, 'astronaut.png')
     page.tap('#viewer .to-full')
     page.wait_for_selector('#viewer .after .fine[src^="data:image/png"]')
