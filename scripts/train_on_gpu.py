@@ -305,7 +305,7 @@ def main():
     parser.add_argument('runs', nargs='+', metavar='RUN', help='name, option file and changes to it')
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument('--photographs', nargs='+', metavar='FOLDER', help='what to learn from, HR')
-    data.add_argument('--pairs', metavar='FILE', help='or an .npz of pairs, as make_pairs of degrade.py returns them: gt, lq')
+    data.add_argument('--pairs', metavar='FILE', help='or an .npz of gt and lq, as by make_pairs of degrade.py')
     parser.add_argument('--sizes', nargs='+', type=float, default=[1, 0.8, 0.6], help='fractions (default: 1 0.8 0.6)')
     parser.add_argument('--val', nargs='+', default=[], metavar='FOLDER', help='folders of HR pictures')
     parser.add_argument('--teacher', metavar='CHECKPOINT', help="what makes teacher_opt's pictures")
