@@ -296,8 +296,8 @@ def test_what_a_lighter_network_does_better_it_gets(folder, capsys):
     (['heavy.pth', '--with', 'bicubic', '--reference', 'gt', '--fidelity', '1'
       ], '--fidelity: goes with --reference hardest'),
     (['bare.pth', '--with', 'bicubic', '-opt', 'other.yml'], 'does not fit the network FSRCNN'),
-    (['heavy.pth', '--with', 'bicubic', '-o', 'taken.pth'], 'taken.pth: is there already; --overwrite replaces it'),
-    (['heavy.pth', '--with', 'bicubic', '-o', 'mine.pth'], 'mine.png: is there already; --overwrite replaces it'),
+    (['heavy.pth', '--with', 'bicubic', '-o', 'taken.pth'], 'taken.pth: already exists; --overwrite replaces it'),
+    (['heavy.pth', '--with', 'bicubic', '-o', 'mine.pth'], 'mine.png: already exists; --overwrite replaces it'),
     (['heavy.pth', '--with', 'bicubic', '-o', 'out.txt'], 'expected a name that ends in .pth or .safetensors'),
     (['heavy.pth', '--with', 'bicubic', '-i', 'small'], 'holds no photograph of at least 144 pixels on each side'),
     (['heavy.pth', '--with', 'bicubic', '-i', 'small', '--reference', 'gt'], 'of at least 288 pixels on each side'),

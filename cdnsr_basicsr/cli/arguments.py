@@ -161,7 +161,7 @@ def check_checkpoint_to_write(path: str, overwrite: bool) -> None:
     if not os.path.isdir(os.path.dirname(path) or '.'):
         raise OptionError(os.path.dirname(path), 'no such folder')
     if os.path.exists(path) and not overwrite:
-        raise OptionError(path, 'is there already; --overwrite replaces it')
+        raise OptionError(path, 'already exists; --overwrite replaces it')
 
 
 def check_budgets(budgets: Sequence[float]) -> Sequence[float]:

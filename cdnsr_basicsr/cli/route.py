@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_checkpoint_to_write(args.output, args.overwrite)
     picture = Path(args.output).with_suffix('.png')
     if picture.exists() and not args.overwrite:
-        raise OptionError(str(picture), 'is there already; --overwrite replaces it')
+        raise OptionError(str(picture), 'already exists; --overwrite replaces it')
     if len(args.lighter) > 4:
         raise OptionError('--with', f'expected 1 to 4 networks, but got {len(args.lighter)}')
     for flag, value, reference in (('--fidelity', args.fidelity, 'hardest'), ('--max-loss', args.max_loss, 'gt')):

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
                  f'{" / ".join(f"{share:.0f}" for share in shares)} %; cost {done.cost:.3f} of the hardest branch on '
                  f'whole pictures{counted}, classifier and tile overlap included.\n')
     if done.present:
-        text += f'Left alone, there already: {done.present} (--overwrite replaces them{", with maps" * args.map}).\n'
+        text += f'Skipped, already exist: {done.present} (--overwrite replaces them{", with maps" * args.map}).\n'
     say(
         text,
         dict(

@@ -28,7 +28,7 @@ class Summary(NamedTuple):
 
     Attributes:
         done: Number of pictures written.
-        present: Number of pictures whose result was there already.
+        present: Number of pictures whose result already existed.
         failed: Path of each picture that failed, and why.
         megapixels: Of the results.
         seconds: Spent on them, reading and writing included.
@@ -128,7 +128,7 @@ def upscale_files(upscaler: Upscaler,
 
     Where there is a limit (budget, target_ms, max_loss, fidelity) and errors are predicted, it is kept by all pictures
     of the folder together, at one price of quality: they are all read once before, for their errors, those of other
-    shards and those that are there already too, so that what becomes of a picture does not depend on what has been
+    shards and those that already exist, too, so that what becomes of a picture does not depend on what has been
     done.
 
     Args:
@@ -246,7 +246,7 @@ def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, sav
     What is not done of it is added to `notes`.
 
     Returns:
-        What was run; None if `large` is wanted and there already.
+        What was run; None if `large` is wanted and already exists.
     """
     picture = read_image(path, max_megapixels)
     fitting = writable_path(upscaler, picture, result, large)

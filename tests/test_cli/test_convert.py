@@ -107,7 +107,7 @@ def test_mistakes(folder, capsys):
         (['no.pth', '-o', 'x.pth'], 'no.pth: no such checkpoint file'),
         (['etds.pth', '-o', 'x.onnx'], '-o x.onnx: expected a name that ends in .pth or .safetensors'),
         (['etds.pth', '-o', 'no/x.pth'], 'no: no such folder'),
-        (['etds.pth', '-o', 'fsrcnn.pth'], 'fsrcnn.pth: is there already; --overwrite replaces it'),
+        (['etds.pth', '-o', 'fsrcnn.pth'], 'fsrcnn.pth: already exists; --overwrite replaces it'),
         (['etds.pth', '-o', 'x.pth', '--clip'], '--clip: goes with --plain'),
         (['etds.pth', '-o', 'x.pth', '--from', 'esrgan'], '--from esrgan: accepted: auto, abpn, arm, carn'),
         (['etds.pth', '-o', 'x.pth', '--scale', '3'], 'is described already'),

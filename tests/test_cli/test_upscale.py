@@ -478,7 +478,7 @@ def test_what_is_too_large_for_png_becomes_tiff(run, capsys, monkeypatch):
     assert written() == ['a.tif', 'b.png'] and load(Path('out/a.tif')).shape == (80, 80, 3)
     kept = Path('out/a.tif').read_bytes()
     assert run(model='plain') == 0
-    assert 'Left alone, there already: 2' in capsys.readouterr().out
+    assert 'Skipped, already exist: 2' in capsys.readouterr().out
     assert Path('out/a.tif').read_bytes() == kept and written() == ['a.tif', 'b.png']
     # that name belongs to another picture
     save('in/a.tif', photo(10, 10))
@@ -621,7 +621,7 @@ def test_of_two_pictures_with_one_result_the_first_is_done(run, models, capsys):
     assert_same(load(Path('out/a.png')), slow(models[1]['plain'], first))
     assert run(model='plain') == 1
     output, errors = capsys.readouterr()
-    assert 'Upscaled 0 pictures' in output and 'there already: 6' in output and errors == f'{error}\n'
+    assert 'Upscaled 0 pictures' in output and 'already exist: 6' in output and errors == f'{error}\n'
 
 
 @pytest.mark.slow
@@ -636,7 +636,7 @@ def test_a_map_replaces_no_result(run, capsys):
     ]
     assert written() == ['a.png', 'a_map.png'] and load(Path('out/a.png')).shape == (18, 18, 3)
     assert run() == 0  # without maps only a_map.png has a result there
-    assert 'there already: 2' in capsys.readouterr().out and written() == ['a.png', 'a.tif', 'a_map.png']
+    assert 'already exist: 2' in capsys.readouterr().out and written() == ['a.png', 'a.tif', 'a_map.png']
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 10])
@@ -698,12 +698,12 @@ def test_a_result_is_replaced_only_if_asked_for(run, models, capsys):
     Path('out/.77.b.png').write_text('what a killed run left')
     assert run() == 0
     output = capsys.readouterr().out
-    assert output.startswith('Upscaled 1 picture x2') and 'Left alone, there already: 1 (--overwrite' in output
+    assert output.startswith('Upscaled 1 picture x2') and 'Skipped, already exist: 1 (--overwrite' in output
     assert Path('out/a.png').read_text() == 'mine'
     assert_same(load(Path('out/b.png')), slow(models[1]['cdnsr_x2'], second))
     assert run('--overwrite') == 0
     assert_same(load(Path('out/a.png')), slow(models[1]['cdnsr_x2'], first))
-    assert 'Left alone' not in capsys.readouterr().out
+    assert 'already exist' not in capsys.readouterr().out
     kept = Path('out/a.png').read_bytes()
     Path('in/a.png').write_text('broken by now')
     assert run('--overwrite') == 1
