@@ -17,6 +17,7 @@ import cdnsr_basicsr
 from basicsr.archs import build_network
 from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.conversion.convert import convert
+from cdnsr_basicsr.options import OptionError
 
 PATCHES, SIDE = 800, 64  # of LR pixels
 BORDER = 8  # LR pixels of a patch that are left out, because the blocks see padding there
@@ -68,7 +69,10 @@ def main():
     parser.add_argument('-o', dest='out', required=True, metavar='CHECKPOINT', help='the new network')
     args = parser.parse_args()
     cdnsr_basicsr.register()
-    converted = convert(args.checkpoint)
+    try:
+        converted = convert(args.checkpoint)
+    except OptionError as error:
+        parser.error(str(error))
     if converted.block['type'] != 'SPANV2':
         parser.error(f'{args.checkpoint}: expected a SPANV2, but it is of type {converted.block["type"]}')
     if args.scale < 1:

@@ -56,9 +56,10 @@ class Muon(torch.optim.AdamW):
         Args:
             closure (callable | None): Computes the loss once more. Default: None.
         """
+        loss = None
         if closure is not None:
             with torch.enable_grad():
-                closure()
+                loss = closure()
         for group in self.param_groups:
             alike = defaultdict(list)  # one product of matrices for all of a shape
             for param in group['params']:
@@ -66,7 +67,8 @@ class Muon(torch.optim.AdamW):
                     alike[param.shape].append(param)
             for params in alike.values():
                 self.step_matrices(params, group['lr'], group['weight_decay'])
-        return super(Muon, self).step()
+        super(Muon, self).step()
+        return loss
 
     def step_matrices(self, params, lr, weight_decay):
         """The step of matrices of one shape."""

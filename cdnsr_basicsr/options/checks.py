@@ -58,21 +58,18 @@ def check_optimizer(model: Any, block: Any, where: str) -> Any:
     check_keys(block, block, where, ('type', 'lr'))
     weights = [torch.nn.Parameter(torch.zeros(1))]
 
-    def takes(name: Any) -> bool:
+    def known(name: Any) -> tuple[bool, Any]:
+        """Whether the model takes this type, and its class, if that can be found out."""
         try:
-            bare_model(model).get_optimizer(name, weights, lr=0.1)
+            return True, type(bare_model(model).get_optimizer(name, weights, lr=0.1))
         except NotImplementedError:
-            return False
+            return False, None
         except Exception:  # it is known, and asks for more
-            return True
-        return True
+            return True, getattr(torch.optim, str(name), None)
 
-    if not isinstance(block['type'], str) or not takes(block['type']):
-        check_choice(block['type'], f'{where}.type', filter(takes, stock.OPTIMIZERS))
-    try:
-        target: Any = type(bare_model(model).get_optimizer(block['type'], weights, lr=0.1))
-    except Exception:  # it asks for more
-        target = getattr(torch.optim, block['type'], None)
+    if not isinstance(block['type'], str) or not known(block['type'])[0]:
+        check_choice(block['type'], f'{where}.type', (name for name in stock.OPTIMIZERS if known(name)[0]))
+    target = known(block['type'])[1]
     if target is not None:
         check_arguments(target, block, where, taken=('params', ))
     check_number(block['lr'], f'{where}.lr', 0, MAX_LR)
