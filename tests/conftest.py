@@ -3,9 +3,7 @@ import hashlib
 import json
 import os
 import pytest
-import signal
 import torch
-import torch.utils.data
 from pathlib import Path
 
 import cdnsr_basicsr
@@ -23,17 +21,6 @@ SHARED = Path(os.environ.get('CDNSR_TEST_DATA', ROOT.parent / 'shared'))
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def no_handler_of_children():
-    """torch's handler of SIGCHLD, which data loader workers need, does not outlive a test: pytest's faulthandler has
-    signals handled on a stack of its own, which is not there any more when a library has replaced it.
-    """
-    yield
-    if signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        torch.utils.data._utils.signal_handling._SIGCHLD_handler_set = False
 
 
 @pytest.fixture(autouse=True)

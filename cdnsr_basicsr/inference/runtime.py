@@ -1,6 +1,7 @@
 """Exported networks that ONNX Runtime or OpenVINO runs on the CPU, for the engine."""
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import torch
@@ -25,10 +26,21 @@ def precisions(backend: str) -> tuple[str, ...]:
     if backend == 'torch':
         return PRECISIONS
     if backend == 'openvino':  # what a CPU cannot do, it would do in float32 without a word
-        import openvino
-        if 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+        if 'BF16' in openvino_core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
             return ('float32', 'bfloat16')
     return ('float32', )
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO itself, once in the process.
+
+    Each Core changes the stack that signals are handled on, and changes it back when it ends. If the first of two ends
+    first, that stack does not exist any more, and the next signal (Ctrl+C, the end of a data loader's worker) crashes
+    the process.
+    """
+    import openvino
+    return openvino.Core()
 
 
 class OnnxRuntime:
@@ -67,8 +79,7 @@ class OpenVino:
     def __init__(self, model: bytes) -> None:
         import openvino
         from openvino.preprocess import PrePostProcessor
-        self.core = openvino.Core()
-        read = self.core.read_model(model)
+        read = openvino_core().read_model(model)
         layouts = PrePostProcessor(read)
         ends = [layouts.input()] + [layouts.output()] * (read.output().partial_shape.rank.get_length() == 4)
         for end in ends:
@@ -87,7 +98,7 @@ class OpenVino:
             if len(key) == 2:
                 model = model.clone()
                 model.reshape(list(shape))
-            compiled = self.core.compile_model(
+            compiled = openvino_core().compile_model(
                 model, 'CPU',
                 dict(
                     PERFORMANCE_HINT='LATENCY',

@@ -9,7 +9,7 @@ from cdnsr_basicsr.export import in_backend
 from cdnsr_basicsr.inference import TileUpscaler, runtime
 from cdnsr_basicsr.inference.runtime import ExportedNetwork, ExportedPart, precisions
 from cdnsr_basicsr.inference.speed import Speed
-from tests.helpers import carn, fsrcnn, spread, swinir
+from tests.helpers import carn, fsrcnn, run, spread, swinir
 
 pytest.importorskip('onnx')
 BACKENDS = [
@@ -141,6 +141,30 @@ def test_sizes_that_come_often_are_compiled_for_and_few_are_kept(monkeypatch):
     kept = [key for key in part.run.requests if len(key) == 2]
     assert [key[1] for key in kept] == [(1, 24, 18, 3), (1, 16, 18, 3)]
     assert (torch.float32, ) in part.run.requests
+
+
+SIGNALS = """
+import gc, os, signal, torch, cdnsr_basicsr
+cdnsr_basicsr.register()
+from basicsr.archs import build_network
+from cdnsr_basicsr.export import in_backend
+from tests.helpers import fsrcnn
+signal.signal(signal.SIGUSR1, lambda *_: print('handled'))
+first, second = (in_backend(build_network(fsrcnn(4, 2)).eval(), 'openvino', name) for name in 'ab')
+for net in (first, second):
+    net(torch.rand(1, 3, 8, 8))
+del net, first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.slow
+def test_signals_are_handled_after_networks_of_openvino_are_gone():
+    pytest.importorskip('openvino')
+    assert run('-c', SIGNALS).strip().endswith('handled')
 
 
 def test_half_precision_is_openvino_s_own():
