@@ -6,7 +6,7 @@ Blur, resizes, noise and JPEG are drawn for each image out of what the option fi
 the image: the same files always become the same pairs. `basicsr benchmark --data OUT` measures with them, and
 `basicsr test` by an option file that names OUT/gt and OUT/lq.
 
-`make_pairs` and `iterate_pairs` make training patches of the photographs that the option file names.
+`make_pairs` makes training patches of the photographs that the option file names; train_on_gpu.py learns from them.
 """
 from __future__ import annotations
 
@@ -117,15 +117,6 @@ def pixels(image: torch.Tensor) -> np.ndarray:
     return (255 * image[0]).round().byte().permute(1, 2, 0).numpy()
 
 
-def iterate_pairs(opt: dict[str, Any],
-                  count: int,
-                  workers: int = 0,
-                  seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """As make_pairs, in chunks of up to 64 pairs as they are made; workers go on meanwhile."""
-    pairs = Pairs(opt, count, seed)
-    yield from torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=workers, collate_fn=tuple)
-
-
 def make_pairs(opt: dict[str, Any], count: int, workers: int = 0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Degraded training patches, each with a degradation of its own.
 
@@ -139,7 +130,8 @@ def make_pairs(opt: dict[str, Any], count: int, workers: int = 0, seed: int = 0)
     Returns:
         uint8 RGB: GT of shape (count, gt_size, gt_size, 3), LQ of shape (count, gt_size / scale, gt_size / scale, 3).
     """
-    chunks = list(iterate_pairs(opt, count, workers, seed))
+    pairs = Pairs(opt, count, seed)
+    chunks = list(torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=workers, collate_fn=tuple))
     gt, lq = (np.concatenate(images) for images in zip(*chunks))
     return gt, lq
 

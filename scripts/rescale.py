@@ -15,8 +15,7 @@ from train_on_gpu import Photographs, pairs
 
 import cdnsr_basicsr
 from basicsr.archs import build_network
-from cdnsr_basicsr.checkpoint import save_checkpoint
-from cdnsr_basicsr.conversion.convert import convert
+from cdnsr_basicsr.conversion.convert import convert, save
 from cdnsr_basicsr.options import OptionError
 
 PATCHES, SIDE = 800, 64  # of LR pixels
@@ -25,19 +24,18 @@ RIDGE = 1e-6  # of the mean square of a feature
 
 
 @torch.no_grad()
-def rescaled(network, block, scale, photographs):
+def rescaled(network, block, photographs):
     """A SPANV2 of another scale.
 
     Args:
         network (SPANV2): A trained one.
-        block (dict): Its network_g.
-        scale (int): Of the new one.
-        photographs (Photographs): Of that scale.
+        block (dict): network_g of the new one: as of the old one, of another scale.
+        photographs (Photographs): Of the new scale.
 
     Returns:
-        tuple[SPANV2, dict]: The new one, and its network_g.
+        SPANV2: The new one.
     """
-    block = dict(block, upscale=scale)
+    scale = block['upscale']
     made = build_network(dict(block)).eval()
     made.body.load_state_dict(network.body.state_dict())
     old, new = (net.conv_near.out_channels for net in (network, made))
@@ -58,7 +56,7 @@ def rescaled(network, block, scale, photographs):
         product += features @ wanted.T
     square.diagonal().add_(RIDGE * square.diagonal().mean())
     made.conv_last.weight.copy_(torch.linalg.solve(square, product).T[..., None, None])
-    return made.cpu(), block
+    return made.cpu()
 
 
 def main():
@@ -78,8 +76,9 @@ def main():
     if args.scale < 1:
         parser.error(f'--scale: expected at least 1, but got {args.scale}')
     photographs = Photographs(pairs(args.photographs, args.scale), args.scale)
-    made, block = rescaled(converted.net, converted.block, args.scale, photographs)
-    save_checkpoint(dict(params=made.state_dict(), network_g=block, scale=args.scale), args.out)
+    photographs.check(SIDE)
+    block = dict(converted.block, upscale=args.scale)
+    save(converted._replace(net=rescaled(converted.net, block, photographs), block=block), args.out)
     print(f'Wrote {args.out}.')
 
 

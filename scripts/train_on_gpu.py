@@ -12,20 +12,21 @@ Usage:
 
 Each run is a name, an option file and changes to it, as --force_yml takes them. Patches are cut at random places out of
 whole photographs, at their own size and at the fractions of --sizes, flipped and rotated as the option file says; the
-data that it names are not read. `--pairs` takes a file of degraded patches instead. `--val` takes folders of HR
-pictures. PSNR is RGB, with a border of as many pixels as the scale left out, of the EMA weights. Without a GPU the same
-is done step by step.
+data that it names are not read. `--degraded COUNT` makes that many pairs instead, of the photographs that the first
+option file names (options/train_photo_branch1.yml), as scripts/degrade.py does. `--val` takes folders of HR pictures,
+or of pairs in gt/ and lq/. PSNR is RGB, with a border of as many pixels as the scale left out, of the EMA weights.
+Without a GPU the same is done step by step.
 """
 import argparse
 import csv
 import math
-import numpy as np
 import re
 import time
 import torch
 from collections import deque
 from compare_training import parse
 from copy import deepcopy
+from degrade import make_pairs
 from pathlib import Path
 
 import cdnsr_basicsr
@@ -79,14 +80,26 @@ def shrink(image, factor):
     return torch.einsum('xw,ywc->yxc', columns, made).round().clamp(0, 255).byte()
 
 
+def read_images(folder):
+    """The images of a folder, on the device, as (h, w, 3), uint8."""
+    for path in list_images(Path(folder)).images:
+        yield torch.from_numpy(read_bgr(path)[0][..., ::-1].copy()).to(DEVICE)
+
+
 def pairs(folders, scale, fractions=(1, )):
     """HR and LR pictures of folders, on the device, as (h, w, 3), uint8."""
-    for path in (path for folder in folders for path in list_images(Path(folder)).images):
-        whole = torch.from_numpy(read_bgr(path)[0][..., ::-1].copy()).to(DEVICE)
+    for whole in (whole for folder in folders for whole in read_images(folder)):
         for fraction in fractions:
             gt = whole if fraction == 1 else shrink(whole, fraction)
             gt = gt[:gt.shape[0] // scale * scale, :gt.shape[1] // scale * scale]
             yield gt, shrink(gt, 1 / scale)
+
+
+def validation_pairs(folder, scale):
+    """GT and LR of a folder of HR pictures, or of one with gt/ and lq/, as `pairs`."""
+    if Path(folder, 'lq').is_dir():
+        return list(zip(*(list(read_images(Path(folder, name))) for name in ('gt', 'lq'))))
+    return list(pairs([folder], scale))
 
 
 def image(pixels):
@@ -94,11 +107,10 @@ def image(pixels):
     return pixels.permute(2, 0, 1)[None] / 255
 
 
-def degraded(path):
-    """Pairs of an .npz with arrays gt and lq, as make_pairs of degrade.py returns them, on the device."""
-    with np.load(path) as arrays:
-        gt, lq = (torch.from_numpy(arrays[name]).to(DEVICE) for name in ('gt', 'lq'))
-    return zip(gt, lq)
+def degraded(opt, count):
+    """Pairs of patches as make_pairs of degrade.py makes them, on the device."""
+    made = make_pairs(opt, count, opt['datasets']['train']['num_worker_per_gpu'])
+    return zip(*(torch.from_numpy(images).to(DEVICE) for images in made))
 
 
 class Photographs:
@@ -120,10 +132,18 @@ class Photographs:
                 taught = [(255 * made).round().clamp(0, 255).byte().permute(1, 2, 0).reshape(-1, 3)]
             parts.append([lq.reshape(-1, 3), gt.reshape(-1, 3), *taught])
             sizes.append(lq.shape[:2])
+        if not parts:
+            raise SystemExit('there are no photographs to learn from')
         self.images = [torch.cat(pixels) for pixels in zip(*parts)]
         self.height, self.width = torch.tensor(sizes, device=DEVICE).T
         area = self.height * self.width
         self.start = area.cumsum(0) - area
+
+    def check(self, side):
+        """Ends the program if no patch of a side, in LR pixels, fits into any picture."""
+        if not torch.any((self.height >= side) & (self.width >= side)):
+            need = side * self.scale
+            raise SystemExit(f'{len(self.start)} pictures, but none has {need}x{need} pixels, as a patch of them needs')
 
     def patches(self, count, side, flip, rotate, taught, generator):
         """Random patches; every place of every photograph is equally likely.
@@ -199,6 +219,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         opt['path'].update(models=str(folder), training_states=str(folder), experiments_root=str(folder))
         opt.update(is_train=True, dist=False, rank=0, world_size=1, num_gpu=int(DEVICE.type == 'cuda'))
+        photographs.check(opt['datasets']['train']['gt_size'] // opt['scale'])
         torch.manual_seed(opt['manual_seed'])
         self.opt, self.photographs, self.model, self.done, self.graph = opt, photographs, build_model(opt), 0, None
         self.eager = EAGER
@@ -305,9 +326,11 @@ def main():
     parser.add_argument('runs', nargs='+', metavar='RUN', help='name, option file and changes to it')
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument('--photographs', nargs='+', metavar='FOLDER', help='what to learn from, HR')
-    data.add_argument('--pairs', metavar='FILE', help='or an .npz of gt and lq, as by make_pairs of degrade.py')
+    data.add_argument(
+        '--degraded', type=int, metavar='COUNT', help='or that many patches, as the first option file says')
     parser.add_argument('--sizes', nargs='+', type=float, default=[1, 0.8, 0.6], help='fractions (default: 1 0.8 0.6)')
-    parser.add_argument('--val', nargs='+', default=[], metavar='FOLDER', help='folders of HR pictures')
+    parser.add_argument(
+        '--val', nargs='+', default=[], metavar='FOLDER', help='folders of HR pictures, or of gt/ and lq/')
     parser.add_argument('--teacher', metavar='CHECKPOINT', help="what makes teacher_opt's pictures")
     parser.add_argument('--seconds', type=float, help='fewer iterations of all runs, if they would take longer')
     parser.add_argument('--points', type=int, default=4, help='validations of a run (default: 4)')
@@ -322,11 +345,12 @@ def main():
 
     cdnsr_basicsr.register()
     torch.backends.cudnn.benchmark = True
-    scale = resolve_options(*parse(args.runs[0])[1:])[0]['scale']
+    opt = resolve_options(*parse(args.runs[0])[1:])[0]
+    scale = opt['scale']
     teacher = load_network(args.teacher).eval() if args.teacher else None
-    pictures = degraded(args.pairs) if args.pairs else pairs(args.photographs, scale, args.sizes)
+    pictures = degraded(opt, args.degraded) if args.degraded else pairs(args.photographs, scale, args.sizes)
     photographs = Photographs(pictures, scale, teacher)
-    sets = {Path(folder).name: list(pairs([folder], scale)) for folder in args.val}
+    sets = {Path(folder).name: validation_pairs(folder, scale) for folder in args.val}
     say(f'{len(photographs.start)} pictures, {len(photographs.images[0]) / 1e6:.1f} megapixels of LR')
 
     needed = seconds_of([Run(run, photographs, 1, args.out, 0) for run in args.runs]) if args.seconds else 0

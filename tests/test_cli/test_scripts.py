@@ -419,6 +419,16 @@ def test_networks_are_trained_side_by_side(tmp_path):
     assert set(torch.load(tmp_path / 'out/ETDS_slow/net_g_latest.pth')) == {'params', 'network_g', 'scale'}
     cut = python(*command, '--seconds', '0.01', '-o', 'cut', runs[0].replace('iter=8', 'iter=100000'), cwd=tmp_path)
     assert cut.returncode == 0, cut.stderr
+    for name, sides in (('gt', (120, 160)), ('lq', (30, 40))):
+        (tmp_path / f'val/{name}').mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / f'val/{name}/0.png'), photograph(*sides))
+    photo = f'photo {ROOT}/options/train_photo_branch1.yml {changes} train:total_iter=2 ' \
+        'datasets:train:num_worker_per_gpu=0 datasets:train:dataroot_gt=photographs datasets:train:io_backend:type=disk'
+    done = python(command[0], '--degraded', '5', '--val', 'val', '-o', 'degraded', photo, cwd=tmp_path)
+    assert done.returncode == 0 and '5 pictures' in done.stdout, done.stderr
+    assert load_network(str(tmp_path / 'degraded/photo/net_g_latest.pth')).upscale == 4
+    large = python(*command, '-o', 'large', runs[0].replace('gt_size=32', 'gt_size=128'), cwd=tmp_path)
+    assert large.returncode == 1 and 'none has 128x128 pixels' in large.stderr
     last = (tmp_path / 'cut/psnr.csv').read_text().splitlines()[-1]
     assert last.startswith('V2,') and int(last.split(',')[1]) < 100
 
