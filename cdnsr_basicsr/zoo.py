@@ -17,7 +17,8 @@ SHIPPED = Path(__file__).with_name('pretrained_models')  # models.json and the c
 PRETRAINED = Path('experiments', 'pretrained_models')  # BasicSR's folder, below the one that a command is started in
 BEST = 'cdnsr-modern-x4'  # of the shipped models; what is taken where none is named
 SUFFIXES = ('', '.pth', '.safetensors')  # of a name in that folder
-IMAGES = ('Set5', 'Set14', 'photographs', 'CID22')  # that there are figures for, of each model or of some
+# that there are figures for, of each model or of some; the LR images of 'degraded' are made by scripts/degrade.py
+IMAGES = ('Set5', 'Set14', 'photographs', 'CID22', 'degraded')
 MOST_BYTES = 5_000_000  # of a shipped file
 
 
@@ -131,9 +132,10 @@ def describe(models: Iterable[ShippedModel]) -> str:
     models = list(models)
     if not models:
         return 'This build ships no models.\n'
-    rows = [['model', 'scale', 'MB', *IMAGES, 'ms/megapixel', 'licence']]
+    measured = [images for images in IMAGES if any(images in model.psnr for model in models)]
+    rows = [['model', 'scale', 'MB', *measured, 'ms/megapixel', 'licence']]
     for model in models:
-        psnr = [f'{model.psnr[images]:.2f}' if images in model.psnr else '-' for images in IMAGES]
+        psnr = [f'{model.psnr[images]:.2f}' if images in model.psnr else '-' for images in measured]
         rows.append([
             model.name, f'x{model.scale:g}', f'{model.path.stat().st_size / 1e6:.2f}', *psnr,
             f'{model.ms_per_megapixel:.1f}', model.licence

@@ -3,10 +3,12 @@
 Usage, in the repository:
     python scripts/model_card.py [NAME ...] --images Set5=FOLDER Set14=FOLDER photographs=FOLDER CID22=FOLDER
 
-The folders hold HR images; LR ones are made of them by the model's scale. A model is measured on those sets that
-models.json has figures of it for. Written are: figures in models.json; docs/models/NAME.md between the lines
-"measured: begin" and "measured: end"; docs/models/NAME.jpg, parts of two of the photographs, so that set must be free
-to be shown; and the lists of models in README.md, docs/ModelZoo.md and mkdocs.yml. `git diff` shows what is new.
+The folders hold HR images, of which LR ones are made by the model's scale; that of the set "degraded" has gt/ and lq/,
+as scripts/degrade.py writes them. A model is measured on those sets that models.json has figures of it for. Written
+are: figures in models.json; docs/models/NAME.md between the lines "measured: begin" and "measured: end";
+docs/models/NAME.jpg, parts of two of the photographs, so that set must be free to be shown (of degraded ones, where
+there are any, beside what the best model for clean images makes of them); and the lists of models in README.md,
+docs/ModelZoo.md and mkdocs.yml. `git diff` shows what is new.
 
 Times are those of the photographs: medians of --repeat runs, all rows in turns, so let nothing else run. With --repeat
 0, for a machine that is busy, there are no times, and models.json keeps those that it has.
@@ -158,39 +160,52 @@ def windows(error):
 
 
 @torch.inference_mode()
-def parts_of(path, folder):
+def parts_of(path, folders):
     """The parts of photographs where a model gains most over bicubic upsampling, and where its error is largest.
 
+    Args:
+        path: The checkpoint.
+        folders: Of each set.
+
     Returns:
-        Of both, a tuple: how large, by squared error; the photograph, row and column; and BGR images: bicubic, the
-        model's, the true one.
+        Of both, a tuple: how large, by squared error; the photograph, row and column; and BGR images by their titles:
+        bicubic, of degraded photographs what zoo.BEST makes of them, the model's, the true one.
     """
+    folder = folders.get('degraded', folders['photographs'])
     upscaler = make_upscaler(load_network(str(path)))
-    bicubic, best = Interpolation(upscale=upscaler.scale), [(-np.inf, '', ()), (-np.inf, '', ())]
-    for pair in read_pairs(folder, int(upscaler.scale)):
+    scale, best = int(upscaler.scale), [(-np.inf, '', {}), (-np.inf, '', {})]
+    others = {f'bicubic x{scale}': make_upscaler(Interpolation(upscale=scale))}
+    if 'degraded' in folders:
+        others[zoo.BEST] = make_upscaler(load_network(zoo.find_checkpoint(zoo.BEST)))
+    for pair in read_pairs(folder, scale):
         if min(pair.gt.shape[:2]) < SIDE:
             continue
         lq = to_tensor(pair.lq)
-        images = [to_image(bicubic(lq)), to_image(upscaler.upscale(lq).image), pair.gt]
-        errors = [windows(np.square(image - pair.gt.astype(np.float32)).mean(axis=2)) for image in images[:2]]
+        images = {name: to_image(net.upscale(lq).image) for name, net in {**others, Path(path).stem: upscaler}.items()}
+        names = list(images)
+        errors = [
+            windows(np.square(images[name] - pair.gt.astype(np.float32)).mean(axis=2)) for name in (names[0], names[-1])
+        ]
+        images['HR'] = pair.gt
         for i, value in enumerate((errors[0] - errors[1], errors[1])):
             row, column = (16 * int(n) for n in np.unravel_index(int(value.argmax()), value.shape))
             if value.max() > best[i][0]:
-                cut = [image[row:row + SIDE, column:column + SIDE, ::-1] for image in images]
+                cut = {name: image[row:row + SIDE, column:column + SIDE, ::-1] for name, image in images.items()}
                 best[i] = float(value.max()), f'{pair.name}, row {row}, column {column}', cut
     if not all(images for *_, images in best):
         raise OptionError(folder, f'holds no photograph of at least {SIDE} pixels on each side')
     return best
 
 
-def write_picture(parts, name, scale, path):
+def write_picture(parts, path):
     """Writes the parts side by side, twice as large as they are, as a JPEG of at most MOST_BYTES."""
     lines = []
     for _, _, images in parts:
-        large = [cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for image in images]
-        columns = [titled(image, title) for image, title in zip(large, (f'bicubic x{scale}', name, 'HR'))]
-        gap = np.full((columns[0].shape[0], 6, 3), 255, np.uint8)
-        lines.append(np.concatenate([columns[0], gap, columns[1], gap, columns[2]], axis=1))
+        columns = []
+        for title, image in images.items():
+            columns.append(titled(cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST), title))
+            columns.append(np.full((columns[0].shape[0], 6, 3), 255, np.uint8))
+        lines.append(np.concatenate(columns[:-1], axis=1))
     for quality in range(90, 0, -10):
         data = cv2.imencode('.jpg', np.concatenate(lines), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         if len(data) <= MOST_BYTES:
@@ -220,7 +235,7 @@ def write_card(model, measured, parts, budgets, repeat):
         budgets, repeat: See the arguments.
     """
     cards = ROOT / 'docs' / 'models'
-    write_picture(parts, model.name, int(model.scale), cards / f'{model.name}.jpg')
+    write_picture(parts, cards / f'{model.name}.jpg')
     images = ' '.join(f'{name}=FOLDER' for name in measured)
     budgets = '' if tuple(budgets) == BUDGETS else f' --budgets {" ".join(map(str, budgets))}'
     paragraphs = [
@@ -229,10 +244,10 @@ def write_card(model, measured, parts, budgets, repeat):
         'branch alone. Operations, tiles, and times if there are any, are those of the photographs: '
         f'{measured["photographs"][1]}.',
         f'"routed" takes {model.ms_per_megapixel:.1f} ms per megapixel of the result: '
-        f'{model.measured_on}.', f'![Parts of photographs: bicubic upsampling, the model, HR]({model.name}.jpg)',
+        f'{model.measured_on}.', f'![Parts of photographs: {", ".join(parts[0][2])}]({model.name}.jpg)',
         f'Above: where the model gains most over bicubic upsampling (photograph {parts[0][1]}). Below: where its '
         f'error is largest (photograph {parts[1][1]}). Both by squared error, among all parts of {SIDE}x{SIDE} pixels '
-        'of the photographs, corners at multiples of 16.',
+        f'of the {"degraded " * ("degraded" in measured)}photographs, corners at multiples of 16.',
         f'Made by `python scripts/model_card.py {model.name} --images {images} --repeat {repeat}{budgets}`.'
     ]
     wrapped = [textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False) for text in paragraphs]
@@ -288,7 +303,7 @@ def main(argv=None):
             path = zoo.checked(shipped[name])
             measured = measure(path, {images: folders[images]
                                       for images in shipped[name].psnr}, args.budgets, args.repeat)
-            parts = parts_of(path, folders['photographs'])
+            parts = parts_of(path, {images: folders[images] for images in measured})
             write_index(name, {**entry_of(name), **figures_of(measured, args.repeat)})
             write_card(zoo.shipped_models()[name], measured, parts, args.budgets, args.repeat)
             write_lists()

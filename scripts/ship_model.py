@@ -5,8 +5,8 @@ Usage, in the repository:
         --licence LICENCE --trained-on TEXT --use TEXT [--teacher NAME --teacher-licence LICENCE]
 
 CHECKPOINT describes itself, as those of `basicsr train` and `basicsr route` do; its router, price and margin are
-shipped as they are, branches that are trained as several convs (SPAN) in their folded form. The folders hold HR
-images; leave out a set that the network was trained on. Then it does what scripts/model_card.py does.
+shipped as they are, branches that are trained as several convs (SPAN) in their folded form. The folders are those of
+scripts/model_card.py; leave out a set that the network was trained on. Then it does what that script does.
 """
 import argparse
 import copy
@@ -116,7 +116,7 @@ def ship(args):
             raise OptionError(args.checkpoint,
                               f'takes {size / 1e6:.1f} MB; a shipped model takes less than {zoo.MOST_BYTES / 1e6:g}')
         measured = measure(path, folders, args.budgets, args.repeat)
-        parts, figures = parts_of(path, folders['photographs']), figures_of(measured, args.repeat)
+        parts, figures = parts_of(path, folders), figures_of(measured, args.repeat)
         old = zoo.shipped_models().get(args.name)
         if not args.repeat:
             if old is None:

@@ -188,7 +188,8 @@ def test_reproduce_measures_named_models(tmp_path, commands):
     ((), 'Usage: bash scripts/reproduce.sh Set5=FOLDER'),
     (('HR', ), 'HR: expected SET=FOLDER. Usage: bash scripts/reproduce.sh Set5=FOLDER'),
     (('Set5=nowhere', ), 'nowhere: no such folder; expected HR images'),
-    (('Set6=.', 'photographs=.'), 'error: --images Set6: expected SET=FOLDER; sets: Set5, Set14, photographs, CID22'),
+    (('Set6=.', 'photographs=.'),
+     'error: --images Set6: expected SET=FOLDER; sets: Set5, Set14, photographs, CID22, degraded'),
     (('Set5=.', ), 'error: --images: photographs=FOLDER is missing'),
     (('photographs=.', ), 'error: --images: Set5=FOLDER is missing, which cdnsr-'),
 ])
@@ -274,6 +275,25 @@ def test_a_model_is_shipped_and_measured_again(scripts_of_models, capsys):
     again = (root / 'docs/models/new.md').read_text()
     assert again.count('By hand') == 2 and 'ms/megapixel' not in again and picture.is_file()
     assert zoo.shipped_models()['new'].ms_per_megapixel == model.ms_per_megapixel
+
+
+def test_a_model_for_degraded_images_is_shown_beside_the_best_for_clean_ones(scripts_of_models, monkeypatch):
+    ship_model, _, root = scripts_of_models
+    net, block = routed_of_span()
+    save_checkpoint(dict(params=net.state_dict(), network_g=block, scale=2), 'routed.pth')
+    ship_model.main(['clean', 'routed.pth', *SHIP, '--repeat', '1'])
+    monkeypatch.setattr(zoo, 'BEST', 'clean')
+    for name, sides in (('gt', (200, 212)), ('lq', (100, 106))):
+        Path('degraded', name).mkdir(parents=True)
+        cv2.imwrite(f'degraded/{name}/0.png', photograph(*sides))
+    ship_model.main(['dirty', 'routed.pth', SHIP[0], 'degraded=degraded', *SHIP[1:], '--repeat', '1'])
+    card = (root / 'docs/models/dirty.md').read_text()
+    assert '![Parts of photographs: bicubic x2, clean, dirty, HR](dirty.jpg)' in card
+    assert 'the degraded photographs' in card.replace('\n', ' ')
+    assert cv2.imread(str(root / 'docs/models/dirty.jpg')).shape == (2 * 354, 4 * 320 + 18, 3)
+    assert 'degraded' in zoo.shipped_models()['dirty'].psnr
+    rows = [line.split() for line in zoo.describe(zoo.shipped_models().values()).splitlines()]
+    assert 'degraded' in rows[0] and [row for row in rows if row[:1] == ['clean']][0][rows[0].index('degraded')] == '-'
 
 
 def test_what_cannot_be_shipped(scripts_of_models, monkeypatch, capsys):
