@@ -98,7 +98,7 @@ def test_what_is_no_checkpoint(content, refused, tmp_path):
     assert refused([1, 2]) == 'expected a dict of weights, but got list'
     path.unlink()
     os.mkfifo(path)  # nothing would ever come out of it
-    assert refused(path) == 'is no file that could be read; expected a checkpoint'
+    assert refused(path) == 'is not a file that can be read; expected a checkpoint'
     assert refused(tmp_path) == 'is a folder; expected a checkpoint'
 
 

@@ -144,7 +144,7 @@ class CDNSRFamily(Family):
     """A CDNSR, or one of its branches."""
     names = ('cdnsr', )
     projects = 'CDNSR, or a branch of CDNSR, ClassSR or ARM-Net'
-    files = 'files of its code: classifier and branches, or one branch'
+    files = "checkpoints of CDNSR's code: classifier and branches, or a single branch"
     order = 1  # its branches and PCSR's networks have names in common
     mixture = 'gumbel'
 
@@ -160,7 +160,7 @@ class ClassSRFamily(CDNSRFamily):
     """A ClassSR, or one of its branches: its files look like CDNSR's."""
     names = ('classsr', )
     projects = 'ClassSR, or a branch of it'
-    files = 'files of its code, the same'
+    files = "checkpoints of ClassSR's code, likewise"
     mixture = 'softmax'
 
 

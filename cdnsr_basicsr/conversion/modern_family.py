@@ -65,7 +65,7 @@ class SPANFamily(Family):
     """SPAN, folded or in its training form."""
     names = ('span', )
     projects = 'SPAN'
-    files = 'its files in either form; folded ones get `deploy: true`'
+    files = 'its checkpoints in either form; folded ones get `deploy: true`'
 
     def detect(self, source: Source) -> bool:
         return {'conv_cat.weight', 'upsampler.0.weight'} <= set(source.state)
@@ -120,7 +120,7 @@ class _Renamed(Family):
 @register
 class SPANV2Family(_Renamed):
     """SPANV2."""
-    names, projects, files = ('spanv2', ), 'SPANV2', 'its file'
+    names, projects, files = ('spanv2', ), 'SPANV2', 'its checkpoint'
     arch, table = 'SPANV2', SPANV2
     first, sub_pixels, blocks = 'block_1.c1.conv.weight', 'conv_near.weight', r'block_\d\.c1\.conv\.weight'
 
@@ -128,6 +128,6 @@ class SPANV2Family(_Renamed):
 @register
 class SMFANetFamily(_Renamed):
     """SMFANet and SMFANet+."""
-    names, projects, files = ('smfanet', ), 'SMFANet', 'its files, SMFANet+ too'
+    names, projects, files = ('smfanet', ), 'SMFANet', 'its checkpoints, including SMFANet+'
     arch, table = 'SMFANet', SMFANET
     first, sub_pixels, blocks = 'to_feat.weight', 'to_img.0.weight', r'feats\.\d+\.smfa\.linear_0\.weight'

@@ -284,10 +284,10 @@ def test_what_cannot_be_shipped(scripts_of_models, monkeypatch, capsys):
     monkeypatch.setattr(zoo, 'MOST_BYTES', 4000)
     for arguments, message in ((['a.pth', 'routed.pth', *SHIP], 'a.pth: expected a name without a folder and a suffix'),
                                (['a', 'routed.pth', *SHIP, '--teacher',
-                                 'Big'], '--teacher: goes with --teacher-licence'),
+                                 'Big'], '--teacher: requires --teacher-licence'),
                                (['a', 'none.pth', *SHIP], 'none.pth: no such checkpoint file'),
                                (['a', 'tiny_fsrcnn',
-                                 *SHIP], 'tiny_fsrcnn: FSRCNN is no routed network; see basicsr route'),
+                                 *SHIP], 'tiny_fsrcnn: FSRCNN is not a routed network; see basicsr route'),
                                (['a', 'routed.pth', *SHIP], 'routed.pth: takes ')):
         with pytest.raises(SystemExit) as end:
             ship_model.main(arguments)
