@@ -78,7 +78,7 @@ def described_by(tensor: torch.Tensor) -> Any:
         ValueError: It has not.
     """
     if tensor.dtype != torch.uint8 or tensor.dim() != 1 or len(tensor) > MOST_VALUES * MOST_LETTERS:
-        raise ValueError('holds no description of a network')
+        raise ValueError('contains no description of a network')
     return json.loads(bytes(tensor.tolist()))
 
 
@@ -250,7 +250,7 @@ def weights_of(content: dict, path: str, key: Optional[str] = None) -> dict[str,
     state: Any = content
     for _ in range(4):
         if not isinstance(state, dict):
-            raise OptionError(path, 'holds no weights: expected a dict of tensors')
+            raise OptionError(path, 'contains no weights: expected a dict of tensors')
         names = [name for name in (key, *WRAPPERS) if not isinstance(state.get(name), (torch.Tensor, type(None)))]
         if not names:
             break
@@ -259,11 +259,11 @@ def weights_of(content: dict, path: str, key: Optional[str] = None) -> dict[str,
     if state is content and not (state and tensors):
         raise OptionError(path, f"expected 'params' or 'params_ema', but found {names_of(content)}")
     if not tensors:
-        raise OptionError(path, 'holds no weights: expected a dict of tensors')
+        raise OptionError(path, 'contains no weights: expected a dict of tensors')
     weights = {}
     for name, value in state.items():
         if not (isinstance(name, str) and len(name) <= MOST_LETTERS and name.isprintable()):
-            raise OptionError(path, f'holds no weights: expected names of layers, but got {repr(name)[:50]}')
+            raise OptionError(path, f'contains no weights: expected names of layers, but got {repr(name)[:50]}')
         if name == DESCRIPTION:
             continue
         for prefix in PREFIXES:
@@ -272,7 +272,7 @@ def weights_of(content: dict, path: str, key: Optional[str] = None) -> dict[str,
         weights[name] = value.detach().to(torch.float32) if value.is_floating_point() else value
     stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
     if sum(value.numel() * value.itemsize for value in state.values()) > MOST_SHARED * sum(stored.values()):
-        raise OptionError(path, 'holds no weights: its tensors are larger than what is stored of them')
+        raise OptionError(path, 'contains no weights: its tensors are larger than what is stored of them')
     return weights
 
 

@@ -103,7 +103,7 @@ def _photographs(root: Path) -> tuple[bool, list[Path]]:
     for place, reason in closed:
         raise OptionError(str(place), f'cannot be listed: {reason}')
     if not paths:
-        raise OptionError(str(root), 'holds no photographs')
+        raise OptionError(str(root), 'contains no photographs')
     return has_lq, paths
 
 
@@ -124,7 +124,7 @@ def _usable(paths: Sequence[Path], read: Callable[[Path], Read], folder: str,
                 raise
             left_out.append((error.path, error.reason))
             if number == len(paths) and not found:
-                raise OptionError(folder, f'holds no photograph that can be used, such as {error}') from error
+                raise OptionError(folder, f'contains no photograph that can be used, such as {error}') from error
         else:
             found = True
             yield image

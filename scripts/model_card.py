@@ -179,7 +179,7 @@ def parts_of(path, folder):
                 cut = [image[row:row + SIDE, column:column + SIDE, ::-1] for image in images]
                 best[i] = float(value.max()), f'{pair.name}, row {row}, column {column}', cut
     if not all(images for *_, images in best):
-        raise OptionError(folder, f'has no photograph of at least {SIDE} pixels on each side')
+        raise OptionError(folder, f'contains no photograph of at least {SIDE} pixels on each side')
     return best
 
 

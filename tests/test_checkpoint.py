@@ -159,10 +159,10 @@ def test_weights_of_other_precisions_become_float32(content, tmp_path, dtype):
     (lambda x: x.to('meta'), 'is float32 without values; accepted'),
     (lambda x: x.to(torch.float8_e4m3fn), 'is float8_e4m3fn; accepted'),
     (lambda x: x.to(torch.int64), 'is int64, not float32'),
-    (lambda x: torch.zeros(1).expand(10**6, 10**6), 'holds no weights: its tensors are larger than what is stored'),
+    (lambda x: torch.zeros(1).expand(10**6, 10**6), 'contains no weights: its tensors are larger than what is stored'),
     (lambda x: torch.full_like(x, torch.inf), 'holds values that are not finite in '),
     (lambda x: 1e300 * torch.ones_like(x, dtype=torch.float64), 'holds values that are not finite in '),
-    (lambda x: [1, 2], 'holds no weights: expected a dict of tensors'),
+    (lambda x: [1, 2], 'contains no weights: expected a dict of tensors'),
 ])
 def test_tensors_that_are_no_weights(content, refused, make, message):
     name = 'branches.0.map.0.weight'
@@ -210,11 +210,11 @@ def set_in(*way):
 
 
 @pytest.mark.parametrize('change,message', [
-    (set_in('params', 5), 'holds no weights: expected a dict of tensors'),
+    (set_in('params', 5), 'contains no weights: expected a dict of tensors'),
     (set_in('params', {}), 'does not fit the network CDNSR: Missing key'),
-    (set_in('params', {3: torch.zeros(1)}), 'holds no weights: expected names of layers, but got 3'),
-    (set_in('params', {'k' * 10**6: torch.zeros(1)}), "holds no weights: expected names of layers, but got 'kkkk"),
-    (set_in('params', {'a\nb': torch.zeros(1)}), "holds no weights: expected names of layers, but got 'a\\nb'"),
+    (set_in('params', {3: torch.zeros(1)}), 'contains no weights: expected names of layers, but got 3'),
+    (set_in('params', {'k' * 10**6: torch.zeros(1)}), "contains no weights: expected names of layers, but got 'kkkk"),
+    (set_in('params', {'a\nb': torch.zeros(1)}), "contains no weights: expected names of layers, but got 'a\\nb'"),
     (set_in('scale', 0), 'scale: expected a number from 1 to 64, but got 0'),
     (set_in('scale', '4'), "scale: expected a number from 1 to 64, but got '4'"),
     (set_in('scale', 10**9), 'scale: expected a number from 1 to 64, but got 1000000000'),

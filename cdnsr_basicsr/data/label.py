@@ -163,7 +163,7 @@ def label(folder: str,
     root = Path(folder)
     for name in ('lq.lmdb', 'gt.lmdb'):
         if not (root / name / 'data.mdb').is_file():
-            raise OptionError(f'folder={folder}', f'holds no {name}; expected a folder that `basicsr prepare` wrote')
+            raise OptionError(f'folder={folder}', f'contains no {name}; expected a folder that `basicsr prepare` wrote')
     path, kept = root / f'labels_{by}.txt', root / 'teacher.lmdb'
     for made in [path] + [kept] * teacher:
         if made.exists() and not overwrite:

@@ -318,7 +318,7 @@ def prepare(hr_folder: str,
     paired = has_pairs(root)
     paths, others, closed = list_images(root / 'gt' if paired else root, by_content=True)
     if not paths:
-        raise OptionError(f'hr_folder={hr_folder}', 'holds no images')
+        raise OptionError(f'hr_folder={hr_folder}', 'contains no images')
     keys = patch_keys(paths, root / 'gt' if paired else root)
 
     def encode_pairs(path: Path) -> Union[ImageError, list[tuple]]:

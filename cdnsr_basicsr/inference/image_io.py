@@ -129,7 +129,7 @@ def check_writable(path: Union[str, Path], shape: Tuple[int, int, int], dtype: n
     if np.dtype(dtype) != np.uint8 and extension in ('.jpg', '.jpeg', '.webp'):
         raise ImageError(f'{path}: {extension} holds 8 bits a channel, not {np.dtype(dtype).name}; use .png or .tif')
     if channels in (2, 4) and extension in ('.jpg', '.jpeg'):
-        raise ImageError(f'{path}: {extension} holds no alpha channel; use .png, .webp or .tif')
+        raise ImageError(f'{path}: {extension} does not support alpha; use .png, .webp or .tif')
 
 
 def write_image(path: Union[str, Path],

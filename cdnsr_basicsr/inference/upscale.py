@@ -163,7 +163,7 @@ def upscale_files(upscaler: Upscaler,
         raise FileExistsError(f'{output}: the results would replace the pictures; use another folder or --suffix')
     sources, others, closed = find_images(root, folder, suffix)
     if not sources and not closed:
-        raise FileNotFoundError(f'{source}: holds no picture ({", ".join(EXTENSIONS)})')
+        raise FileNotFoundError(f'{source}: contains no picture ({", ".join(EXTENSIONS)})')
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

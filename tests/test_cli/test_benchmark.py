@@ -527,12 +527,12 @@ def test_json_of_a_calibration_says_what_the_table_says(model, monkeypatch, capf
 @pytest.mark.parametrize('command,message', [
     (['benchmark', '-m', 'none.pth', '--data', '.'], 'none.pth: no such checkpoint file'),
     (['benchmark', '-m', 'MODEL', '--data', 'nowhere'], 'nowhere: no such folder'),
-    (['benchmark', '-m', 'MODEL', '--data', 'empty'], 'empty: holds no photographs'),
+    (['benchmark', '-m', 'MODEL', '--data', 'empty'], 'empty: contains no photographs'),
     (['benchmark', '-m', 'MODEL', '--data', '.', '--budgets', '0.5', '-1'], '--budgets -1.0: expected numbers above 0'),
     (['benchmark', '-m', 'MODEL', '--data', '.', '--oracle'], '--oracle: goes with --budgets, unless a classifier is'),
     (['benchmark', '-m', 'MODEL', 'PLAIN2', '--data', 'empty'], 'all models must have one scale, but have [2, 4]'),
     (['calibrate', '-m', 'PLAIN2', '-i', 'empty'], 'FSRCNN has no branches to choose from'),
-    (['calibrate', '-m', 'MODEL', '-i', 'empty'], 'empty: holds no photographs'),
+    (['calibrate', '-m', 'MODEL', '-i', 'empty'], 'empty: contains no photographs'),
 ])
 def test_mistakes_are_one_line(model, tmp_path, monkeypatch, capsys, command, message):
     monkeypatch.chdir(tmp_path)

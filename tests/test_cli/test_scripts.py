@@ -164,7 +164,7 @@ def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path
     (('edsr', ), f'Usage: bash scripts/train_all.sh {"|".join(BACKBONES)} ['),
     (('carn|etds', ), 'Usage: bash scripts/train_all.sh carn|etds|'),
     (('etds_light', ), 'Usage: bash scripts/train_all.sh carn|etds|'),
-    (('fsrcnn', ), 'datasets/train holds no gt.lmdb: basicsr prepare -i YOUR_PHOTOGRAPHS -o datasets/train'),
+    (('fsrcnn', ), 'datasets/train contains no gt.lmdb: basicsr prepare -i YOUR_PHOTOGRAPHS -o datasets/train'),
 ])
 def test_train_all_says_what_is_missing(tmp_path, arguments, message, commands):
     folder = commands('basicsr', 'exit 1')

@@ -1045,7 +1045,7 @@ MISTAKES = [
     (('--step', 0), "argument --step: expected an integer of at least 1, but got '0'"),
     (('--nonsense', ), 'unrecognized arguments: --nonsense'),
     (('-i', 'nowhere'), 'nowhere: no such file or folder'),
-    (('-i', 'empty'), 'empty: holds no picture (.png, .jpg, '),
+    (('-i', 'empty'), 'empty: contains no picture (.png, .jpg, '),
     (('-i', ''), '-i: expected a path, but got nothing'),
     (('-i', 'x' * 300), "[Errno 36] File name too long: 'xxx"),
     (('-o', 'file'), 'file: no folder for results can be made there: File exists'),
@@ -1098,7 +1098,7 @@ def test_only_branches_can_be_chosen_from(run, capsys, flag):
     ('network_g', pixels_block(3), 'does not fit the network SinglePixels: '),
     ('network_g', dict(cdnsr_block(), branches=3), 'network_g.branches: expected a list of 2 to 5 branches, but got 3'),
     ('params', None, "expected 'params' or 'params_ema', but found network_g, scale"),
-    ('params', 5, 'holds no weights: expected a dict of tensors'),
+    ('params', 5, 'contains no weights: expected a dict of tensors'),
 ])
 def test_models_that_are_refused(run, models, capsys, key, value, message):
     save('in/a.png', photo(9, 9))

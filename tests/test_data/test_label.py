@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
     torch.save({'params': {}}, stock)
     (tmp_path / 'broken.pth').write_bytes(b'PK broken')
     cases = [
-        (['-d', str(tmp_path / 'none'), '--by', 'bicubic'], 'holds no lq.lmdb'),
+        (['-d', str(tmp_path / 'none'), '--by', 'bicubic'], 'contains no lq.lmdb'),
         (['-d', str(dataset), '--by', 'psnr'], 'needs a network: -m MODEL'),
         (['-d', str(dataset), '--by', 'psnr', '-m', 'none.pth'], 'none.pth: no such checkpoint file'),
         (['-d', str(dataset), '--by', 'psnr', '-m',

@@ -235,7 +235,7 @@ def test_evaluation_can_leave_out_what_it_cannot_read(photographs):
     for path in photographs.rglob('*'):
         if path.is_file() and path.name not in ('small.png', 'broken.png'):
             path.unlink()
-    with pytest.raises(OptionError, match='holds no photograph that can be used, such as .*small.png: is smaller'):
+    with pytest.raises(OptionError, match='contains no photograph that can be used, such as .*small.png: is smaller'):
         list(read_pairs(str(photographs), 4, left_out=left_out))
 
 
