@@ -95,7 +95,7 @@ def read_calibration(model: str, net: nn.Module, precision: str, patch_size: int
         content = json.loads(path.read_text(encoding='utf-8'))
         table = Calibration(**dict(content, points=[Point(**point) for point in content['points']]))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise OptionError(str(path), f'is no calibration ({error}); remove it, or calibrate again') from error
+        raise OptionError(str(path), f'is not a calibration ({error}); remove it, or calibrate again') from error
     fits = (table.precision, table.patch_size) == (precision, patch_size)
     return table if fits and routed(net) is not None and table.network == describe(net) else None
 
@@ -175,7 +175,7 @@ def calibrate(net: nn.Module,
         }
         for i, psnr in enumerate(psnrs['float32']):
             if math.isnan(psnr):
-                raise OptionError(model, f'branch {i} makes values that are no finite numbers')
+                raise OptionError(model, f'branch {i} computes values that are not finite')
         kept = [
             i for i, (exact, half) in enumerate(zip(psnrs['float32'], psnrs[precision]))
             if not half >= exact - MOST_LOSS

@@ -157,8 +157,8 @@ class _Run:
                 run.start_epoch, run.current_iter = state['epoch'], state['iter']
                 if run.current_iter > run.total_iter:
                     raise OptionError(
-                        'train.total_iter', f"is {run.total_iter}, but {opt['path']['resume_state']} is of iteration "
-                        f'{run.current_iter} already')
+                        'train.total_iter', f"is {run.total_iter}, but {opt['path']['resume_state']} is already at "
+                        f'iteration {run.current_iter}')
             return state
 
         def mkdir_and_rename(path: str) -> None:  # of TensorBoard's logs
@@ -237,7 +237,7 @@ class _Run:
         if len(loader) == 0:
             raise OptionError(
                 'datasets.train', f"{len(loader.dataset)} images x dataset_enlarge_ratio "
-                f"{data_opt.get('dataset_enlarge_ratio', 1)} fill no batch of {loader.batch_size} in each of "
+                f"{data_opt.get('dataset_enlarge_ratio', 1)} do not fill a batch of {loader.batch_size} in each of "
                 f"{self.opt['world_size']} processes; raise dataset_enlarge_ratio or lower batch_size_per_gpu")
         epochs = math.ceil((self.total_iter - self.current_iter) / len(loader))
         logger.info(f'{self.total_iter - self.current_iter} iterations to go, {len(loader)} an epoch.')
@@ -255,12 +255,12 @@ class _Run:
         def checked_save(epoch: int, current_iter: int) -> None:
             if current_iter == -1 and self.current_iter != self.total_iter:
                 raise RunFailed(
-                    f'the data have ended at iteration {self.current_iter} of {self.total_iter}; nothing is saved as '
+                    f'the data ended at iteration {self.current_iter} of {self.total_iter}; nothing is saved as '
                     'the latest network')
             self._check_networks(model)
             for key in ('models', 'training_states'):
                 if self.opt['rank'] == 0 and not os.path.isdir(self.opt['path'][key]):
-                    _warn(f"{self.opt['path'][key]} has vanished, and is made again.")
+                    _warn(f"{self.opt['path'][key]} has disappeared and is created again.")
                     os.makedirs(self.opt['path'][key])
             save(epoch, current_iter)
 
@@ -295,15 +295,15 @@ class _Run:
                 continue
             key = not_finite(net.state_dict())
             if key is not None:
-                self._fail(f'{name} holds values that are not finite in {key}')
+                self._fail(f'{name} contains values that are not finite in {key}')
 
     def _fail(self, what: str) -> None:
         states = sorted((int(path.stem) for path in Path(self.opt['path']['training_states']).glob('*.state')
                          if path.stem.isdecimal()))
-        kept = f'the newest good state is of iteration {states[-1]}' if states else 'there is no good state yet'
-        raise RunFailed(f'iteration {self.current_iter}: {what}; nothing of it is saved, {kept}. Try a lower '
-                        'train.optim_g.lr, train.warmup_iter or another precision, and look at the data (--debug goes '
-                        'on)')
+        kept = f'the newest good state is that of iteration {states[-1]}' if states else 'there is no good state yet'
+        raise RunFailed(f'iteration {self.current_iter}: {what}; nothing is saved, {kept}. Try a lower '
+                        'train.optim_g.lr, train.warmup_iter or another precision, and check the data (--debug '
+                        'continues)')
 
     def _tb_logger(self, init_tb_loggers: Callable, opt: dict) -> Any:
         logger = logging.getLogger('basicsr')
@@ -314,7 +314,7 @@ class _Run:
         try:
             tb_logger = init_tb_loggers(opt)
         except OSError as error:
-            _warn(f'TensorBoard cannot be used: {one_line(error)}; training goes on without it.')
+            _warn(f'TensorBoard cannot be used: {one_line(error)}; training continues without it.')
             return _Silent()
         return tb_logger and _Forgiving(tb_logger)
 

@@ -69,8 +69,8 @@ class Settings:
             check_choice(getattr(self, name), name, accepted)
         limits = [name for name in LIMITS if getattr(self, name) is not None]
         if len(limits) > 1:
-            raise OptionError(f'{limits[1]}={getattr(self, limits[1])}', f'goes without {limits[0]}')
+            raise OptionError(f'{limits[1]}={getattr(self, limits[1])}', f'cannot be combined with {limits[0]}')
         if self.cost == 'latency' and self.budget is None:
-            raise OptionError('cost=latency', 'says what a budget counts; give one')
+            raise OptionError('cost=latency', 'requires a budget')
         if not self.model and not self.opt:
             raise OptionError('model', 'a checkpoint is needed, its name, or an option file that names one')

@@ -307,7 +307,7 @@ def main():
     data.add_argument('--photographs', nargs='+', metavar='FOLDER', help='what to learn from, HR')
     data.add_argument('--pairs', metavar='FILE', help='or an .npz of gt and lq, as by make_pairs of degrade.py')
     parser.add_argument('--sizes', nargs='+', type=float, default=[1, 0.8, 0.6], help='fractions (default: 1 0.8 0.6)')
-    parser.add_argument('--val', nargs='+', default=[], metavar='FOLDER', help='folders of HR pictures')
+    parser.add_argument('--val', nargs='+', default=[], metavar='FOLDER', help='folders of HR images')
     parser.add_argument('--teacher', metavar='CHECKPOINT', help="what makes teacher_opt's pictures")
     parser.add_argument('--seconds', type=float, help='fewer iterations of all runs, if they would take longer')
     parser.add_argument('--points', type=int, default=4, help='validations of a run (default: 4)')

@@ -266,7 +266,7 @@ def test_towards_the_heavy_network_the_folder_is_taken_as_it_is_and_fidelity_is_
         shares.append(int(capsys.readouterr().out.split('class 0 to 1: ')[1].split(' /')[0]))
     assert shares[0] > shares[1]
     assert cli.main([*begin, 'out', '--max-loss', '0.1']) == 2
-    assert "--max-loss 0.1 needs a router that knows errors towards the ground truth" in capsys.readouterr().err
+    assert "--max-loss 0.1 needs a router of errors relative to the ground truth" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -174,12 +174,12 @@ def check_budgets(budgets: Sequence[float]) -> Sequence[float]:
 def say_what_is_missing(folder: str, notes: Sequence[tuple[str, str]], left_out: Sequence[Any]) -> None:
     """Names pictures that were not done as a whole, and files that are no pictures, those of each ending in a line."""
     for path, note in notes:
-        print(f'Not the whole of {path}: {note}.')
+        print(f'Read in part: {path}: {note}.')
     endings: dict[str, list[str]] = {}
     for path in left_out:
-        endings.setdefault(path.suffix or 'no ending', []).append(os.path.relpath(path, folder))
+        endings.setdefault(path.suffix or 'no extension', []).append(os.path.relpath(path, folder))
     for ending, names in sorted(endings.items()):
-        print(f'Left alone, no picture by its ending: {ending}: {", ".join(names)}')
+        print(f'Skipped, not an image format: {ending}: {", ".join(names)}')
 
 
 def reasons(photographs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

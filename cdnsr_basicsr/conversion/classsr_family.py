@@ -62,7 +62,7 @@ def fsrcnn(state: State) -> Found:
     """FSRCNN without activations between the mapping convs."""
     block = dict(type='FSRCNN', num_in_ch=3, num_out_ch=3, num_feat=len(state['head_conv.0.weight']))
     block.update(num_shrink=len(state['body_conv.0.0.weight']), num_map=4, upscale=4)
-    return Found(block, rename(state, FSRCNN), ('taken for x4, the only published scale: no weight tells it', ))
+    return Found(block, rename(state, FSRCNN), ('assumed to be x4, the only published scale', ))
 
 
 def msrresnet(state: State) -> Found:

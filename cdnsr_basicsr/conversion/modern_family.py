@@ -55,7 +55,7 @@ def _block(arch: str, first: torch.Tensor, sub_pixels: torch.Tensor, num_block: 
     num_feat, num_in_ch = first.shape[:2]
     upscale = math.isqrt(len(sub_pixels) // num_in_ch)
     if upscale < 1 or num_in_ch * upscale**2 != len(sub_pixels):
-        raise ValueError(f'{len(sub_pixels)} sub-pixels are no whole scale of {num_in_ch} channels')
+        raise ValueError(f'{len(sub_pixels)} sub-pixels do not make an integer scale for {num_in_ch} channels')
     return dict(
         type=arch, num_in_ch=num_in_ch, num_out_ch=num_in_ch, num_feat=num_feat, num_block=num_block, upscale=upscale)
 

@@ -68,10 +68,10 @@ def listed(block: Mapping, key: str, where: str) -> tuple[Optional[Pictures], li
     if not isinstance(root, str):
         return None, []
     if not osp.isdir(root):
-        raise OptionError(place, f'is no folder: {root}')
+        raise OptionError(place, f'is not a folder: {root}')
     if block.get('io_backend', {}).get('type') == 'lmdb':
         if not root.endswith('.lmdb'):
-            raise OptionError(place, f'{root} does not end in .lmdb, as io_backend.type: lmdb wants it; or is it disk?')
+            raise OptionError(place, f'{root} does not end in .lmdb, as io_backend.type: lmdb requires; or is it disk?')
         names = keys_of_lmdb(root, place)
         return Database(root), names
     if root.rstrip('/').endswith('.lmdb') or osp.isfile(osp.join(root, 'data.mdb')):
@@ -104,10 +104,10 @@ def pair_names(block: Mapping, where: str) -> Iterator[tuple[Pictures, str, Pict
             for key, pictures, name in (('gt', gt, gt_name), ('lq', lq, lq_name)):
                 if name not in known[key] and not osp.isfile(pictures.name(name)):
                     other = gt.name(gt_name) if key == 'lq' else given
-                    raise OptionError(f'{where}.dataroot_{key}', f'{pictures.name(name)} is missing, of {other}')
+                    raise OptionError(f'{where}.dataroot_{key}', f'{pictures.name(name)} is missing, for {other}')
         extra = sorted(set(lq_names) - set(names.values())) if not given else []
         if extra:
-            raise OptionError(f'{where}.dataroot_gt', f'has no picture for {lq.name(extra[0])}')
+            raise OptionError(f'{where}.dataroot_gt', f'has no image for {lq.name(extra[0])}')
     else:
         for one, others, root in ((gt_names, lq_names, block['dataroot_lq']), (lq_names, gt_names,
                                                                                block['dataroot_gt'])):
@@ -138,7 +138,7 @@ class Looked:
         self.where = where
         self.step = step
         self.number = 0
-        self.bar = tqdm(total=total, desc=f'looking at {where}', unit='picture', disable=None, delay=2, leave=False)
+        self.bar = tqdm(total=total, desc=f'checking {where}', unit='image', disable=None, delay=2, leave=False)
 
     def size(self, pictures: Pictures, name: str, key: str) -> Size:
         """Height and width.
@@ -193,7 +193,7 @@ def check_crop(block: Mapping, where: str, gt: str, gt_size: Size) -> None:
 def check_gt_size(block: Mapping, where: str) -> None:
     """Refuses crops that are no multiple of the scale."""
     if block.get('gt_size') and block.get('scale') and block['gt_size'] % block['scale']:
-        raise OptionError(f'{where}.gt_size', f"{block['gt_size']} is no multiple of the scale, {block['scale']}")
+        raise OptionError(f'{where}.gt_size', f"{block['gt_size']} is not a multiple of the scale, {block['scale']}")
 
 
 def check_metric_size(metrics: Mapping, where: str, gt: str, gt_size: Size) -> None:
@@ -308,7 +308,7 @@ def first_item(dataset: Any, block: dict, where: str) -> Any:
         count = len(built) * block.get('dataset_enlarge_ratio', 1)
         if not 0 < count <= MAX_ITEMS:
             raise OptionError(f'{where}.dataset_enlarge_ratio',
-                              f'makes {count:.0f} items of {len(built)}; accepted are up to {MAX_ITEMS}')
+                              f'makes {count:.0f} items of {len(built)}; accepted: up to {MAX_ITEMS}')
         item = built[0]
         client = getattr(built.file_client, 'client', None)
     except OptionError:
@@ -346,7 +346,7 @@ def check_channels(model: Any, net: Any, item: Mapping, block: Mapping, where: s
         wanted = (opt['network_g'].get('num_in_ch') or opt['network_g'].get('in_chans'))
         if wanted is not None and wanted != lq.shape[0]:
             hint = '; color: y makes them gray' if wanted == 1 else '; leave out color: y' if lq.shape[0] == 1 else ''
-            raise OptionError(where, f'has pictures of {lq.shape[0]} channels, but network_g takes {wanted}'
+            raise OptionError(where, f'has images of {lq.shape[0]} channels, but network_g takes {wanted}'
                               f'{hint}') from error
         if block['phase'] != 'train':
             return  # models pad what they validate

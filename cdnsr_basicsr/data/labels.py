@@ -41,7 +41,7 @@ def read_labels(path: Union[str, Path]) -> dict[str, Label]:
         if number == 1:
             num_errors = len(errors)
         if len(errors) != num_errors:
-            raise OptionError(f'{path}, line {number}', f'has {len(errors)} errors, but the lines before {num_errors}')
+            raise OptionError(f'{path}, line {number}', f'has {len(errors)} errors, earlier lines {num_errors}')
         if labels[key].label < 0:
             raise OptionError(f'{path}, line {number}', f'expected a label of at least 0, but got {label}')
     return labels

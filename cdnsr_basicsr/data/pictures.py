@@ -53,7 +53,7 @@ def decoded(data: bytes) -> np.ndarray:
     """A picture as BasicSR, by OpenCV, decodes it: of shape (h, w, 3), BGR, uint8."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
-        raise NotAPicture('is no picture that can be read')
+        raise NotAPicture('is not an image that can be read')
     return image
 
 
@@ -65,7 +65,7 @@ def decoded_size(data: bytes) -> tuple[int, int]:
 def png_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[int, int]:
     """Height and width of a PNG. It must have its end, and no frames: OpenCV may crash on these."""
     if IEND not in tail:
-        raise NotAPicture('is cut off: its end is missing')
+        raise NotAPicture('is truncated: its end is missing')
     place, upright = 8, True
     while place + 8 <= len(head):
         length, kind = struct.unpack('>I4s', head[place:place + 8])
@@ -94,7 +94,7 @@ def picture_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[
         return png_size(head, tail, whole)
     if head.startswith(JPEG):
         if EOI not in tail:
-            raise NotAPicture('is cut off: its end is missing')
+            raise NotAPicture('is truncated: its end is missing')
         try:
             with any_size(), Image.open(io.BytesIO(whole())) as image:
                 width, height = image.size
@@ -158,7 +158,7 @@ class Database:
         with self.environment.begin() as transaction:
             value = transaction.get(key.encode('ascii'))
         if value is None:
-            raise NotAPicture('is not there, though meta_info.txt names it')
+            raise NotAPicture('is missing, although meta_info.txt lists it')
         return value
 
     def size(self, key: str) -> tuple[int, int]:
@@ -181,13 +181,13 @@ def keys_of_lmdb(root: str, where: str, walk: bool = True) -> list[str]:
     """
     for name in ('data.mdb', 'meta_info.txt'):
         if not os.path.isfile(os.path.join(root, name)):
-            raise OptionError(where, f'{root} is no LMDB of pictures: it has no {name}')
+            raise OptionError(where, f'{root} is not an LMDB of images: it has no {name}')
     if walk:
         scan = subprocess.run([sys.executable, '-c', SCAN, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         if scan.returncode:
             said = scan.stderr.decode(errors='replace').strip().splitlines()
             reason = said[-1] if scan.returncode > 0 and said else 'reading it to the end crashes'
-            raise OptionError(where, f'{root} is cut off or damaged ({reason}); make it again')
+            raise OptionError(where, f'{root} is truncated or damaged ({reason}); create it again')
     return read_names(os.path.join(root, 'meta_info.txt'), where, '.')
 
 
@@ -206,9 +206,9 @@ def read_names(path: str, where: str, end: str) -> list[str]:
     names = [line.split(end)[0].strip() for line in text.splitlines()]
     for number, name in enumerate(names, 1):
         if not name:
-            raise OptionError(where, f'{path}, line {number}: names no picture')
+            raise OptionError(where, f'{path}, line {number}: names no image')
     if not names:
-        raise OptionError(where, f'{path} names no picture')
+        raise OptionError(where, f'{path} names no image')
     return names
 
 

@@ -119,15 +119,15 @@ def check_writable(path: Union[str, Path], shape: Tuple[int, int, int], dtype: n
     """Raises ImageError if the format that the extension of `path` stands for cannot hold (h, w, c) of `dtype`."""
     (height, width, channels), extension = shape, Path(path).suffix.lower()
     if extension not in MAX_SIDES:
-        raise ImageError(f'{path}: the extension names no format to write; use one of {", ".join(MAX_SIDES)}')
+        raise ImageError(f'{path}: this extension cannot be written; use one of {", ".join(MAX_SIDES)}')
     if max(height, width) > MAX_SIDES[extension]:
-        raise ImageError(f'{path}: {width}x{height} is too large, {extension} ends at {MAX_SIDES[extension]} pixels '
+        raise ImageError(f'{path}: {width}x{height} is too large, {extension} allows {MAX_SIDES[extension]} pixels '
                          'a side; use .tif')
     if extension not in TIFF and height * width > MAX_PIXELS_IN_MEMORY:
-        raise ImageError(f'{path}: {width}x{height} is too large, {extension} is written from memory and ends at '
+        raise ImageError(f'{path}: {width}x{height} is too large, {extension} is written from memory, up to '
                          f'{MAX_PIXELS_IN_MEMORY} pixels; use .tif')
     if np.dtype(dtype) != np.uint8 and extension in ('.jpg', '.jpeg', '.webp'):
-        raise ImageError(f'{path}: {extension} holds 8 bits a channel, not {np.dtype(dtype).name}; use .png or .tif')
+        raise ImageError(f'{path}: {extension} has 8 bits a channel, not {np.dtype(dtype).name}; use .png or .tif')
     if channels in (2, 4) and extension in ('.jpg', '.jpeg'):
         raise ImageError(f'{path}: {extension} does not support alpha; use .png, .webp or .tif')
 

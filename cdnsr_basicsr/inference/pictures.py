@@ -22,7 +22,7 @@ class NotFinite(ImageError):
     """An image came out with values that are no finite numbers."""
 
     def __init__(self) -> None:
-        super().__init__('the network makes values of it that are no finite numbers, also in float32')
+        super().__init__('the network computes values for it that are not finite, even in float32')
 
 
 class Opened(NamedTuple):

@@ -177,7 +177,7 @@ class ExportedPart(nn.Module):
         except Exception as error:
             raise RuntimeError(f'{self.name}: {_last_line(error)}') from error
         if output.shape != shape:
-            raise RuntimeError(f'{self.name} makes {tuple(output.shape)} out of {tuple(x.shape)}, expected {shape}')
+            raise RuntimeError(f'{self.name} makes {tuple(output.shape)} from {tuple(x.shape)}, expected {shape}')
         return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExportedPart:

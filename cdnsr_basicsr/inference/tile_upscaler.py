@@ -175,7 +175,7 @@ class TileUpscaler(Upscaler):
             try:
                 self.classifier_macs = count_macs(tiles.classifier, patch_size, patch_size, channels)
             except RuntimeError as error:
-                text = f'the classifier takes no images of {channels} channel{"s" * (channels != 1)}: {error}'
+                text = f'the classifier does not accept images of {channels} channel{"s" * (channels != 1)}: {error}'
                 raise ValueError(text) from error
         self.branch_macs = [count_macs(branch, patch_size, patch_size, channels) for branch in self.sources]
         self._take_limits(budget, target_ms, max_loss, fidelity)
@@ -585,10 +585,10 @@ def check_limits(max_loss: Optional[float], fidelity: Optional[float], reference
     if max_loss is not None and reference is None:
         raise ValueError(f'max_loss={max_loss:g} needs a classifier that predicts errors, ErrorMap or ErrorPredictor')
     if max_loss is not None and reference == 'hardest':
-        raise ValueError(f'max_loss={max_loss:g} needs a router that knows errors towards the ground truth; this one '
-                         "knows distances to the hardest branch's picture, which fidelity limits")
+        raise ValueError(f'max_loss={max_loss:g} needs a router of errors relative to the ground truth; this one '
+                         "predicts errors relative to the hardest branch's image, which fidelity limits")
     if fidelity is not None and reference != 'hardest':
-        raise ValueError(f'fidelity={fidelity:g} needs a router that knows distances to the hardest branch\'s picture, '
+        raise ValueError(f'fidelity={fidelity:g} needs a router of errors relative to the hardest branch\'s image, '
                          'which basicsr route makes with --reference hardest')
 
 

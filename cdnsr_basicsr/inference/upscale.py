@@ -102,7 +102,8 @@ def parse_shard(text: Optional[str]) -> tuple[int, int]:
     rank, processes = os.environ.get('RANK'), os.environ.get('WORLD_SIZE')
     if text is None and rank and processes:
         if not (rank.isdecimal() and processes.isdecimal() and int(rank) < int(processes)):
-            raise OptionError(f'RANK {rank}, WORLD_SIZE {processes}', 'expected a rank below the size, as of torchrun')
+            raise OptionError(f'RANK {rank}, WORLD_SIZE {processes}',
+                              'expected a rank below the size, as from torchrun')
         return int(rank) + 1, int(processes)
     if text is None:
         return 1, 1
@@ -160,14 +161,14 @@ def upscale_files(upscaler: Upscaler,
         raise FileNotFoundError(f'{source}: no such file or folder')
     place = folder if root.is_dir() else result_path(root, root, folder, suffix, extension)
     if not suffix and place.resolve() == root.resolve():
-        raise FileExistsError(f'{output}: the results would replace the pictures; use another folder or --suffix')
+        raise FileExistsError(f'{output}: the results would replace the images; use another folder or --suffix')
     sources, others, closed = find_images(root, folder, suffix)
     if not sources and not closed:
-        raise FileNotFoundError(f'{source}: contains no picture ({", ".join(EXTENSIONS)})')
+        raise FileNotFoundError(f'{source}: contains no image ({", ".join(EXTENSIONS)})')
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f'{output}: no folder for results can be made there: {error.strerror}') from error
+        raise OSError(f'{output}: the folder for the results cannot be created: {error.strerror}') from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f'{output}: the folder for the results is not writable')
 
@@ -192,8 +193,7 @@ def upscale_files(upscaler: Upscaler,
                 for name in (result, map_path(result)) if map else (result, ):
                     if owners[name] != path:
                         raise ImageError(
-                            f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of the two'
-                        )
+                            f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of them')
                 plan = None
                 if overwrite or not result.exists():
                     result.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def progress(upscaler: Upscaler, megapixels: float, seconds: float, counts: Sequ
 
 def _looked_at(upscaler: Upscaler, sources: Sequence[Path], max_megapixels: float) -> Iterator[Rows]:
     """All pictures that can be read; the others are named when their turn comes."""
-    for path in tqdm(sources, 'looking', unit='picture', disable=None):
+    for path in tqdm(sources, 'checking', unit='image', disable=None):
         with suppress(ImageError, OSError, MemoryError):
             yield from planned_rows(upscaler, read_image(path, max_megapixels).pixels)
 

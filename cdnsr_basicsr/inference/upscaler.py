@@ -205,7 +205,7 @@ class Upscaler(ABC):
             if all(dtype == torch.float32 for dtype in self.dtypes):
                 raise
         if self.exact is None:
-            say('Values overflow in this precision: images that have them are done again in float32.')
+            say('Values overflow in this precision: such images are computed again in float32.')
             self.exact = copy.copy(self)
             self.exact.dtypes = [torch.float32] * len(self.dtypes)
             self.exact.measured = None
@@ -278,7 +278,7 @@ class Upscaler(ABC):
         """Goes on with at most so many tiles per forward pass, also for further images; says so once."""
         self.max_tiles = max_tiles if self.max_tiles is None else min(max_tiles, self.max_tiles)
         if not self.short_of_memory:
-            say('Out of memory: going on with smaller batches.')
+            say('Out of memory: continuing with smaller batches.')
         self.short_of_memory = True
         torch.cuda.empty_cache()
 

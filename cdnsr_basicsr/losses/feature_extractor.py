@@ -35,7 +35,7 @@ def read_weights(path):
         dict: Weights by name.
     """
     if not osp.isfile(path):
-        raise ValueError(f"expected 'imagenet', 'random' or a file of VGG19 weights, but {path!r} is no file")
+        raise ValueError(f"expected 'imagenet', 'random' or a file of VGG19 weights, but {path!r} is not a file")
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # what the unpickler raises on a broken file has no common type

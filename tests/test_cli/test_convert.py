@@ -108,7 +108,7 @@ def test_mistakes(folder, capsys):
         (['etds.pth', '-o', 'x.onnx'], '-o x.onnx: expected a name that ends in .pth or .safetensors'),
         (['etds.pth', '-o', 'no/x.pth'], 'no: no such folder'),
         (['etds.pth', '-o', 'fsrcnn.pth'], 'fsrcnn.pth: already exists; --overwrite replaces it'),
-        (['etds.pth', '-o', 'x.pth', '--clip'], '--clip: goes with --plain'),
+        (['etds.pth', '-o', 'x.pth', '--clip'], '--clip: requires --plain'),
         (['etds.pth', '-o', 'x.pth', '--from', 'esrgan'], '--from esrgan: accepted: auto, abpn, arm, carn'),
         (['etds.pth', '-o', 'x.pth', '--scale', '3'], 'is described already'),
         (['fsrcnn.pth', '-o', 'x.pth', '--plain'], 'FSRCNN cannot be made plain; accepted: ETDS, ECBSR, PlainConvSR'),

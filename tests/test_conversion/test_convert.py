@@ -136,7 +136,7 @@ def test_no_weight_is_left_out_silently(shared, write, key, value, message):
 def test_weights_that_are_no_numbers_are_not_written(write, tmp_path):
     _, state = carn_of_classsr()
     state['entry.bias'][0] = float('nan')
-    with pytest.raises(OptionError, match='holds values that are not finite in conv_first.bias'):
+    with pytest.raises(OptionError, match='contains values that are not finite in conv_first.bias'):
         save(convert(write(state)), str(tmp_path / 'x.pth'))
     assert not (tmp_path / 'x.pth').exists()
 

@@ -192,8 +192,8 @@ def test_what_is_not_used_of_a_folder_is_named(photographs, tmp_path, capsys, sh
     (photographs / 'loop').symlink_to('.')
     assert main(['prepare', '-i', str(photographs), '-o', str(tmp_path / 'out'), '--whole']) == 1
     output, error = capsys.readouterr()
-    assert f'Not the whole of {photographs}/frames.gif: only the first of 3 frames.' in output
-    assert 'Left alone, no picture by its ending: .txt: notes.txt' in output
+    assert f'Read in part: {photographs}/frames.gif: only the first of 3 frames.' in output
+    assert 'Skipped, not an image format: .txt: notes.txt' in output
     assert f'Left out, cannot be read: {photographs}/light.hdr: holds HDR values' in error
     assert f'Left out, cannot be read: {photographs}/float.tif: TIFF of 32 bits, floating point' in error
     assert error.count('Left out, cannot be read: ') == 2 + len(crashes) == len(error.splitlines())
@@ -248,7 +248,7 @@ def test_finished_folder_is_not_overwritten_unless_told(photographs, tmp_path, c
     (out / 'labels_psnr.txt').write_text('old')
     before = read_lmdb(out / 'gt.lmdb')
     assert main(command) == 2
-    assert 'is prepared already; --overwrite replaces it' in capsys.readouterr().err
+    assert 'is already prepared; --overwrite replaces it' in capsys.readouterr().err
     assert read_lmdb(out / 'gt.lmdb') == before and (out / 'labels_psnr.txt').exists()
     assert main(command + ['--overwrite', '--scales', '0.8']) == 0
     assert read_lmdb(out / 'gt.lmdb').keys() != before.keys() and not (out / 'labels_psnr.txt').exists()
@@ -259,7 +259,7 @@ def test_folder_with_other_things_is_never_replaced(photographs, tmp_path):
     out = tmp_path / 'out'
     out.mkdir()
     (out / 'thesis.tex').write_text('years of work')
-    with pytest.raises(OptionError, match='holds thesis.tex, which is no part of a prepared dataset'):
+    with pytest.raises(OptionError, match='contains thesis.tex, which is not part of a prepared dataset'):
         prepare(str(photographs), str(out), 4, (1, ), 48, 48, overwrite=True)
     assert (out / 'thesis.tex').read_text() == 'years of work'
 

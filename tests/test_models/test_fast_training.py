@@ -261,7 +261,7 @@ def test_half_a_teacher_is_refused(taught_opt, block, key, message):
 
 def test_a_loss_needs_a_teacher_and_one_only(taught_opt):
     taught_opt['datasets'] = dict(train=dict(dataroot_teacher='teacher.lmdb'))
-    with pytest.raises(OptionError, match='datasets.train.dataroot_teacher: one teacher is enough: this, or network_t'):
+    with pytest.raises(OptionError, match='datasets.train.dataroot_teacher: expected one teacher: this, or network_t'):
         check_training(taught_opt)
     del taught_opt['network_t'], taught_opt['path']['pretrain_network_t']
     check_training(taught_opt)
