@@ -31,7 +31,7 @@ class Point(NamedTuple):
     Attributes:
         budget: What was allowed, of the hardest branch's MACs on whole images.
         cost: What was spent of it, classifier and tile overlap included.
-        psnr: In dB, of RGB, or of the luma of a network for gray pictures, `scale` pixels of border left out.
+        psnr: In dB, of RGB, or of the luma of a network for gray images, `scale` pixels of border left out.
         ms: Milliseconds per megapixel of the result.
     """
     budget: Optional[float]
@@ -137,7 +137,7 @@ def calibrate(net: nn.Module,
         precision: Of the branches; those that it costs more than 0.02 dB, or that overflow in it, keep float32.
         budgets: Budgets to try, besides the published rule.
         patch_size: Largest side of a tile.
-        step: patch_size less the overlap of tiles.
+        step: patch_size minus the overlap of tiles.
         limit: Most photographs. Default: all.
         left_out: See read_pairs.
 

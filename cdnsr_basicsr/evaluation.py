@@ -1,4 +1,4 @@
-"""Photographs with ground truth, and the quality of what a network makes of them."""
+"""Photographs with ground truth, and the quality of their upscaled images."""
 from __future__ import annotations
 
 import numpy as np
@@ -71,7 +71,7 @@ def read_lq(folder: str,
             limit: Optional[int] = None,
             left_out: Optional[list[tuple[str, str]]] = None,
             most: Optional[int] = None) -> Iterator[tuple[np.ndarray, Optional[np.ndarray]]]:
-    """Reads images to be upscaled, as they are, and their ground truth if the folder has both, in lq/ and gt/.
+    """Reads images to upscale, unchanged, and their ground truth if the folder has both, in lq/ and gt/.
 
     Args:
         folder, scale, limit, left_out, most: See read_pairs.

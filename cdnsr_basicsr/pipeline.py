@@ -1,4 +1,4 @@
-"""BasicSR's train_pipeline and test_pipeline, so that they do what the option file says, or say that they could not.
+"""BasicSR's train_pipeline and test_pipeline, corrected to follow the option file or to report why they cannot.
 
 For every model, ours or not: a training runs exactly total_iter iterations, values that are not finite end it before
 they are saved, a folder belongs to one run at a time, and logs that cannot be written do not end it.
@@ -25,15 +25,15 @@ from .ranks import RankWatch
 
 
 class RunFailed(RuntimeError):
-    """A run that was set up and could not be carried to its end; one line that says where, why, and what to do."""
+    """A run that started and could not finish; one line that says where, why, and what to do."""
 
 
 class NotSetUp(RuntimeError):
-    """What an option file says could not be made into objects, for a reason that is its cause."""
+    """Objects could not be made from the option file; the cause says why."""
 
 
 def setting_up(function: Callable) -> Callable:
-    """A function that makes objects of what an option file says: its errors are the option file's fault."""
+    """Wraps a function that makes objects from the option file: its errors are reported as errors of that file."""
 
     def set_up(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -110,7 +110,7 @@ def run_pipeline(args: Namespace) -> int:
 
 @contextlib.contextmanager
 def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
-    """Gives a module other attributes for a while."""
+    """Replaces attributes of a module temporarily."""
     before = {name: getattr(module, name) for name in attributes}
     vars(module).update(attributes)
     try:
@@ -120,7 +120,7 @@ def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
 
 
 class _Run:
-    """One run of a pipeline: what it has to know of itself, and the functions of BasicSR's that it takes the place of.
+    """One run of a pipeline: its state, and the functions that replace BasicSR's.
 
     Args:
         args: Of the command.
@@ -140,7 +140,7 @@ class _Run:
         self.start_epoch = self.current_iter = 0
 
     def of_training(self, train: Any) -> dict[str, Callable]:
-        """Functions to be put into the module basicsr.train."""
+        """Replacements for functions in the module basicsr.train."""
         from .data.checks import Named
         resume, create, build = train.load_resume_state, train.create_train_val_dataloader, train.build_model
         rename, init, run = train.mkdir_and_rename, train.init_tb_loggers, self
@@ -193,7 +193,7 @@ class _Run:
         return {**functions, **{function.__name__: function for function in others}}
 
     def of_test(self, test: Any) -> dict[str, Callable]:
-        """Functions to be put into the module basicsr.test."""
+        """Replacements for functions in the module basicsr.test."""
         from .data.checks import Named
         make, make_dataset = test.make_exp_dirs, test.build_dataset
 
@@ -244,7 +244,7 @@ class _Run:
         return self.start_epoch + epochs - 1
 
     def _watched(self, model: Any) -> Any:
-        """A model that says what iteration it is at, and saves and validates only what is finite."""
+        """Makes a model report its iteration, and save and validate only finite weights."""
         step, save, validate = model.optimize_parameters, model.save, model.validation
 
         def optimize_parameters(current_iter: int) -> None:
@@ -276,7 +276,7 @@ class _Run:
         return 'debug' in self.opt['name']
 
     def _check_losses(self, log_vars: Mapping[str, Any]) -> None:
-        """Ends a training whose losses, as they are about to be logged, are not finite."""
+        """Ends a training if losses that are about to be logged are not finite."""
         wrong = [name for name, value in log_vars.items() if isinstance(value, float) and not math.isfinite(value)]
         losses = [name for name in wrong if name.startswith('l_')] or wrong
         # BasicSR has means over the processes on rank 0 alone
@@ -284,7 +284,7 @@ class _Run:
             self._fail(f'{losses[0]} is not finite ({log_vars[losses[0]]})')
 
     def _check_networks(self, model: Any) -> None:
-        """Ends a training whose networks hold values that are not finite."""
+        """Ends a training if weights of its networks are not finite."""
         import torch
 
         from .checkpoint import not_finite
@@ -324,7 +324,7 @@ def _warn(message: str) -> None:
 
 
 class _SaidOnce:
-    """In the place of a handler's handleError, which prints a traceback for every line that it cannot write."""
+    """Replaces a handler's handleError, which prints a traceback for every line that it cannot write."""
 
     def __init__(self, what: str) -> None:
         self.what, self.said = what, False
@@ -343,7 +343,7 @@ class _Silent:
 
 
 class _Forgiving:
-    """A TensorBoard logger that falls silent, and says so once, when its files cannot be written."""
+    """A TensorBoard logger that stops logging, and says so once, if its files cannot be written."""
 
     def __init__(self, tb_logger: Any) -> None:
         self.tb_logger = tb_logger
@@ -366,7 +366,7 @@ class _Forgiving:
 
 @contextlib.contextmanager
 def _quiet_tensorboard_thread() -> Iterator[None]:
-    """TensorBoard's writing thread prints a traceback when it ends, beside the error that its next caller gets."""
+    """Suppresses the traceback that TensorBoard's writing thread prints in addition to its next caller's error."""
     before = threading.excepthook
 
     def hook(args: Any) -> None:

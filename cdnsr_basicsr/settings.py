@@ -12,7 +12,7 @@ COSTS = ('macs', 'latency')
 BACKENDS = ('torch', 'onnxruntime', 'openvino')
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 WEIGHED = ('pixels', 'pictures')
-MAX_MEGAPIXELS = 1000  # larger pictures are refused
+MAX_MEGAPIXELS = 1000  # larger images are refused
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Settings:
         target_ms: Time of an image in milliseconds instead, by measured speed.
         max_loss: PSNR that an image may lose against the hardest branch, in dB, as a router that predicts errors
             predicts it, instead: it costs no more than that needs.
-        fidelity: PSNR towards the hardest branch's picture that an image has to have, in dB, likewise, of a router that
+        fidelity: PSNR towards the hardest branch's image that an image has to have, in dB, likewise, of a router that
             has learnt from it.
         cost: 'macs' | 'latency': what a budget counts. Default: time where the branches are of different archs, whose
             operations say little; else macs.

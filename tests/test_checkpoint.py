@@ -272,7 +272,7 @@ def test_only_networks_that_upscale_images_are_built(content, refused, monkeypat
     if arch.__module__.split('.')[0] not in ('basicsr', 'cdnsr_basicsr'):
         pytest.skip('registered by another test')
     if name == 'Spandrel':
-        pytest.skip('is built of its weights: tests/test_conversion/test_spandrel.py')
+        pytest.skip('is built from its weights: tests/test_conversion/test_spandrel.py')
     given = NEEDED.get(name) or {
         key: 3
         for key, parameter in inspect.signature(arch).parameters.items()
@@ -305,7 +305,8 @@ def test_only_networks_that_upscale_images_are_built(content, refused, monkeypat
 
 def test_no_training_is_of_a_network_that_starts_a_download():
     block = dict(type='VGGFeatureExtractor', layer_name_list=['conv1_1'])
-    with pytest.raises(OptionError, match='network_g.type: VGGFeatureExtractor makes features for losses and no image'):
+    with pytest.raises(
+            OptionError, match='network_g.type: VGGFeatureExtractor computes features for losses, not image'):
         check_network(block, 'network_g')
 
 

@@ -44,7 +44,7 @@ WRONG_NETWORKS = [
     (cdnsr(branches=[FSRCNN, 'FSRCNN']), r'net.branches\[1\]: expected a block with a type'),
     (cdnsr(branches=[VGG, FSRCNN]), r'net.branches\[0\].type: VGGFeatureExtractor is not a network that upscales'),
     (cdnsr(branches=[FSRCNN, CLASSIFIER]), r'net.branches\[1\].type: PatchClassifier is not a network that upscales'),
-    (cdnsr(classifier=FSRCNN), 'net.classifier.type: FSRCNN is no classifier'),
+    (cdnsr(classifier=FSRCNN), 'net.classifier.type: FSRCNN is not a classifier'),
     (cdnsr(classifier=[CLASSIFIER]), "net.classifier: expected a block of options with a key 'type'"),
     (cdnsr(mixture=[]), 'net.mixture: expected a word'),
     (dict(type='PCSR', backbone=VGG), 'net.backbone.type: VGGFeatureExtractor is not a network that upscales'),

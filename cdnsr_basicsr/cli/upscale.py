@@ -1,4 +1,4 @@
-"""`basicsr upscale`: pictures, files and folders of them."""
+"""`basicsr upscale`: upscales image files and folders."""
 from __future__ import annotations
 
 import argparse

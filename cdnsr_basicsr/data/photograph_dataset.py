@@ -56,7 +56,7 @@ class Photographs(AnyData):
 
 @DATASET_REGISTRY.register()
 class PhotographDataset(RealESRGANDataset):
-    """RealESRGANDataset with mild defaults for photographs, of patches that are not larger than what is degraded.
+    """RealESRGANDataset with mild defaults for photographs, and with crops as small as the degradation allows.
 
     Args:
         opt (dict): Config for datasets, with the keys of Photographs.

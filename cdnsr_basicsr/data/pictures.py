@@ -1,4 +1,4 @@
-"""What a file or an LMDB value says of its picture, found without decoding it."""
+"""Reads properties of an image from a file or an LMDB value without decoding it."""
 from __future__ import annotations
 
 import cv2
@@ -38,7 +38,7 @@ class NotAPicture(ValueError):
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Lets Pillow open pictures of any size: only their headers are read."""
+    """Lets Pillow open images of any size: only their headers are read."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -50,7 +50,7 @@ def any_size() -> Iterator[None]:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """A picture as BasicSR, by OpenCV, decodes it: of shape (h, w, 3), BGR, uint8."""
+    """Decodes an image as BasicSR does, with OpenCV: shape (h, w, 3), BGR, uint8."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
         raise NotAPicture('is not an image that can be read')
@@ -80,7 +80,7 @@ def png_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[int,
 
 
 def picture_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[int, int]:
-    """Height and width of a picture, as BasicSR would decode it.
+    """Height and width of an image, as BasicSR would decode it.
 
     Args:
         head: Its first bytes.
@@ -106,7 +106,7 @@ def picture_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[
 
 
 def check_decodes(data: bytes) -> None:
-    """Decodes a picture strictly: OpenCV fills what is damaged with grey.
+    """Decodes an image strictly: OpenCV fills what is damaged with grey.
 
     Raises:
         NotAPicture: Some of it is damaged.
@@ -121,7 +121,7 @@ def check_decodes(data: bytes) -> None:
 
 
 class Folder:
-    """Pictures by their paths relative to a folder."""
+    """Images by their paths relative to a folder."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -133,7 +133,7 @@ class Folder:
         return Path(self.name(key)).read_bytes()
 
     def size(self, key: str) -> tuple[int, int]:
-        """Height and width of a picture; NotAPicture or OSError if it has none."""
+        """Height and width of an image; NotAPicture or OSError if it has none."""
         with open(self.name(key), 'rb') as file:
             head = file.read(NEAR)
             file.seek(max(0, os.fstat(file.fileno()).st_size - NEAR))
@@ -144,7 +144,7 @@ class Folder:
 
 
 class Database:
-    """Pictures by their keys in an LMDB that has been checked."""
+    """Images by their keys in an LMDB that has been checked."""
 
     def __init__(self, root: str) -> None:
         import lmdb
@@ -162,7 +162,7 @@ class Database:
         return value
 
     def size(self, key: str) -> tuple[int, int]:
-        """Height and width of a picture; NotAPicture if it has none."""
+        """Height and width of an image; NotAPicture if it has none."""
         value = self.read(key)
         return picture_size(value[:NEAR], value[-NEAR:], lambda: value)
 
@@ -192,7 +192,7 @@ def keys_of_lmdb(root: str, where: str, walk: bool = True) -> list[str]:
 
 
 def read_names(path: str, where: str, end: str) -> list[str]:
-    """What stands before `end` in each line of a text file, as BasicSR reads it.
+    """The text before `end` in each line of a text file, as BasicSR reads it.
 
     Raises:
         OptionError: It is no text, begins with a byte order mark, has empty lines or lines twice.

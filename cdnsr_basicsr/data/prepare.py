@@ -42,7 +42,7 @@ class Prepared(NamedTuple):
         unreadable: Path of each photograph that cannot be read, and why.
         too_small: Photographs that are smaller than a patch, or than what can be made smaller.
         notes: Path of each photograph of which only a part was used, and which, such as the first frame.
-        left_out: Files that are no pictures.
+        left_out: Files that are no images.
     """
     pairs: int
     unreadable: List[Tuple[str, str]]
@@ -109,7 +109,7 @@ def resize(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def smallest(scale: int) -> int:
-    """Least side of an image of which BasicSR's imresize can make one that is `scale` times smaller."""
+    """Smallest side of an image that BasicSR's imresize can downscale by `scale`."""
     return 2 * scale
 
 

@@ -38,7 +38,7 @@ class DecodingError(ValueError):
 
 
 class Picture(NamedTuple):
-    """A decoded picture, upright.
+    """A decoded image, upright.
 
     Attributes:
         pixels: of shape (h, w, c), uint8 or uint16; c is 1 for gray, 2 for gray and alpha, 3 for RGB, 4 for RGBA.

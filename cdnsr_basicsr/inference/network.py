@@ -117,7 +117,7 @@ def branches_of(net: nn.Module) -> list[nn.Module]:
 
 
 def reference_of(classifier: Optional[nn.Module]) -> Optional[str]:
-    """What the errors that a classifier predicts are towards: 'gt', or 'hardest', the last branch's picture; None if it
+    """What the errors that a classifier predicts are towards: 'gt', or 'hardest', the last branch's image; None if it
     predicts none."""
     return None if predicts_errors(classifier) is None else str(getattr(classifier, 'reference', 'gt'))
 

@@ -12,7 +12,7 @@ from ..settings import PRECISIONS
 
 BACKENDS = {'openvino': 'openvino', 'onnxruntime': 'onnx'}  # the faster one first; the extras that bring them
 OFTEN, MOST_SIZES = 32, 8  # OpenVINO: uses after which a size is compiled for, and how many are kept
-MOST_KERNELS = 64  # that OpenVINO keeps for tiles of other sizes; it would keep 5000, and grow with every new picture
+MOST_KERNELS = 64  # that OpenVINO keeps for tiles of other sizes; it would keep 5000, and grow with every new image
 
 
 def installed() -> list[str]:

@@ -56,7 +56,7 @@ class Degradations:
 
 
 class Jpeg:
-    """JPEG as files have it, in the place of DiffJPEG; faster on a CPU."""
+    """OpenCV's JPEG compression in place of DiffJPEG; faster on a CPU."""
 
     def __call__(self, images, quality):
         """
@@ -76,7 +76,7 @@ class Jpeg:
 
 
 def trimmed(kernels):
-    """Blur kernels without the rim that makes no difference.
+    """Crops blur kernels by the rim that makes no difference.
 
     Args:
         kernels (Tensor): of shape (b, k, k), with odd k; the sum of each is 1.
@@ -93,7 +93,7 @@ def trimmed(kernels):
 
 
 class InPlace(TorchFunctionMode):
-    """Has images resized by the ratio of their sides, so that their content stays where it is.
+    """Makes resizes use the ratio of the sides, so that image content does not shift.
 
     By a factor alone, what is left of a last pixel is cut off, and the rest is stretched when it is resized back: at
     the far edge, GT and LQ are then more than a GT pixel apart.
@@ -107,11 +107,11 @@ class InPlace(TorchFunctionMode):
 
 
 class Degradation(RealESRNetModel):
-    """RealESRNetModel's degradation, without its network and its pool of pairs.
+    """RealESRNetModel's degradation without its network and pool of pairs.
 
     Args:
         opt (dict): Content of an option file, with any of the keys of Degradations.
-        device (torch.device): Where it is done. On CPUs, JPEG is OpenCV's, and kernels lose what makes no difference.
+        device (torch.device): Where it runs. On CPUs, JPEG is OpenCV's, and kernels are cropped by their rim.
         gt_size (int): Side of the GT patches that are cut afterwards.
     """
 

@@ -252,7 +252,7 @@ def check_training(model: Any, opt: Mapping[str, Any]) -> None:
 
 
 def check_loader(block: Mapping[str, Any], where: str, trained: bool) -> None:
-    """Checks how many pictures a dataset hands over, by how many workers."""
+    """Checks how many images a dataset hands over, by how many workers."""
     schema.check_block(
         schema.AnyData, block, where, ('batch_size_per_gpu', 'num_worker_per_gpu') if trained else (), others=True)
     if block.get('persistent_workers') and not (trained and block['num_worker_per_gpu']):
@@ -339,7 +339,7 @@ def check_options(opt: dict[str, Any], is_train: bool) -> None:
 
     A model or dataset class may bring its own check as a static method ``check_options``. Unknown keys in blocks of
     models of other plugins, and in `train` of BasicSR's, are left to them. Whether networks to start from can be found,
-    and what the pictures are, is not asked here.
+    and what the images are, is not asked here.
 
     Args:
         opt: Content of the option file.

@@ -381,7 +381,7 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     assert upscaler_for(settings_of(args)).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text('{"machine": 3')
     assert cli.main([*upscale, '-o', str(tmp_path / 'third')]) == 2
-    assert 'net.calibration.json: is no calibration' in capsys.readouterr().err
+    assert 'net.calibration.json: is not a calibration' in capsys.readouterr().err
 
 
 @pytest.mark.slow

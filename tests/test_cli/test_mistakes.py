@@ -145,7 +145,7 @@ MISTAKES += [
     ('datasets:train:io_backend', 'lmdb', "datasets.train.io_backend: expected a block of options, but got 'lmdb'"),
     ('datasets:train:io_backend:type', 'zip', "datasets.train.io_backend.type: accepted: disk, lmdb, memcached; "),
     ('datasets:train:io_backend:path', 'x', 'datasets.train.io_backend.path: unknown key; accepted: client_keys, '),
-    ('datasets:train:mean', [0.5], 'datasets.train: mean and std go together'),
+    ('datasets:train:mean', [0.5], 'datasets.train: mean and std must be given together'),
     ('datasets:train:label_file', 1, 'datasets.train.label_file: no such file: 1'),
     ('datasets:train:filename_tmpl', '../{}', 'datasets.train.filename_tmpl: expected a name with one {}'),
     ('network_g', None, 'network_g: is missing from the option file'),
@@ -242,7 +242,7 @@ LEVELS = [f'l{i}: &l{i} [{", ".join([f"*l{i - 1}"] * 9)}]' for i in range(1, 30)
 def test_aliases_that_would_fill_the_memory(work, write, capsys, text):
     assert cli.main(['train', '-opt', write(text)]) == 2
     error = capsys.readouterr().err.strip()
-    assert 'aliases make more than 100000 values of it' in error and len(error.splitlines()) == 1
+    assert 'aliases expand it to more than 100000 values' in error and len(error.splitlines()) == 1
 
 
 def test_files_too_large_for_options(work, write, capsys):
@@ -286,7 +286,7 @@ def test_right_options_pass(work, train_opt, write, no_pipeline):
     ('name: !!python/object/apply:os.system ["touch owned"]', 'could not determine a constructor'),
     ('a: [1, 2', 'not valid YAML'),
     ('- a\n- b', 'expected a mapping of options, but got list'),
-    ('a: 1\na: 2', "line 2: key 'a' stands twice"),
+    ('a: 1\na: 2', "line 2: key 'a' appears twice"),
     ('', 'expected a mapping of options, but got NoneType'),
 ])
 def test_option_files_that_are_refused(work, write, capsys, text, message):

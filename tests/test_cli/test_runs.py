@@ -158,7 +158,7 @@ def test_loss_that_is_not_finite_ends_the_training(train, opts, work, model_type
     run = train(opt, '--auto_resume')
     assert run.code == 1 and len(run.error) == 1
     # noticed by the weights when they were to be saved, before the first losses are printed
-    assert 'iteration 15: net_g holds values that are not finite' in run.error[0]
+    assert 'iteration 15: net_g contains values that are not finite' in run.error[0]
     assert 'the newest good state is that of iteration 12' in run.error[0]
     for path in [*work.glob('experiments/tiny/models/*.pth')]:
         assert all(torch.isfinite(value).all() for value in torch.load(path)['params'].values()), path
@@ -227,7 +227,7 @@ def test_the_file_s_learning_rate_and_schedule_hold_after_a_resume(train, opts, 
     opt['train']['optim_g'].update(lr=3e-4, betas=[0.8, 0.95])
     run = train(opt, '--auto_resume')
     assert run.code == 0 and run.iterations == list(range(13, 19))
-    said = [line for line in run.lines if 'as in the file from here on' in line]
+    said = [line for line in run.lines if 'applies from here on' in line]
     assert len(said) == 1 and 'betas' in said[0] and 'lr' in said[0]
     group = state(work, 18)['optimizers'][0]['param_groups'][0]
     assert list(group['betas']) == [0.8, 0.95] and group['initial_lr'] == 3e-4
@@ -413,7 +413,7 @@ def test_a_vanished_experiment_is_made_again(train, opts, work, monkeypatch):
 
     monkeypatch.setattr(FastSRModel, 'optimize_parameters', optimize_parameters)
     run = train(opts('FastSRModel', total_iter=6))
-    assert run.code == 0 and any('has vanished, and is made again' in line for line in run.lines)
+    assert run.code == 0 and any('has disappeared and is created again' in line for line in run.lines)
     assert (work / 'experiments/tiny/models/net_g_latest.pth').is_file() and state(work, 6)['iter'] == 6
 
 

@@ -190,7 +190,7 @@ def test_reproduce_measures_named_models(tmp_path, commands):
     (('Set5=nowhere', ), 'nowhere: no such folder; expected HR images'),
     (('Set6=.', 'photographs=.'), 'error: --images Set6: expected SET=FOLDER; sets: Set5, Set14, photographs, CID22'),
     (('Set5=.', ), 'error: --images: photographs=FOLDER is missing'),
-    (('photographs=.', ), 'error: --images: Set5=FOLDER is missing, which cdnsr-'),
+    (('photographs=.', ), 'error: --images: Set5=FOLDER is missing; cdnsr-'),
 ])
 def test_reproduce_says_what_is_missing(tmp_path, arguments, message):
     done = bash(ROOT / 'scripts/reproduce.sh', *arguments, cwd=tmp_path)

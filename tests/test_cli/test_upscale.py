@@ -532,7 +532,7 @@ def test_what_is_not_done_of_a_folder_is_named(run, models, capsys):
         'Skipped, not an image format: .db: Thumbs.db', 'Skipped, not an image format: .txt: notes.txt, sub/more.txt',
         'Skipped, not an image format: no extension: none'
     ]
-    assert errors.startswith('Failed: in/e.hdr: holds HDR values') and len(errors.splitlines()) == 1
+    assert errors.startswith('Failed: in/e.hdr: contains HDR values') and len(errors.splitlines()) == 1
     assert run('--shard', '2/2', output='second', model='plain') in (0, 1)  # said once, by the first part
     assert 'not an image format' not in capsys.readouterr().out
 

@@ -84,21 +84,21 @@ def test_files_that_are_no_pictures(opt):
     refused(opt, 'datasets.train.dataroot_gt: has no image for lq/Thumbs.db')
     Path('lq/Thumbs.db').unlink()
     Path('lq/2.png').write_bytes(b'')
-    refused(opt, 'datasets.train.dataroot_lq: lq/2.png is no picture')
+    refused(opt, 'datasets.train.dataroot_lq: lq/2.png is not an image')
 
 
 def test_pairs_that_do_not_match(opt):
     os.rename('lq/3.png', 'lq/4.png')
-    refused(opt, 'datasets.train.dataroot_lq: lq/3.png is missing, of gt/3.png')
+    refused(opt, 'datasets.train.dataroot_lq: lq/3.png is missing, for gt/3.png')
     opt['datasets']['train']['filename_tmpl'] = '{}x4'
-    refused(opt, 'datasets.train.dataroot_lq: lq/0x4.png is missing, of gt/0.png')
+    refused(opt, 'datasets.train.dataroot_lq: lq/0x4.png is missing, for gt/0.png')
 
 
 @pytest.mark.parametrize('change,message', [
     (dict(gt_size=60), 'datasets.train.gt_size: is 60, but gt/0.png is only 64x48 pixels'),
     (dict(gt_size=30), 'datasets.train.gt_size: 30 is not a multiple of the scale, 4'),
     (dict(dataroot_lq='gt'), 'datasets.train.dataroot_gt: gt/0.png is 64x48, but its LQ 64x48: not scale: 4 times'),
-    (dict(meta_info_file='names.txt'), 'datasets.train.dataroot_gt: gt/gone.png is missing, of names.txt'),
+    (dict(meta_info_file='names.txt'), 'datasets.train.dataroot_gt: gt/gone.png is missing, for names.txt'),
     (dict(meta_info_file='bom.txt'), 'datasets.train.meta_info_file: bom.txt begins with a byte order mark'),
     (dict(io_backend=dict(type='lmdb')), 'datasets.train.dataroot_gt: gt does not end in .lmdb'),
     (dict(mean=[0.5] * 2, std=[0.5] * 2), 'datasets.train: PairedImageDataset cannot read it: '),
@@ -214,7 +214,7 @@ def test_single_images(opt):
         test=dict(name='a', type='SingleImageDataset', dataroot_lq='lq', io_backend=dict(type='disk')))
     check_data(opt)
     Path('lq/Thumbs.db').write_text('no picture')
-    refused(opt, 'datasets.test.dataroot_lq: lq/Thumbs.db is no picture')
+    refused(opt, 'datasets.test.dataroot_lq: lq/Thumbs.db is not an image')
 
 
 def test_pictures_of_faces_are_as_large_as_the_network_makes_them(opt):
@@ -252,7 +252,7 @@ def test_clips(opt):
     opt['network_g'] = dict(type='EDVR', num_feat=8, num_frame=3, num_extract_block=1, num_reconstruct_block=1)
     check_data(opt)
     Path('clips/lq/000/00000001.png').write_bytes(b'x')
-    refused(opt, 'datasets.val.dataroot_lq: clips/lq/000/00000001.png is no picture')
+    refused(opt, 'datasets.val.dataroot_lq: clips/lq/000/00000001.png is not an image')
     shutil.copy('gt/1.png', 'clips/lq/000/00000001.png')
     refused(opt, 'datasets.val.dataroot_gt: clips/gt/000/00000001.png is 64x48, but its LQ 64x48: not scale: 4 times')
 

@@ -160,10 +160,10 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
         (['-d', str(dataset), '--by', 'branches', '-m',
           str(checkpoint[0]), '--margin', 'nan'], '--margin nan: expected a finite'),
         (['-d', str(dataset), '--by', 'branches', '-m',
-          str(checkpoint[0]), '--classes', '3'], '--classes 3: goes with equal parts'),
+          str(checkpoint[0]), '--classes', '3'], '--classes 3: cannot be combined with'),
         (['-d', str(dataset), '--by', 'bicubic', '--thresholds', '30', '--classes',
-          '2'], '--classes 2: goes with equal'),
-        (['-d', str(dataset), '--by', 'bicubic', '--teacher'], '--teacher: goes with --by psnr only'),
+          '2'], '--classes 2: cannot be combined with'),
+        (['-d', str(dataset), '--by', 'bicubic', '--teacher'], '--teacher: requires --by psnr'),
         (['-d', str(dataset), '--by', 'bicubic', '--thresholds',
           'nan'], '--thresholds: expected 1 to 4 finite numbers'),
     ]

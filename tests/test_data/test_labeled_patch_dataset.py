@@ -178,7 +178,7 @@ def test_what_the_teacher_made_are_its_outputs_in_8_bits(taught):
 def test_outputs_of_other_patches_or_sizes_are_refused(taught, dataset, tmp_path):
     block, _ = taught
     for change, message in [(dict(dataroot_teacher=block['dataroot_lq']), 'contains images of other sizes than'),
-                            (dict(dataroot_teacher=str(tmp_path / 'nowhere.lmdb')), 'is no LMDB of pictures'),
+                            (dict(dataroot_teacher=str(tmp_path / 'nowhere.lmdb')), 'is not an LMDB of images'),
                             (dict(io_backend=dict(type='disk')), 'requires io_backend: {type: lmdb}')]:
         with pytest.raises(OptionError, match=f'datasets.patches.dataroot_teacher: .*{message}'):
             build_dataset({**block, **change})

@@ -194,7 +194,7 @@ def test_what_is_not_used_of_a_folder_is_named(photographs, tmp_path, capsys, sh
     output, error = capsys.readouterr()
     assert f'Read in part: {photographs}/frames.gif: only the first of 3 frames.' in output
     assert 'Skipped, not an image format: .txt: notes.txt' in output
-    assert f'Left out, cannot be read: {photographs}/light.hdr: holds HDR values' in error
+    assert f'Left out, cannot be read: {photographs}/light.hdr: contains HDR values' in error
     assert f'Left out, cannot be read: {photographs}/float.tif: TIFF of 32 bits, floating point' in error
     assert error.count('Left out, cannot be read: ') == 2 + len(crashes) == len(error.splitlines())
     names = sorted(path.name for path in (tmp_path / 'out/gt').iterdir())
@@ -213,7 +213,7 @@ def test_evaluation_refuses_what_it_cannot_read_in_one_line(photographs):
     with pytest.raises(OptionError, match='z.png: is smaller than 8 pixels'):
         list(read_pairs(str(photographs), 4))
     (photographs / 'z.png').write_bytes(b'#?RADIANCE\n')
-    with pytest.raises(OptionError, match='z.png: cannot be read: holds HDR values'):
+    with pytest.raises(OptionError, match='z.png: cannot be read: contains HDR values'):
         list(read_pairs(str(photographs), 4))
 
 
@@ -221,7 +221,7 @@ def test_whole_photographs_that_no_png_holds_are_left_out(photographs, tmp_path)
     Image.fromarray(np.zeros((8, 1000008), np.uint8)).save(photographs / 'wide.bmp')
     done = prepare(str(photographs), str(tmp_path / 'out'), whole=True)
     assert done.pairs and [(Path(path).name, reason) for path, reason in done.unreadable
-                           ] == [('wide.bmp', '1000008x8, but PNG ends at 1000000 pixels a side')]
+                           ] == [('wide.bmp', '1000008x8, but PNG has at most 1000000 pixels a side')]
 
 
 def test_evaluation_can_leave_out_what_it_cannot_read(photographs):
@@ -320,7 +320,7 @@ def test_out_may_be_a_link(photographs, tmp_path):
 
 def test_out_must_not_lie_in_the_input(photographs):
     for out in (photographs, photographs / 'val', photographs.parent):
-        with pytest.raises(OptionError, match='must not lie in'):
+        with pytest.raises(OptionError, match='must not be inside'):
             prepare(str(photographs), str(out))
 
 

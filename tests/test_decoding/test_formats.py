@@ -320,7 +320,7 @@ def test_kinds_that_hold_hdr_values_are_refused_by_name(tmp_path):
     hdr_png = encoded('PNG')
     (tmp_path / 'a.png').write_bytes(hdr_png[:33] + png_chunk(b'cICP', b'\x09\x10\0\1') + hdr_png[33:])
     for kind in ('hdr', 'pfm', 'exr', 'png'):
-        with pytest.raises(ImageError, match=f'a.{kind}: holds HDR values'):
+        with pytest.raises(ImageError, match=f'a.{kind}: contains HDR values'):
             read_image(tmp_path / f'a.{kind}')
 
 

@@ -151,7 +151,7 @@ def test_the_pool_fills_and_then_mixes_pairs_that_stay_pairs():
         assert torch.equal(lq[:, 0, 0, 0], values[:, 0, 0, 0]) == (i < 3)
         seen += [] if i < 3 else (255 * lq[:, 0, 0, 0]).round().int().tolist()
     assert len(set(seen)) == len(seen) == 54, 'a pair is handed out once'
-    assert any(b - a not in (1, ) for a, b in zip(seen[::2], seen[1::2])), 'batches are mixed'
+    assert any(b - a not in (1, ) for a, b in zip(seen[::2], seen[1::2])), 'batches are drawn'
 
 
 def test_resumed_training_equals_the_uninterrupted_one(photo_opt, tmp_path):
