@@ -263,7 +263,7 @@ def test_datasets_of_others_are_judged_by_what_is_known_of_them(opt, monkeypatch
     opt['datasets'] = dict(train=dict(name='a', type='Broken', dataroot_gt='lq', dataroot_lq='gt'))
     check_data(opt)  # who knows how large its LQ are
     Path('gt/1.png').write_bytes(Path('gt/1.png').read_bytes()[:200])
-    refused(opt, 'datasets.train.dataroot_lq: gt/1.png is cut off')
+    refused(opt, 'datasets.train.dataroot_lq: gt/1.png is truncated')
 
 
 def png(**kwargs):

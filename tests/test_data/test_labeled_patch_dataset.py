@@ -83,7 +83,7 @@ def test_without_label_file_labels_are_minus_one(block):
     }, r'classes: expected a list of classes such as \[0\], but got 0'),
     ({
         'classes': [7]
-    }, r'has no patch of classes \[7\]; it holds \[0, 1, 2\]'),
+    }, r'has no patch of classes \[7\]; it has \[0, 1, 2\]'),
     ({
         'label_file': None,
         'balance': True
@@ -105,7 +105,7 @@ def test_without_label_file_labels_are_minus_one(block):
     }, 'gt_size: expected an integer from 4 to 32, but got None'),
     ({
         'scale': 2
-    }, r'dataroot_lq: its patches are not those of .*, 2 times as small'),
+    }, r'dataroot_lq: its patches are not those of .*, downscaled by 2'),
 ])
 def test_mistakes_are_named(block, change, message):
     with pytest.raises(OptionError, match=message):
