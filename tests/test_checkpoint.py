@@ -327,7 +327,7 @@ def test_networks_of_other_plugins_are_tried(content, refused, monkeypatch):
     net = Foreign(4)
     assert same(build(block, net.state_dict(), 'x', 'x'), net.state_dict())
     content.update(params=net.state_dict(), network_g=dict(block, features=True))
-    assert refused(content).startswith('network_g.type: Foreign makes no image out of ')
+    assert refused(content).startswith('network_g.type: Foreign makes no image from ')
 
 
 COMMANDS = [
