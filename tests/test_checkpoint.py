@@ -347,7 +347,8 @@ def test_every_command_refuses_in_one_line(tests_folder, content, capsys, comman
     before = sorted(os.listdir())
     assert cli.main(list(command)) == 2
     line, = capsys.readouterr().err.splitlines()
-    assert line.startswith('basicsr: error: x.pth: network_g.branches[0].type: VGGFeatureExtractor is not a network that ')
+    assert line.startswith(
+        'basicsr: error: x.pth: network_g.branches[0].type: VGGFeatureExtractor is not a network that ')
     assert sorted(os.listdir()) == before
 
 
