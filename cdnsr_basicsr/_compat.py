@@ -109,7 +109,7 @@ def _checked_parse_options(original: Callable, root_path: str, is_train: bool = 
     if opt['num_gpu'] != 0 and is_train:  # without it every batch is waited for
         opt['datasets']['train'].setdefault('pin_memory', True)
     if opt['num_gpu'] == 0 and is_train and opt['datasets']['train'].get('prefetch_mode') == 'cuda':
-        print('prefetch_mode is cuda, but this runs on the CPU: going on with prefetch_mode cpu.', flush=True)
+        print('prefetch_mode is cuda, but this runs on the CPU: using prefetch_mode cpu.', flush=True)
         opt['datasets']['train']['prefetch_mode'] = 'cpu'
     return opt, args
 
@@ -151,7 +151,7 @@ def _load_resume_state(opt: dict) -> Optional[dict]:
         paths = [Path(opt['path']['resume_state'])]
     for path in paths:
         if opt['auto_resume'] and not zipfile.is_zipfile(path):  # the end of the file, which makes it one, is missing
-            print(f'{path} is not complete, trying the state before it.', flush=True)
+            print(f'{path} is incomplete; trying the previous state.', flush=True)
             continue
         try:
             state = read_pth(str(path))
@@ -194,9 +194,9 @@ def _init_dist_anywhere(original: Callable, launcher: str, backend: str = 'nccl'
     """
     import torch
     if launcher == 'slurm' and not re.fullmatch(r'[A-Za-z0-9_.,\[\]-]+', os.environ.get('SLURM_NODELIST', '')):
-        raise OptionError('--launcher slurm', 'SLURM_NODELIST is unset or no list of host names')
+        raise OptionError('--launcher slurm', 'SLURM_NODELIST is unset or not a list of host names')
     if launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise OptionError('--launcher pytorch', 'start it by torchrun --nproc_per_node=N -m cdnsr_basicsr ...')
+        raise OptionError('--launcher pytorch', 'start it with torchrun --nproc_per_node=N -m cdnsr_basicsr ...')
     gpus = torch.cuda.device_count()
     processes = int(os.environ.get('LOCAL_WORLD_SIZE' if launcher == 'pytorch' else 'SLURM_NTASKS_PER_NODE') or 1)
     if 0 < gpus < processes:
@@ -297,7 +297,7 @@ def _resumes_as_configured(original: Callable, self: Any, resume_state: dict) ->
     for state, optimizer, groups in zip(resume_state['optimizers'], self.optimizers, built):
         old, new = _settings(state['param_groups'][0]), _settings(groups[0])
         if set(old) != set(new):
-            changed.add(f'type ({type(optimizer).__name__} begins without moments)')
+            changed.add(f'type ({type(optimizer).__name__} starts without moments)')
             state = optimizer.state_dict()
         changed |= {key.replace('initial_lr', 'lr') for key in old if key in new and not _same(old[key], new[key])}
         states.append(state)
@@ -309,7 +309,7 @@ def _resumes_as_configured(original: Callable, self: Any, resume_state: dict) ->
         original(self, {**resume_state, 'optimizers': states, 'schedulers': progress})
     except (ValueError, AssertionError) as error:  # torch compares parameters, BasicSR counts optimizers
         raise OptionError(
-            'path.resume_state', f'is of a training of other parameters ({error}); resume it with the networks, '
+            'path.resume_state', f'belongs to a training of other parameters ({error}); resume it with the networks, '
             'losses and train.freeze that it was saved with') from error
     if not changed:
         return
@@ -319,8 +319,8 @@ def _resumes_as_configured(original: Callable, self: Any, resume_state: dict) ->
     for scheduler, shape in zip(self.schedulers, shapes):
         _replay(scheduler, shape, resume_state['iter'])
     said = ', '.join(sorted(changed))
-    get_root_logger().warning('Other in the option file than in the training state (train.optim_*, train.scheduler), '
-                              f'and as in the file from here on: {said}.')
+    get_root_logger().warning('The option file differs from the training state (train.optim_*, train.scheduler), and '
+                              f'applies from here on: {said}.')
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -31,7 +31,7 @@ class Point(NamedTuple):
     Attributes:
         budget: What was allowed, of the hardest branch's MACs on whole images.
         cost: What was spent of it, classifier and tile overlap included.
-        psnr: In dB, of RGB, or of the luma of a network for gray pictures, `scale` pixels of border left out.
+        psnr: In dB, of RGB, or of the luma of a network for gray images, `scale` pixels of border left out.
         ms: Milliseconds per megapixel of the result.
     """
     budget: Optional[float]
@@ -95,7 +95,7 @@ def read_calibration(model: str, net: nn.Module, precision: str, patch_size: int
         content = json.loads(path.read_text(encoding='utf-8'))
         table = Calibration(**dict(content, points=[Point(**point) for point in content['points']]))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise OptionError(str(path), f'is no calibration ({error}); remove it, or calibrate again') from error
+        raise OptionError(str(path), f'is not a calibration ({error}); remove it, or calibrate again') from error
     fits = (table.precision, table.patch_size) == (precision, patch_size)
     return table if fits and routed(net) is not None and table.network == describe(net) else None
 
@@ -137,7 +137,7 @@ def calibrate(net: nn.Module,
         precision: Of the branches; those that it costs more than 0.02 dB, or that overflow in it, keep float32.
         budgets: Budgets to try, besides the published rule.
         patch_size: Largest side of a tile.
-        step: patch_size less the overlap of tiles.
+        step: patch_size minus the overlap of tiles.
         limit: Most photographs. Default: all.
         left_out: See read_pairs.
 
@@ -175,7 +175,7 @@ def calibrate(net: nn.Module,
         }
         for i, psnr in enumerate(psnrs['float32']):
             if math.isnan(psnr):
-                raise OptionError(model, f'branch {i} makes values that are no finite numbers')
+                raise OptionError(model, f'branch {i} computes values that are not finite')
         kept = [
             i for i, (exact, half) in enumerate(zip(psnrs['float32'], psnrs[precision]))
             if not half >= exact - MOST_LOSS

@@ -78,7 +78,7 @@ def described_by(tensor: torch.Tensor) -> Any:
         ValueError: It has not.
     """
     if tensor.dtype != torch.uint8 or tensor.dim() != 1 or len(tensor) > MOST_VALUES * MOST_LETTERS:
-        raise ValueError('holds no description of a network')
+        raise ValueError('contains no description of a network')
     return json.loads(bytes(tensor.tolist()))
 
 
@@ -101,7 +101,7 @@ def read_safetensors(path: str) -> dict:
     except (SafetensorError, OSError, ValueError, RecursionError, RuntimeError) as error:
         raise OptionError(path, f'not a readable .safetensors file: {one_line(error)}') from error
     if CHECKSUM in metadata and metadata[CHECKSUM] != digest(content['params'], metadata):
-        raise OptionError(path, f'is damaged: it is not what was written (its {CHECKSUM} is another)')
+        raise OptionError(path, f'is damaged: its content has changed (its {CHECKSUM} differs)')
     return content
 
 
@@ -117,7 +117,7 @@ def read_pth(path: str) -> Any:
     except Exception as error:  # what the unpickler raises on a broken file has no common type
         kind = type(error).__name__  # torch's own words advise to load it in an unsafe way
         raise OptionError(
-            path, f'not a readable checkpoint ({kind}); accepted are files of weights that '
+            path, f'not a readable checkpoint ({kind}); accepted: files of weights that '
             'torch.load reads with weights_only=True') from error
 
 
@@ -133,8 +133,8 @@ def check_archive(path: str) -> None:
             unpacked = sum(record.file_size for record in records if record.compress_type != zipfile.ZIP_STORED)
             if unpacked > MOST_UNPACKED:
                 raise OptionError(
-                    path, f'is compressed and would unpack to {unpacked} bytes; accepted are '
-                    f'{MOST_UNPACKED}, or files as torch.save writes them, not compressed')
+                    path, f'is compressed and would unpack to {unpacked} bytes; accepted: at most '
+                    f'{MOST_UNPACKED}, or uncompressed files as torch.save writes them')
             packed = sum(record.compress_size for record in records)
             if packed > os.path.getsize(path):
                 raise OptionError(path, f'is damaged: its records would have {packed} bytes')
@@ -144,7 +144,7 @@ def check_archive(path: str) -> None:
     except Exception as error:  # of any type, as the damage wants it
         raise OptionError(path, f'is damaged: {one_line(error) or type(error).__name__}') from error
     if damaged is not None:
-        raise OptionError(path, f'is damaged: {damaged} is not what was written (its checksum is another)')
+        raise OptionError(path, f'is damaged: {damaged} has changed (its checksum differs)')
 
 
 def plain(value: Any) -> Any:
@@ -206,7 +206,7 @@ def load_by_option_file(opt_path: str, path: Optional[str] = None) -> tuple[nn.M
         raise OptionError(f'{opt_path}: path', f'expected a block of options, but got {paths!r}')
     path = path or paths.get('pretrain_network_g')
     if not isinstance(path, str):
-        raise OptionError(opt_path, 'names no checkpoint at path.pretrain_network_g; give one by -m')
+        raise OptionError(opt_path, 'names no checkpoint at path.pretrain_network_g; give one with -m')
     if opt.get('network_g') is None:
         raise OptionError(opt_path, 'has no network_g block')
     return build(opt['network_g'], weights_of(load_checkpoint(path), path), opt_path, path), plain(opt['network_g'])
@@ -226,8 +226,8 @@ def load_branches(opt_path: str) -> list[nn.Module]:
     fit = isinstance(blocks, list) and isinstance(paths, list) and len(blocks) == len(paths)
     if not fit or not all(path is None or isinstance(path, str) for path in paths):
         raise OptionError(
-            opt_path, 'names no checkpoint for each of network_g.branches at '
-            'path.pretrain_network_branches; give a CDNSR by -m')
+            opt_path, 'does not name a checkpoint for each of network_g.branches at '
+            'path.pretrain_network_branches; give a CDNSR with -m')
     return [
         build(block, {} if path is None else weights_of(load_checkpoint(path), path), opt_path, path or opt_path)
         for block, path in zip(blocks, paths)
@@ -250,7 +250,7 @@ def weights_of(content: dict, path: str, key: Optional[str] = None) -> dict[str,
     state: Any = content
     for _ in range(4):
         if not isinstance(state, dict):
-            raise OptionError(path, 'holds no weights: expected a dict of tensors')
+            raise OptionError(path, 'contains no weights: expected a dict of tensors')
         names = [name for name in (key, *WRAPPERS) if not isinstance(state.get(name), (torch.Tensor, type(None)))]
         if not names:
             break
@@ -259,11 +259,11 @@ def weights_of(content: dict, path: str, key: Optional[str] = None) -> dict[str,
     if state is content and not (state and tensors):
         raise OptionError(path, f"expected 'params' or 'params_ema', but found {names_of(content)}")
     if not tensors:
-        raise OptionError(path, 'holds no weights: expected a dict of tensors')
+        raise OptionError(path, 'contains no weights: expected a dict of tensors')
     weights = {}
     for name, value in state.items():
         if not (isinstance(name, str) and len(name) <= MOST_LETTERS and name.isprintable()):
-            raise OptionError(path, f'holds no weights: expected names of layers, but got {repr(name)[:50]}')
+            raise OptionError(path, f'contains no weights: expected names of layers, but got {repr(name)[:50]}')
         if name == DESCRIPTION:
             continue
         for prefix in PREFIXES:
@@ -272,7 +272,7 @@ def weights_of(content: dict, path: str, key: Optional[str] = None) -> dict[str,
         weights[name] = value.detach().to(torch.float32) if value.is_floating_point() else value
     stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
     if sum(value.numel() * value.itemsize for value in state.values()) > MOST_SHARED * sum(stored.values()):
-        raise OptionError(path, 'holds no weights: its tensors are larger than what is stored of them')
+        raise OptionError(path, 'contains no weights: its tensors are larger than their stored data')
     return weights
 
 
@@ -332,7 +332,7 @@ def check_finite(weights: Mapping[str, torch.Tensor], path: str) -> None:
     """Refuses weights that are infinite or no numbers."""
     name = not_finite(weights)
     if name is not None:
-        raise OptionError(path, f'holds values that are not finite in {name}; its training has failed')
+        raise OptionError(path, f'contains values that are not finite in {name}; its training has failed')
 
 
 def not_finite(weights: Mapping[str, torch.Tensor]) -> Optional[str]:
@@ -354,16 +354,16 @@ def check_described(block: Any, where: str) -> None:
         if isinstance(value, (Mapping, list, tuple)):
             if values + len(value) > MOST_VALUES or depth == MOST_DEPTH:
                 raise OptionError(
-                    where, f'describes no network: it is nested in more than {MOST_DEPTH} levels or '
+                    where, f'describes no network: it is nested more than {MOST_DEPTH} levels deep or '
                     f'has more than {MOST_VALUES} values')
             items = [*value, *value.values()] if isinstance(value, Mapping) else value
             rest += [(item, depth + 1) for item in items]
         elif not isinstance(value, (str, int, float, type(None))):
-            raise OptionError(where, f'describes no network: holds a value of type {type(value).__name__}')
+            raise OptionError(where, f'describes no network: contains a value of type {type(value).__name__}')
         elif isinstance(value, str) and not (len(value) <= MOST_LETTERS and value.isprintable()):
-            raise OptionError(where, f'describes no network: holds a text of {len(value)} letters or unprintable ones')
+            raise OptionError(where, f'describes no network: contains a text of {len(value)} or unprintable characters')
         elif isinstance(value, int) and abs(value) > 2**63:
-            raise OptionError(where, 'describes no network: holds a number of more than 63 bits')
+            raise OptionError(where, 'describes no network: contains a number of more than 63 bits')
 
 
 def check_scale(content: dict, block: Mapping, path: str) -> None:
@@ -375,7 +375,7 @@ def check_scale(content: dict, block: Mapping, path: str) -> None:
     if not number or not 1 <= scale <= MOST_SCALE:
         raise OptionError(path, f'scale: expected a number from 1 to {MOST_SCALE}, but got {repr(scale)[:50]}')
     if upscale not in (None, scale):
-        raise OptionError(path, f'scale: is {scale}, but its network_g is of x{upscale}')
+        raise OptionError(path, f'scale: is {scale}, but its network_g is x{upscale}')
 
 
 def check_upscales(block: Mapping, where: str) -> None:
@@ -391,7 +391,7 @@ def check_upscales(block: Mapping, where: str) -> None:
     else:
         upscales = package != 'basicsr' or arch.__name__ in UPSCALE_IMAGES
     if not upscales:
-        raise OptionError(f'{where}.type', f'{block["type"]} is no network that makes a larger image of an image')
+        raise OptionError(f'{where}.type', f'{block["type"]} is not a network that enlarges an image')
     branches = block.get('branches')
     for i, branch in enumerate(branches if isinstance(branches, list) else ()):
         check_upscales(branch, f'{where}.branches[{i}]')
@@ -499,7 +499,7 @@ def build(block: Any, weights: dict[str, torch.Tensor], described_by: str, path:
     except OptionError:
         raise
     except Exception as error:  # wrong arguments of networks show in errors of any type
-        raise OptionError(where, f'makes no network: {type(error).__name__}: {one_line(error)}') from error
+        raise OptionError(where, f'does not make a network: {type(error).__name__}: {one_line(error)}') from error
     load_weights(net, weights, block['type'], path)
     check_finite(net.state_dict(), path)
     try_upscaling(net.eval(), where)

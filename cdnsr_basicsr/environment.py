@@ -137,6 +137,6 @@ def describe(content: dict[str, Any]) -> str:
     rows += [(f'GPU {i}', f'{gpu["name"]}, {gpu["memory_mib"]} MiB') for i, gpu in enumerate(content['gpus'])]
     rows += [(f'plugin {name}', value) for name, value in content['plugins'].items()]
     for name, path in content['paths'].items():
-        rows.append((name.replace('_', ' '), path if os.path.exists(path) else f'{path} (not there)'))
+        rows.append((name.replace('_', ' '), path if os.path.exists(path) else f'{path} (does not exist)'))
     width = max(len(name) for name, _ in rows)
     return ''.join(f'{name.ljust(width)}  {value}\n' for name, value in rows)

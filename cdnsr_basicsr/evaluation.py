@@ -1,4 +1,4 @@
-"""Photographs with ground truth, and the quality of what a network makes of them."""
+"""Photographs with ground truth, and the quality of their upscaled images."""
 from __future__ import annotations
 
 import numpy as np
@@ -71,7 +71,7 @@ def read_lq(folder: str,
             limit: Optional[int] = None,
             left_out: Optional[list[tuple[str, str]]] = None,
             most: Optional[int] = None) -> Iterator[tuple[np.ndarray, Optional[np.ndarray]]]:
-    """Reads images to be upscaled, as they are, and their ground truth if the folder has both, in lq/ and gt/.
+    """Reads images to upscale, unchanged, and their ground truth if the folder has both, in lq/ and gt/.
 
     Args:
         folder, scale, limit, left_out, most: See read_pairs.
@@ -103,7 +103,7 @@ def _photographs(root: Path) -> tuple[bool, list[Path]]:
     for place, reason in closed:
         raise OptionError(str(place), f'cannot be listed: {reason}')
     if not paths:
-        raise OptionError(str(root), 'holds no photographs')
+        raise OptionError(str(root), 'contains no photographs')
     return has_lq, paths
 
 
@@ -124,7 +124,7 @@ def _usable(paths: Sequence[Path], read: Callable[[Path], Read], folder: str,
                 raise
             left_out.append((error.path, error.reason))
             if number == len(paths) and not found:
-                raise OptionError(folder, f'holds no photograph that can be used, such as {error}') from error
+                raise OptionError(folder, f'contains no photograph that can be used, such as {error}') from error
         else:
             found = True
             yield image

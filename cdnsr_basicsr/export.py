@@ -82,8 +82,7 @@ def export(net: nn.Module,
     if not backends or not importlib.util.find_spec('onnx'):
         raise needs(None)
     if pixel_routed(net) is not None:
-        raise OptionError(model,
-                          'routes pixels; what can be exported are networks without routing and those with branches')
+        raise OptionError(model, 'routes pixels; only networks without routing or with branches can be exported')
     try:
         upscaler = TileUpscaler(net, TILE)
     except (ValueError, RuntimeError) as error:
@@ -191,8 +190,8 @@ def compare(net: nn.Module, exported: dict[str, nn.Module]) -> dict[str, float]:
                         raise OptionError(name, f'{backend} cannot run it on {shape}: {one_line(error)}') from error
                     if not difference <= limit:  # also of what is no number
                         raise OptionError(
-                            name, f'cannot be exported: on {shape}, {backend} makes an output that is '
-                            f'{255 * difference:.2f} grey levels off that of torch')
+                            name, f'cannot be exported: on {shape}, {backend} makes an output that differs by '
+                            f'{255 * difference:.2f} grey levels from that of torch')
                     if name != 'classifier':
                         worst[backend] = max(worst[backend], 255 * difference)
     return worst
@@ -211,10 +210,10 @@ def export_to_folder(net: nn.Module, model: str, out: str, about: dict, overwrit
         names = [path.name for path in folder.iterdir()]
         strange = [name for name in names if not FILE_NAME.fullmatch(name)]
         if strange:
-            raise OptionError(f'-o {out}', f'holds {strange[0]}, which is no part of an exported network; choose a new '
+            raise OptionError(f'-o {out}', f'contains {strange[0]}, no part of an exported network; choose a new '
                               'folder')
         if names and not overwrite:
-            raise OptionError(f'-o {out}', 'is exported already; --overwrite replaces it')
+            raise OptionError(f'-o {out}', 'is already exported; --overwrite replaces it')
     return export(net, model, folder, about)
 
 
@@ -251,13 +250,13 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
     keys = ('format', 'scale', 'channels', 'multiple', 'tile', 'branches', 'sha256')
     check_keys(content, (*keys, 'classifier', 'errors', 'routing', 'about'), where, keys)
     if content['sha256'] != sha256:
-        raise OptionError(where, 'is not what was exported (its sha256 is another); export the network again')
+        raise OptionError(where, 'has changed since the export (its SHA-256 differs); export the network again')
     for key, most in (('scale', 64), ('multiple', 1024), ('tile', 4096)):
         check_number(content[key], f'{where}: {key}', 1, most, integer=True)
     check_choice(content['channels'], f'{where}: channels', (1, 3))
     branches, routed = content['branches'], 'classifier' in content
     if not isinstance(branches, list) or not (2 <= len(branches) <= 9 if routed else len(branches) == 1):
-        raise OptionError(f'{where}: branches', 'expected a list of 2 to 9, or of one where there is no classifier')
+        raise OptionError(f'{where}: branches', 'expected a list of 2 to 9, or of one without a classifier')
 
     def load(block: Any, name: str, kind: type = ExportedPart, **kwargs: Any) -> ExportedPart:
         data = read_part(folder, block, name, where)
@@ -284,7 +283,7 @@ def load_exported(folder: Union[str, Path], backend: str) -> nn.Module:
         check_keys(errors, ('rule', 'price', 'costs', 'margin', 'reference'), f'{where}: errors', ('price', 'costs'))
         check_number(errors['price'], f'{where}: errors.price', 0)
         if not isinstance(errors['costs'], list) or len(errors['costs']) != len(branches):
-            raise OptionError(f'{where}: errors.costs', 'expected one of each branch')
+            raise OptionError(f'{where}: errors.costs', 'expected one for each branch')
         for cost in errors['costs']:
             check_number(cost, f'{where}: errors.costs', 0)
         check_number(errors.get('margin', 1.), f'{where}: errors.margin', 0)
@@ -306,5 +305,5 @@ def read_part(folder: Path, block: Any, name: str, where: str) -> bytes:
     except OSError as error:
         raise OptionError(str(path), f'cannot be read: {error.strerror}') from error
     if hashlib.sha256(data).hexdigest() != block['sha256']:
-        raise OptionError(str(path), f'is not the file that was exported (its sha256 is not that of {DESCRIPTION})')
+        raise OptionError(str(path), f'has changed since the export (its SHA-256 is not the one in {DESCRIPTION})')
     return data

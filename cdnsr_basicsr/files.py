@@ -72,7 +72,7 @@ def replace_folder_when_done(path: Path) -> Iterator[Path]:
         OSError: ``path`` is a mount point, whose place nothing can take.
     """
     if path.is_mount():
-        raise OSError(f'{path}: is a mount point and cannot be replaced; choose a folder inside of it')
+        raise OSError(f'{path}: is a mount point and cannot be replaced; choose a folder inside it')
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f'.{path.name}.preparing-*'):
         if not is_running(stale.name.split('-')[-1]):  # left by a run that was killed
@@ -118,10 +118,10 @@ class RunLock:
                 os.close(descriptor)
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise OptionError(
-                        str(self.folder), f'belongs to a run that is still going on{owner and f" ({owner})"}; wait '
+                        str(self.folder), f'belongs to a run that is still active{owner and f" ({owner})"}; wait '
                         'for its end, or choose another name') from None
                 reason = f'cannot be locked on this drive ({error.strerror})'
-                print(f'{self.folder}: {reason}; start no second run of this name.', flush=True)
+                print(f'{self.folder}: {reason}; do not start a second run of this name.', flush=True)
                 return self
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(self.file), os.fstat(descriptor)):

@@ -1,4 +1,4 @@
-"""BasicSR's train_pipeline and test_pipeline, so that they do what the option file says, or say that they could not.
+"""BasicSR's train_pipeline and test_pipeline, corrected to follow the option file or to report why they cannot.
 
 For every model, ours or not: a training runs exactly total_iter iterations, values that are not finite end it before
 they are saved, a folder belongs to one run at a time, and logs that cannot be written do not end it.
@@ -25,15 +25,15 @@ from .ranks import RankWatch
 
 
 class RunFailed(RuntimeError):
-    """A run that was set up and could not be carried to its end; one line that says where, why, and what to do."""
+    """A run that started and could not finish; one line that says where, why, and what to do."""
 
 
 class NotSetUp(RuntimeError):
-    """What an option file says could not be made into objects, for a reason that is its cause."""
+    """Objects could not be made from the option file; the cause says why."""
 
 
 def setting_up(function: Callable) -> Callable:
-    """A function that makes objects of what an option file says: its errors are the option file's fault."""
+    """Wraps a function that makes objects from the option file: its errors are reported as errors of that file."""
 
     def set_up(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -110,7 +110,7 @@ def run_pipeline(args: Namespace) -> int:
 
 @contextlib.contextmanager
 def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
-    """Gives a module other attributes for a while."""
+    """Replaces attributes of a module temporarily."""
     before = {name: getattr(module, name) for name in attributes}
     vars(module).update(attributes)
     try:
@@ -120,7 +120,7 @@ def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
 
 
 class _Run:
-    """One run of a pipeline: what it has to know of itself, and the functions of BasicSR's that it takes the place of.
+    """One run of a pipeline: its state, and the functions that replace BasicSR's.
 
     Args:
         args: Of the command.
@@ -140,7 +140,7 @@ class _Run:
         self.start_epoch = self.current_iter = 0
 
     def of_training(self, train: Any) -> dict[str, Callable]:
-        """Functions to be put into the module basicsr.train."""
+        """Replacements for functions in the module basicsr.train."""
         from .data.checks import Named
         resume, create, build = train.load_resume_state, train.create_train_val_dataloader, train.build_model
         rename, init, run = train.mkdir_and_rename, train.init_tb_loggers, self
@@ -157,8 +157,8 @@ class _Run:
                 run.start_epoch, run.current_iter = state['epoch'], state['iter']
                 if run.current_iter > run.total_iter:
                     raise OptionError(
-                        'train.total_iter', f"is {run.total_iter}, but {opt['path']['resume_state']} is of iteration "
-                        f'{run.current_iter} already')
+                        'train.total_iter', f"is {run.total_iter}, but {opt['path']['resume_state']} is already at "
+                        f'iteration {run.current_iter}')
             return state
 
         def mkdir_and_rename(path: str) -> None:  # of TensorBoard's logs
@@ -193,7 +193,7 @@ class _Run:
         return {**functions, **{function.__name__: function for function in others}}
 
     def of_test(self, test: Any) -> dict[str, Callable]:
-        """Functions to be put into the module basicsr.test."""
+        """Replacements for functions in the module basicsr.test."""
         from .data.checks import Named
         make, make_dataset = test.make_exp_dirs, test.build_dataset
 
@@ -237,14 +237,14 @@ class _Run:
         if len(loader) == 0:
             raise OptionError(
                 'datasets.train', f"{len(loader.dataset)} images x dataset_enlarge_ratio "
-                f"{data_opt.get('dataset_enlarge_ratio', 1)} fill no batch of {loader.batch_size} in each of "
+                f"{data_opt.get('dataset_enlarge_ratio', 1)} do not fill a batch of {loader.batch_size} in each of "
                 f"{self.opt['world_size']} processes; raise dataset_enlarge_ratio or lower batch_size_per_gpu")
         epochs = math.ceil((self.total_iter - self.current_iter) / len(loader))
         logger.info(f'{self.total_iter - self.current_iter} iterations to go, {len(loader)} an epoch.')
         return self.start_epoch + epochs - 1
 
     def _watched(self, model: Any) -> Any:
-        """A model that says what iteration it is at, and saves and validates only what is finite."""
+        """Makes a model report its iteration, and save and validate only finite weights."""
         step, save, validate = model.optimize_parameters, model.save, model.validation
 
         def optimize_parameters(current_iter: int) -> None:
@@ -255,12 +255,12 @@ class _Run:
         def checked_save(epoch: int, current_iter: int) -> None:
             if current_iter == -1 and self.current_iter != self.total_iter:
                 raise RunFailed(
-                    f'the data have ended at iteration {self.current_iter} of {self.total_iter}; nothing is saved as '
+                    f'the data ended at iteration {self.current_iter} of {self.total_iter}; nothing is saved as '
                     'the latest network')
             self._check_networks(model)
             for key in ('models', 'training_states'):
                 if self.opt['rank'] == 0 and not os.path.isdir(self.opt['path'][key]):
-                    _warn(f"{self.opt['path'][key]} has vanished, and is made again.")
+                    _warn(f"{self.opt['path'][key]} has disappeared and is created again.")
                     os.makedirs(self.opt['path'][key])
             save(epoch, current_iter)
 
@@ -276,7 +276,7 @@ class _Run:
         return 'debug' in self.opt['name']
 
     def _check_losses(self, log_vars: Mapping[str, Any]) -> None:
-        """Ends a training whose losses, as they are about to be logged, are not finite."""
+        """Ends a training if losses that are about to be logged are not finite."""
         wrong = [name for name, value in log_vars.items() if isinstance(value, float) and not math.isfinite(value)]
         losses = [name for name in wrong if name.startswith('l_')] or wrong
         # BasicSR has means over the processes on rank 0 alone
@@ -284,7 +284,7 @@ class _Run:
             self._fail(f'{losses[0]} is not finite ({log_vars[losses[0]]})')
 
     def _check_networks(self, model: Any) -> None:
-        """Ends a training whose networks hold values that are not finite."""
+        """Ends a training if weights of its networks are not finite."""
         import torch
 
         from .checkpoint import not_finite
@@ -295,15 +295,15 @@ class _Run:
                 continue
             key = not_finite(net.state_dict())
             if key is not None:
-                self._fail(f'{name} holds values that are not finite in {key}')
+                self._fail(f'{name} contains values that are not finite in {key}')
 
     def _fail(self, what: str) -> None:
         states = sorted((int(path.stem) for path in Path(self.opt['path']['training_states']).glob('*.state')
                          if path.stem.isdecimal()))
-        kept = f'the newest good state is of iteration {states[-1]}' if states else 'there is no good state yet'
-        raise RunFailed(f'iteration {self.current_iter}: {what}; nothing of it is saved, {kept}. Try a lower '
-                        'train.optim_g.lr, train.warmup_iter or another precision, and look at the data (--debug goes '
-                        'on)')
+        kept = f'the newest good state is that of iteration {states[-1]}' if states else 'there is no good state yet'
+        raise RunFailed(f'iteration {self.current_iter}: {what}; nothing is saved, {kept}. Try a lower '
+                        'train.optim_g.lr, train.warmup_iter or another precision, and check the data (--debug '
+                        'continues)')
 
     def _tb_logger(self, init_tb_loggers: Callable, opt: dict) -> Any:
         logger = logging.getLogger('basicsr')
@@ -314,7 +314,7 @@ class _Run:
         try:
             tb_logger = init_tb_loggers(opt)
         except OSError as error:
-            _warn(f'TensorBoard cannot be used: {one_line(error)}; training goes on without it.')
+            _warn(f'TensorBoard cannot be used: {one_line(error)}; training continues without it.')
             return _Silent()
         return tb_logger and _Forgiving(tb_logger)
 
@@ -324,7 +324,7 @@ def _warn(message: str) -> None:
 
 
 class _SaidOnce:
-    """In the place of a handler's handleError, which prints a traceback for every line that it cannot write."""
+    """Replaces a handler's handleError, which prints a traceback for every line that it cannot write."""
 
     def __init__(self, what: str) -> None:
         self.what, self.said = what, False
@@ -343,7 +343,7 @@ class _Silent:
 
 
 class _Forgiving:
-    """A TensorBoard logger that falls silent, and says so once, when its files cannot be written."""
+    """A TensorBoard logger that stops logging, and says so once, if its files cannot be written."""
 
     def __init__(self, tb_logger: Any) -> None:
         self.tb_logger = tb_logger
@@ -366,7 +366,7 @@ class _Forgiving:
 
 @contextlib.contextmanager
 def _quiet_tensorboard_thread() -> Iterator[None]:
-    """TensorBoard's writing thread prints a traceback when it ends, beside the error that its next caller gets."""
+    """Suppresses the traceback that TensorBoard's writing thread prints in addition to its next caller's error."""
     before = threading.excepthook
 
     def hook(args: Any) -> None:

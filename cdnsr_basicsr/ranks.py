@@ -98,9 +98,9 @@ class RankWatch:
         if not self.lost:
             reached = {rank: int(word.split()[1]) for rank, word in enumerate(self.words) if word.startswith('beat ')}
             behind = [rank for rank, iteration in reached.items() if iteration < max(reached.values())]
-            self.lost = 'the processes have lost each other'
+            self.lost = 'the processes have lost contact with each other'
             if behind:
-                self.lost = (f'rank {behind[0]} stands still at iteration {reached[behind[0]]}, the others wait for it '
+                self.lost = (f'rank {behind[0]} is stuck at iteration {reached[behind[0]]}, the others wait for it '
                              f'at {max(reached.values())}')
             self.lost += f' ({one_line(error)})'
         return True
@@ -144,9 +144,8 @@ class RankWatch:
         silent = [rank for rank, heard in enumerate(self.heard) if rank != self.rank and now - heard > after]
         if not silent:
             return None  # if all are silent, the first: they are heard through the store, which it mostly holds
-        return (
-            f'rank {silent[0]} has given no sign of life for {now - self.heard[silent[0]]:.0f} seconds: it has been '
-            'killed or stopped, or its machine is lost')
+        return (f'rank {silent[0]} has not reported for {now - self.heard[silent[0]]:.0f} seconds: it was '
+                'killed or stopped, or its machine is lost')
 
     def _key(self, rank: int) -> str:
         return f"basicsr/rank_watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{rank}"

@@ -32,7 +32,7 @@ def beside_others(registry: Any, upstream: bool = False) -> Iterator[None]:
         if upstream and known.__module__.split('.')[0] == 'basicsr':
             taken_from_basicsr.add(known)
             return known
-        warnings.warn(f'{known.__module__} has registered a {registry._name} {name} in BasicSR already; that of '
+        warnings.warn(f'{known.__module__} has already registered a {registry._name} {name} in BasicSR; that of '
                       f'{obj.__module__.split(".")[0]} is {name}_{SUFFIX}')
         registry._do_register(name, obj, SUFFIX)
         return obj

@@ -1,4 +1,4 @@
-"""Teaches the ErrorMap of a routed network which of its branches errs where, and finds its price."""
+"""Trains the ErrorMap of a routed network to predict its branches' errors, and finds its price."""
 from __future__ import annotations
 
 import math
@@ -12,36 +12,37 @@ from .inference.budget import turning_price
 from .inference.tile_upscaler import square_of
 from .losses import ErrorLoss
 
-SIDE = 16  # of what is learnt from at once, in cells
-CELLS = (1, 2, 4)  # cells whose mean is learnt together, each way: what is asked for is the mean of some
-ROUTED = 4  # cells on each side of what gets a class of its own, about: by these a price is found
-MOST_MARGIN = 3  # of few photographs more would be chance
+SIDE = 16  # of a part in a training batch, in cells
+CELLS = (1, 2, 4)  # sides of the squares whose mean error is learnt, in cells: tiles need means over cells
+ROUTED = 4  # approximate side of a tile in cells, for finding a price
+MOST_MARGIN = 3  # measured on few photographs, a larger one would be chance
 LEAST_PRICE = 1e-3  # of squared errors
-CONTRAST = 0.4  # pictures get between exp(-CONTRAST) and exp(CONTRAST / 2) of theirs; errors go with its square
+CONTRAST = 0.4  # contrast is multiplied by exp(-CONTRAST) to exp(CONTRAST / 2), errors by the square of that
 
 
 class Goal(NamedTuple):
-    """What a router is to know, and what its price is to keep to.
+    """What a router predicts, and the limit that its price has to meet.
 
     Attributes:
-        reference: 'hardest': how far branches are from the hardest one's picture; 'gt': from the ground truth.
-        decibels: Least PSNR towards that picture, or most that routing may lose against the hardest branch.
+        reference: What errors are measured against. 'hardest': the hardest branch's image; 'gt': the ground truth.
+        decibels: For 'hardest' the least PSNR relative to that image, for 'gt' the largest loss of PSNR against the
+            hardest branch.
     """
     reference: str
     decibels: float
 
     def most(self, hardest: float) -> float:
-        """The largest mean squared error that keeps to it, given that of the hardest branch."""
+        """The largest mean squared error that meets the goal, given that of the hardest branch."""
         return square_of(self.decibels) if self.reference == 'hardest' else hardest * 10**(self.decibels / 10)
 
     def asked(self, margin: float) -> Goal:
-        """What to ask of predicted errors, if true ones are worse by a margin."""
+        """The goal for predicted errors, if true errors are larger by a margin."""
         if self.reference == 'gt':
             return self._replace(decibels=self.decibels / margin)
         return self._replace(decibels=self.decibels + 10 * math.log10(margin))
 
     def around(self) -> list[Goal]:
-        """It, and what is to be measured beside it."""
+        """The goal itself, and those to measure in addition."""
         if self.reference == 'gt':
             return [self._replace(decibels=factor * self.decibels) for factor in (0.5, 1, 2.5, 5)]
         return [self._replace(decibels=self.decibels + more) for more in (5, 0, -5)]
@@ -54,9 +55,9 @@ class Example(NamedTuple):
     """A part of a photograph as a router sees it.
 
     Attributes:
-        energies: of shape (2, C, h, w), of the part and of the transposed one, transposed back.
-        errors: of shape (M, h, w), mean squared error of each branch in each cell, in grey levels.
-        weight: How many cells each cell stands for.
+        energies: Energies of shape (2, C, h, w), of the part and of its transpose, transposed back.
+        errors: Mean squared error of each branch in each cell, of shape (M, h, w), in grey levels.
+        weight: Number of cells that each cell represents.
     """
     energies: torch.Tensor
     errors: torch.Tensor
@@ -65,7 +66,7 @@ class Example(NamedTuple):
 
 def drawn(examples: Sequence[Example], shares: np.ndarray,
           generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Energies and errors of a part of a photograph, in one of eight orientations and of another contrast."""
+    """Energies and errors of a random part, in a random one of eight orientations and with a random contrast."""
     energies, errors, _ = examples[generator.choice(len(examples), p=shares)]
     top, left = (generator.integers(length - SIDE + 1) for length in errors.shape[1:])
     area = np.s_[:, top:top + SIDE, left:left + SIDE]
@@ -80,13 +81,13 @@ def train_router(mapper: Any,
                  iterations: int = 800,
                  batch: int = 16,
                  seed: int = 0) -> None:
-    """Trains an ErrorMap, on the CPU; its weights become a running mean of those on the way.
+    """Trains an ErrorMap on the CPU; its weights become a running mean over the training.
 
     Args:
         mapper: The ErrorMap.
-        examples: What to learn from; each pixel that it stands for is about equally likely to be drawn.
-        iterations, batch: How long, and how many parts at once.
-        seed: Of the parts that are drawn.
+        examples: Parts to learn from; each pixel that they represent is about equally likely to be drawn.
+        iterations, batch: Number of iterations, and of parts in a batch.
+        seed: Seed of the random parts.
     """
     if not examples:
         raise ValueError(f'expected photographs of at least {SIDE * mapper.cell} pixels on each side')
@@ -122,7 +123,7 @@ def train_router(mapper: Any,
 
 @torch.no_grad()
 def routed_errors(mapper: Any, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Predicted and true errors of what gets a class of its own, of shape (M, n), and how many cells it stands for."""
+    """Predicted and true errors of n tiles, of shape (M, n), and the number of cells that each represents."""
     found = []
     for energies, errors, weight in examples:
         predicted = mapper.errors_of(energies[:1].to(mapper.costs.device))[0].cpu()
@@ -134,46 +135,46 @@ def routed_errors(mapper: Any, examples: Sequence[Example]) -> tuple[torch.Tenso
 
 
 def chosen(predicted: torch.Tensor, price: float, costs: torch.Tensor) -> torch.Tensor:
-    """Class of least error and price, of shape (n, )."""
+    """Class with the least error + price * cost, of shape (n, )."""
     return (predicted + price * costs[:, None]).argmin(dim=0)
 
 
 def decibels(error: float, other: float) -> float:
-    """How much worse an error is than another one, in dB."""
+    """Ratio of two errors in dB."""
     return 10 * math.log10(max(error, 1e-9) / max(other, 1e-9))
 
 
 def total_of(errors: torch.Tensor, sizes: torch.Tensor, classes: torch.Tensor) -> float:
-    """Error of all, each in its class."""
+    """Sum of the errors of all tiles in their classes."""
     return float((errors.gather(0, classes[None])[0] * sizes).sum())
 
 
 def margin_of(predicted: torch.Tensor, errors: torch.Tensor, sizes: torch.Tensor, costs: torch.Tensor, price: float,
               goal: Goal) -> float:
-    """How much worse routing at a price is than predicted: its loss of PSNR, or its error towards the hardest branch's
-    picture, relative to the predicted one."""
+    """How much worse routing at a price is than predicted: its loss of PSNR, or its error relative to the hardest
+    branch's image, divided by the predicted one."""
     classes = chosen(predicted, price, costs)
     true, expected = (total_of(e, sizes, classes) for e in (errors, predicted))
     if goal.reference == 'gt':
         true, expected = (decibels(total, float((e[-1] * sizes).sum()))
                           for total, e in ((true, errors), (expected, predicted)))
-    # a fidelity is the least that is wanted: what went well by chance on a few photographs is not to be relied on
+    # a fidelity is a minimum: a result that is better than predicted on a few photographs may be chance
     least = 1 / MOST_MARGIN if goal.reference == 'gt' else 1.
     return min(max(true / max(expected, 1e-4), least), MOST_MARGIN)
 
 
 def price_for(predicted: torch.Tensor, sizes: torch.Tensor, costs: torch.Tensor, goal: Goal) -> float:
-    """The highest price at which routing is predicted to keep to a goal.
+    """The highest price at which routing is predicted to meet a goal.
 
     Args:
-        predicted: of shape (M, n), squared errors, the hardest branch's last.
-        sizes: of shape (n, ), weight of each.
-        costs: of shape (M, ), relative to the dearest.
-        goal: What to keep to, on all together.
+        predicted: Squared errors of shape (M, n), the hardest branch last.
+        sizes: Weights of the tiles, of shape (n, ).
+        costs: Costs of shape (M, ), relative to the most expensive branch.
+        goal: The goal, for all tiles together.
     """
     most = goal.most(float((predicted[-1] * sizes).sum() / sizes.sum())) * float(sizes.sum())
 
     def keeps(price: float) -> bool:
         return total_of(predicted, sizes, chosen(predicted, price, costs)) <= most
 
-    return turning_price(keeps, LEAST_PRICE, 255.**2)[0]  # more no error is
+    return turning_price(keeps, LEAST_PRICE, 255.**2)[0]  # no error is larger

@@ -1,4 +1,4 @@
-"""From trained networks and photographs to a routed network that has been measured: what `basicsr route` does."""
+"""Combines trained networks into a routed network and measures it: what `basicsr route` does."""
 from __future__ import annotations
 
 import copy
@@ -40,16 +40,16 @@ from .router import (
 )
 
 FIDELITY, MAX_LOSS = 45., 0.02  # dB
-PART = 160  # side of what the branches run on at once, in pixels: a multiple of the windows of transformers
-VIEW = 512  # side of what is measured in the end, at most
-FIRST_PARTS, MOST_PARTS = 64, 256  # that are run; as many as still make a difference
-ENOUGH = 0.01  # twice as many parts have to make the choice better by this share of its errors and costs
-HELD_BACK = 3  # of so many photographs, or of so many parts of them if there are fewer, one is not learnt from
+PART = 160  # side of a part that the branches run on, in pixels: a multiple of the windows of transformers
+VIEW = 512  # largest side of what is measured at the end
+FIRST_PARTS, MOST_PARTS = 64, 256  # the number is doubled as long as that makes a difference
+ENOUGH = 0.01  # twice as many parts must lower the sum of errors and costs by this fraction
+HELD_BACK = 3  # one in so many photographs (or parts, if there are fewer photographs) is not learnt from
 MOST_PHOTOGRAPHS, MOST_VIEWS = 256, 6
 LONG_PASS = 30.  # seconds of the heavy network on all that is measured
-DIFFERENT = 1.5  # times as long relative to the heavy network, in tiles as on their own
-HARDLY = 0.005  # of the area: as good as nothing
-PAYS = 1.25  # times as fast as the heavy network: less is no gain worth two networks
+DIFFERENT = 1.5  # ratio of two relative times, in tiles and alone, from which they count as different
+HARDLY = 0.005  # fraction of the area that counts as nothing
+PAYS = 1.25  # speed relative to the heavy network; a smaller gain is not worth two networks
 
 Photograph = Tuple[np.ndarray, Optional[np.ndarray]]
 Say = Callable[[str], None]
@@ -60,8 +60,8 @@ class Part(NamedTuple):
 
     Attributes:
         lq: uint8 RGB of shape (h, w, 3).
-        gt: Of (h*scale, w*scale, 3); None where there is none.
-        weight: Pixels of the photograph that one of its pixels stands for.
+        gt: Ground truth of shape (h*scale, w*scale, 3), or None.
+        weight: Pixels of the photograph that one pixel of the part represents.
     """
     lq: np.ndarray
     gt: Optional[np.ndarray]
@@ -69,20 +69,20 @@ class Part(NamedTuple):
 
 
 class Sample:
-    """Parts of photographs, in a temporary folder: to learn from, and some held back, of other photographs.
+    """Parts of photographs in a temporary folder, some to learn from, others held back.
 
     Args:
-        photographs: LQ images, and their ground truth or None. Small ones are passed over.
-        count: How many there are, at most.
+        photographs: LQ images, and their ground truth or None. Images that are too small are skipped.
+        count: Largest number of photographs.
         scale: Upsampling factor.
-        unit: What the sides of parts must be multiples of.
+        unit: Number of which the sides of parts must be multiples.
         folder: An empty folder.
-        with_gt: Whether parts are to have their ground truth.
+        with_gt: Whether parts include their ground truth.
 
     Attributes:
-        photographs: How many were used.
-        apart: Whether what is held back is of photographs of its own.
-        learnt, held_back: Numbers of parts, first one of each photograph, then another of each ...
+        photographs: Number of photographs used.
+        apart: Whether the parts held back come from other photographs than those learnt from.
+        learnt, held_back: Numbers of parts: first one part of each photograph, then a second one of each, ...
         views: Numbers of larger parts, to measure on.
     """
 
@@ -91,7 +91,7 @@ class Sample:
         self.folder, self.scale, self.photographs = Path(folder), scale, 0
         generator, each = np.random.default_rng(0), -(-MOST_PARTS // count)
         stride = HELD_BACK * max(1, count // (HELD_BACK * MOST_VIEWS))
-        parts: list[tuple[int, int]] = []  # which of its photograph's parts each is, and of which photograph
+        parts: list[tuple[int, int]] = []  # of each part, its number in its photograph, and the photograph's number
         views: list[int] = []
         for lq, gt in photographs:
             size = lq.shape[:2]
@@ -134,12 +134,12 @@ class Sample:
 
 
 def least_side(unit: int) -> int:
-    """The least side of a photograph of which parts can be learnt from: with a cell more on each side."""
+    """The smallest side of a photograph from which parts can be learnt: one cell more on each side."""
     return -(-(SIDE + 2) * ErrorMap.cell // unit) * unit
 
 
 def boxes_in(size: Sequence[int], side: int, unit: int, generator: np.random.Generator) -> list[tuple[int, ...]]:
-    """Parts of an image that do not overlap, by top, bottom, left and right, in any order."""
+    """Parts of an image that do not overlap, in random order, each as top, bottom, left and right."""
     edges = []
     for length in size:
         part = min(side, length) // unit * unit
@@ -150,7 +150,7 @@ def boxes_in(size: Sequence[int], side: int, unit: int, generator: np.random.Gen
 
 
 def middle_of(size: Sequence[int], side: int, unit: int) -> tuple[int, ...]:
-    """The largest part in the middle of an image whose sides are at most so long."""
+    """The largest part in the middle of an image with sides of at most `side`."""
     box: tuple[int, ...] = ()
     for length in size:
         part = min(side, length) // unit * unit
@@ -161,12 +161,12 @@ def middle_of(size: Sequence[int], side: int, unit: int) -> tuple[int, ...]:
 def joined(blocks: Sequence[Mapping[str, Any]],
            nets: Sequence[nn.Module],
            reference: str = 'gt') -> tuple[nn.Module, dict[str, Any]]:
-    """A CDNSR of trained networks, and its option block; its ErrorMap is new.
+    """Combines trained networks into a CDNSR with a new ErrorMap; returns it and its option block.
 
     Args:
         blocks: Option block of each branch, the hardest last.
         nets: The networks.
-        reference: What the errors are towards; see Goal.
+        reference: What errors are measured against; see Goal.
 
     Raises:
         ValueError: They differ in scale or channels.
@@ -182,11 +182,11 @@ def joined(blocks: Sequence[Mapping[str, Any]],
 
 @torch.inference_mode()
 def example_of(engine: TileUpscaler, part: Part, reference: str) -> Example:
-    """Runs all branches on a part of a photograph and keeps how far they are from what is to be made, of all but the
-    outermost cells: there they see zeros instead of the photograph.
+    """Runs all branches on a part of a photograph and returns their errors for all cells but the outermost, where the
+    networks see zeros instead of the photograph.
 
     Args:
-        engine: Of the routed network, whose classifier is an ErrorMap.
+        engine: Engine of the routed network, whose classifier is an ErrorMap.
         part: The part.
         reference: See Goal.
     """
@@ -205,16 +205,16 @@ def example_of(engine: TileUpscaler, part: Part, reference: str) -> Example:
 
 
 class Row(NamedTuple):
-    """What was measured on parts of photographs that were held back.
+    """One row of what was measured on parts of photographs that were held back.
 
     Attributes:
-        name: Of a network, or what routing was to keep to.
-        seconds: Time of all parts.
-        fidelity: PSNR in dB towards the heavy network's picture; of routing, towards its picture of the same tiles.
-        whole: PSNR towards the heavy network's picture of all at once, NaN if that is not known.
-        psnr: PSNR towards the ground truth, NaN where there is none.
-        price: Of routing.
-        shares: Of the branches, of the parts' area.
+        name: Name of a network, or the goal of routing.
+        seconds: Time for all parts.
+        fidelity: PSNR in dB relative to the heavy network's image; for routing, its image from the same tiles.
+        whole: PSNR relative to the heavy network's image without tiles; NaN if unknown.
+        psnr: PSNR relative to the ground truth; NaN if there is none.
+        price: Price of routing; None for a network.
+        shares: Fraction of the parts' area that each branch gets.
     """
     name: str
     seconds: float
@@ -226,19 +226,19 @@ class Row(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """A routed network and what it brings.
+    """A routed network and its measurements.
 
     Attributes:
         net: The network, in evaluation mode.
         block: Its option block.
-        goal: What its price keeps to.
-        photographs: How many there were.
-        apart: Whether those that were held back were not learnt from at all; else parts of the same were.
-        parts: Parts of photographs that were learnt from, and held back.
-        rows: The heavy network as BasicSR runs it, and in the engine; the lighter ones; routing.
-        chosen: Which row is at the network's price.
-        curve: Time of routing, of the heavy network's, without overlap, and PSNR towards its picture; at many prices.
-        worst: Where routing is farthest from the heavy network: its picture and the routed one, uint8 RGB.
+        goal: The goal that its price was chosen for.
+        photographs: Number of photographs.
+        apart: Whether the parts held back come from other photographs than those learnt from.
+        parts: Number of parts learnt from, and of parts held back.
+        rows: The heavy network in BasicSR, then in the engine; the lighter networks; routing.
+        chosen: Index of the row with the network's price.
+        curve: For many prices, time relative to the heavy network, without overlap, and PSNR relative to its image.
+        worst: The square where routing differs most: the heavy network's image and the routed one, uint8 RGB.
     """
     net: nn.Module
     block: dict[str, Any]
@@ -262,23 +262,23 @@ def route(blocks: Sequence[Mapping[str, Any]],
           left_out: Optional[list[tuple[str, str]]] = None,
           say: Say = lambda text: None,
           **kwargs: Any) -> Routed:
-    """Makes a routed network of trained ones and measures it.
+    """Combines trained networks into a routed network and measures it.
 
     Args:
         blocks, nets: See `joined`.
-        names: What to call the networks.
-        folder: Images to be upscaled, as they are, or a folder with lq/ and gt/; for goals towards the ground truth
-            photographs, which are made small, or such a folder.
-        goal: What the router learns, and what its price keeps to, on all photographs together.
-        limit: Most photographs.
+        names: Names of the networks in the table.
+        folder: Images like those to upscale, or a folder with lq/ and gt/; for a goal relative to the ground truth,
+            photographs, which are downscaled, or such a folder.
+        goal: What errors are measured against, and the limit for all photographs together.
+        limit: Largest number of photographs.
         device: Where the networks run. Default: the CPU.
         left_out: See read_pairs.
-        say: Is told what is to be expected.
-        kwargs: Of TileUpscaler, such as the precision.
+        say: Called with a line that says how long it will take.
+        kwargs: Arguments of TileUpscaler, such as the precision.
 
     Raises:
         OptionError: The photographs cannot be used.
-        ValueError: The networks do not go together.
+        ValueError: The networks cannot be combined.
     """
     *lighter, heavy = range(len(nets))
     order = [*sorted(lighter, key=lambda i: count_macs(nets[i], PART, PART, common_geometry(nets)[1])), heavy]
@@ -298,7 +298,7 @@ def route(blocks: Sequence[Mapping[str, Any]],
         sample = Sample(photographs, count, block['upscale'], unit, place, goal.reference == 'gt')
         if not sample.photographs:
             least = least_side(unit) * (1 if goal.reference == 'hardest' else block['upscale'])
-            raise OptionError(folder, f'holds no photograph of at least {least} pixels on each side to learn from')
+            raise OptionError(folder, f'contains no photograph of at least {least} pixels on each side to learn from')
         examples = learn(engine, mapper, sample, goal, say)
         held_back = [examples[i] for i in sample.held_back if i in examples]
         curve = curve_of(mapper, held_back or list(examples.values()), engine.costs.double())
@@ -310,10 +310,10 @@ def route(blocks: Sequence[Mapping[str, Any]],
 
 
 def learn(engine: TileUpscaler, mapper: Any, sample: Sample, goal: Goal, say: Say) -> dict[int, Example]:
-    """Runs the branches on more and more parts, until twice as many make the router no better; trains it each time.
+    """Runs the branches on more and more parts, and trains the router each time, until more parts no longer help.
 
     Returns:
-        The parts that were run, by their numbers.
+        The examples of the parts that were run, by number.
     """
     speed, side = engine.measure_speed(fresh=True), PART / engine.patch_size
     seconds = sum(speed.tile_ms[:engine.num_classes]) / 1000 * side**2
@@ -354,7 +354,7 @@ def learn(engine: TileUpscaler, mapper: Any, sample: Sample, goal: Goal, say: Sa
 
 
 def set_price(mapper: Any, examples: Mapping[int, Example], sample: Sample, costs: torch.Tensor, goal: Goal) -> None:
-    """Gives an ErrorMap the price that keeps to a goal, and by what is held back the margin of its predictions."""
+    """Sets the margin of an ErrorMap's predictions, from the parts held back, and the price that meets the goal."""
     predicted, _, sizes = routed_errors(mapper, list(examples.values()))
     held_back = [examples[i] for i in sample.held_back if i in examples]
     mapper.margin = 1.
@@ -365,7 +365,7 @@ def set_price(mapper: Any, examples: Mapping[int, Example], sample: Sample, cost
 
 
 def spent(mapper: Any, examples: Sequence[Example], costs: torch.Tensor) -> float:
-    """Mean error and price of what is routed."""
+    """Mean of error + price * cost after routing."""
     predicted, errors, sizes = routed_errors(mapper, examples)
     classes = chosen(predicted, mapper.price, costs)
     return (total_of(errors, sizes, classes) + mapper.price * float(
@@ -373,15 +373,15 @@ def spent(mapper: Any, examples: Sequence[Example], costs: torch.Tensor) -> floa
 
 
 def view_side(engine: TileUpscaler, count: int) -> int:
-    """Side of so many views that the heavy network does not run too long on them."""
+    """Side of `count` views on which the heavy network does not take too long."""
     seconds = engine.speed.tile_ms[engine.num_classes - 1] / 1000 / engine.patch_size**2  # of a pixel
     return max(PART, min(VIEW, int((LONG_PASS / seconds / count)**0.5)))
 
 
 def measure(engine: TileUpscaler, mapper: Any, names: Sequence[str], sample: Sample, examples: Mapping[int, Example],
             goal: Goal, **kwargs: Any) -> tuple[list[Row], tuple[np.ndarray, np.ndarray]]:
-    """Runs the networks and the routed one on parts of photographs that were held back; corrects margin and price, if
-    routing does not keep to its goal there.
+    """Runs the networks and the routed one on parts of photographs that were held back; corrects margin and price if
+    routing misses its goal there.
 
     Returns:
         `rows` and `worst` of Routed.
@@ -401,10 +401,10 @@ def measure(engine: TileUpscaler, mapper: Any, names: Sequence[str], sample: Sam
     @torch.inference_mode()
     def plainly(x: torch.Tensor) -> torch.Tensor:
         made = run_padded(source, x, scale, engine.multiple)
-        return made.cpu() if made.is_cuda else made  # what BasicSR does next: for an honest time
+        return made.cpu() if made.is_cuda else made  # as BasicSR does, so that times compare
 
     def timed(upscale: Callable[[torch.Tensor], torch.Tensor], name: str) -> tuple[float, list[np.ndarray]]:
-        upscale(inputs[0][..., :PART, :PART])  # cold it is slower
+        upscale(inputs[0][..., :PART, :PART])  # the first run is slower
         times: list[float] = []
         images: list[np.ndarray] = []
         while not times or len(times) < 3 and sum(times) < LONG_PASS / 4:
@@ -461,13 +461,13 @@ def measure(engine: TileUpscaler, mapper: Any, names: Sequence[str], sample: Sam
 
 
 def alone_in(net: nn.Module, **kwargs: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What an engine makes of images by a network alone."""
+    """A function that upscales images with a network alone in the engine."""
     engine = TileUpscaler(net, **kwargs)
     return lambda x: cast(torch.Tensor, engine.upscale(x).image)
 
 
 def pooled(images: Sequence[np.ndarray], others: Optional[Sequence[np.ndarray]]) -> float:
-    """PSNR of images towards others, of all pixels together; NaN without others."""
+    """PSNR of images relative to others, over all pixels together; NaN without others."""
     if others is None:
         return math.nan
     squares = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(images, others))
@@ -475,7 +475,7 @@ def pooled(images: Sequence[np.ndarray], others: Optional[Sequence[np.ndarray]])
 
 
 def farthest(images: Sequence[np.ndarray], others: Sequence[np.ndarray], side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The square in which two series of images differ most, of both."""
+    """The square where two series of images differ most, from both."""
     best, pair = -1., (images[0], others[0])
     for image, other in zip(images, others):
         rows, columns = (max(1, length // side) for length in image.shape[:2])
@@ -489,7 +489,7 @@ def farthest(images: Sequence[np.ndarray], others: Sequence[np.ndarray], side: i
 
 
 def curve_of(mapper: Any, examples: Sequence[Example], costs: torch.Tensor) -> list[tuple[float, float]]:
-    """Time of routing without overlap, of the heavy network's, and PSNR by the router's reference, at many prices."""
+    """For many prices, time relative to the heavy network, without overlap, and PSNR against the router's reference."""
     predicted, errors, sizes = routed_errors(mapper, examples)
     points = {}
     for price in np.geomspace(LEAST_PRICE, 255**2, 60):
@@ -500,12 +500,12 @@ def curve_of(mapper: Any, examples: Sequence[Example], costs: torch.Tensor) -> l
 
 
 def markdown(routed: Routed) -> str:
-    """The table to read."""
+    """The measurements as a Markdown table."""
     with_gt = not all(math.isnan(row.psnr) for row in routed.rows)
     basic, heavy = routed.rows[:2]
-    head = ['', 'price', 'shares in %', f'time of {heavy.name}', 'of that in BasicSR', 'dB towards its picture']
-    head.append('of all at once')
-    lines = [head + ['dB towards GT'] * with_gt, ['---'] * (len(head) + with_gt)]
+    head = ['', 'price', 'shares in %', f'time relative to {heavy.name}', 'relative to BasicSR']
+    head += ['dB relative to its image', 'to its image without tiles']
+    lines = [head + ['to GT'] * with_gt, ['---'] * (len(head) + with_gt)]
     for row in routed.rows:
         price = '' if row.price is None else f'{row.price:.3g}'
         shares = ' / '.join(f'{100 * share:.0f}' for share in row.shares)
@@ -516,20 +516,20 @@ def markdown(routed: Routed) -> str:
 
 
 def verdict(routed: Routed) -> str:
-    """What the table says, in a sentence."""
+    """The result in one sentence."""
     basic, heavy, *others = routed.rows
     row, lighter = routed.rows[routed.chosen], others[:len(others[-1].shares) - 1]
     seconds = min(basic.seconds, heavy.seconds) if basic.seconds > 0 else heavy.seconds
     times = seconds / row.seconds
     if routed.goal.reference == 'hardest':
-        at = f'at {row.fidelity:.1f} dB towards its picture'
+        at = f'at {row.fidelity:.1f} dB relative to its image'
     else:
         lost = heavy.psnr - row.psnr
         at = f'at {abs(lost):.3f} dB {"below" if lost >= 0 else "above"} it'
     if row.shares[-1] < HARDLY:
         more = '--fidelity above' if routed.goal.reference == 'hardest' else '--max-loss below'
         return (f'{lighter[0].name} alone is enough: {times:.1f} times as fast as {heavy.name}, {at}; there is nothing '
-                f'to route. Ask for more, by {more} {routed.goal.decibels:g}.')
+                f'to route. For a higher quality, give {more} {routed.goal.decibels:g}.')
     if times >= PAYS:
         return f'{times:.1f} times as fast as {heavy.name}, {at}.'
     return (f'Does not pay with {" and ".join(other.name for other in lighter)}: at {routed.goal}, '
@@ -537,15 +537,15 @@ def verdict(routed: Routed) -> str:
 
 
 def draw(routed: Routed, path: Path) -> None:
-    """Draws PSNR over time, and the square in which the routed picture is farthest from the heavy network's."""
+    """Plots PSNR over time, and the square where the routed image differs most from the heavy network's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heavy, row, of_picture = routed.rows[1], routed.rows[routed.chosen], routed.goal.reference == 'hardest'
+    heavy, row, to_heavy = routed.rows[1], routed.rows[routed.chosen], routed.goal.reference == 'hardest'
     figure = Figure(figsize=(14, 5), layout='constrained')
     FigureCanvasAgg(figure)
     axes, *crops = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-    measured = [(other.seconds / heavy.seconds, other.fidelity if of_picture else other.psnr, other)
+    measured = [(other.seconds / heavy.seconds, other.fidelity if to_heavy else other.psnr, other)
                 for other in routed.rows[1:]]
     for x, y, other in measured:
         if other.price is None and math.isfinite(y):
@@ -554,11 +554,11 @@ def draw(routed: Routed, path: Path) -> None:
     axes.plot(*zip(*points), 'o-', color='k', label='routed')
     for point, aim in zip(points, routed.goal.around()):
         axes.annotate(f'{aim}  ', point, fontsize=8, ha='right', va='bottom')
-    if of_picture:  # the heavy network itself is at infinity
+    if to_heavy:  # the heavy network itself is at infinity
         shown = [point for point in routed.curve if point[1] < points[0][1] + 5]
-        axes.plot(*zip(*shown), ':', color='k', label='routed, parts that were held back, without overlap')
-    axes.set(xlabel=f'time, of that of {heavy.name}', xlim=(0, 1.1 * max(x for x, y, _ in measured)))
-    axes.set_ylabel(f'dB towards {f"the picture of {heavy.name}" if of_picture else "the ground truth"}')
+        axes.plot(*zip(*shown), ':', color='k', label='routed, parts held back, without overlap')
+    axes.set(xlabel=f'time relative to {heavy.name}', xlim=(0, 1.1 * max(x for x, y, _ in measured)))
+    axes.set_ylabel(f'dB relative to {f"the image of {heavy.name}" if to_heavy else "the ground truth"}')
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc='lower right')
     psnr = pooled(routed.worst[:1], routed.worst[1:])
@@ -573,7 +573,7 @@ def draw(routed: Routed, path: Path) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time to read."""
+    """A duration as text."""
     if seconds < 90:
         return f'{max(1, round(seconds))} s'
     return f'{seconds / 60:.0f} minutes' if seconds < 5400 else f'{seconds / 3600:.1f} hours'

@@ -12,7 +12,7 @@ COSTS = ('macs', 'latency')
 BACKENDS = ('torch', 'onnxruntime', 'openvino')
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 WEIGHED = ('pixels', 'pictures')
-MAX_MEGAPIXELS = 1000  # larger pictures are refused
+MAX_MEGAPIXELS = 1000  # larger images are refused
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Settings:
         target_ms: Time of an image in milliseconds instead, by measured speed.
         max_loss: PSNR that an image may lose against the hardest branch, in dB, as a router that predicts errors
             predicts it, instead: it costs no more than that needs.
-        fidelity: PSNR towards the hardest branch's picture that an image has to have, in dB, likewise, of a router that
+        fidelity: PSNR towards the hardest branch's image that an image has to have, in dB, likewise, of a router that
             has learnt from it.
         cost: 'macs' | 'latency': what a budget counts. Default: time where the branches are of different archs, whose
             operations say little; else macs.
@@ -69,8 +69,8 @@ class Settings:
             check_choice(getattr(self, name), name, accepted)
         limits = [name for name in LIMITS if getattr(self, name) is not None]
         if len(limits) > 1:
-            raise OptionError(f'{limits[1]}={getattr(self, limits[1])}', f'goes without {limits[0]}')
+            raise OptionError(f'{limits[1]}={getattr(self, limits[1])}', f'cannot be combined with {limits[0]}')
         if self.cost == 'latency' and self.budget is None:
-            raise OptionError('cost=latency', 'says what a budget counts; give one')
+            raise OptionError('cost=latency', 'requires a budget')
         if not self.model and not self.opt:
             raise OptionError('model', 'a checkpoint is needed, its name, or an option file that names one')

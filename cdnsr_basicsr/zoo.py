@@ -1,4 +1,4 @@
-"""Checkpoints by name: the models that this package ships, and those in BasicSR's folder for them."""
+"""Checkpoints by name: the models that this package ships, and those in BasicSR's folder of pretrained models."""
 from __future__ import annotations
 
 import difflib
@@ -15,31 +15,31 @@ from .options import OptionError
 
 SHIPPED = Path(__file__).with_name('pretrained_models')  # models.json and the checkpoints that it describes
 PRETRAINED = Path('experiments', 'pretrained_models')  # BasicSR's folder, below the one that a command is started in
-BEST = 'cdnsr-modern-x4'  # of the shipped models; what is taken where none is named
+BEST = 'cdnsr-modern-x4'  # of the shipped models; the default where none is named
 SUFFIXES = ('', '.pth', '.safetensors')  # of a name in that folder
-# that there are figures for, of each model or of some; the LR images of 'degraded' are made by scripts/degrade.py
+# sets with figures for all models, or for some; scripts/degrade.py makes the LR images of 'degraded'
 IMAGES = ('Set5', 'Set14', 'photographs', 'CID22', 'degraded')
 MOST_BYTES = 5_000_000  # of a shipped file
 
 
 @dataclass(frozen=True)
 class ShippedModel:
-    """What models.json says of a checkpoint.
+    """What models.json says about a checkpoint.
 
     Attributes:
-        name: By which commands and option files find it.
+        name: Its name in commands and option files.
         file: Its file, beside models.json.
         sha256: Of the file, in hexadecimal digits.
         scale: Upsampling factor.
         licence: Of the weights.
-        trained_on: The data, and what else there is to say of them.
-        use: What to take it for, and what not; one line.
-        psnr: In dB, Y channel, mean over the images, `scale` pixels of border left out; by IMAGES, without those that
+        trained_on: The data, and remarks on them.
+        use: What it is for, and what not; one line.
+        psnr: In dB, Y channel, mean over the images without a border of `scale` pixels; by IMAGES, except those that
             it was trained on.
         psnr_rgb: The same, of all three channels.
         ms_per_megapixel: Milliseconds per megapixel of the result.
-        measured_on: The machine of that time.
-        budget: That PSNR and time are for. Default: without.
+        measured_on: The machine on which that time was measured.
+        budget: Budget at which PSNR and time were measured. Default: none.
         teacher: `name` and `licence` of the network whose images it was trained on, besides true ones. Default: none.
     """
     name: str
@@ -62,19 +62,19 @@ class ShippedModel:
 
 
 def shipped_models() -> dict[str, ShippedModel]:
-    """The models of this package by name; there may be none."""
+    """The models of this package by name; possibly none."""
     index = json.loads((SHIPPED / 'models.json').read_text(encoding='utf-8'))
     return {name: ShippedModel(name, **entry) for name, entry in index.items()}
 
 
 def find_checkpoint(name_or_path: Union[str, os.PathLike]) -> str:
-    """The file that is meant: one of this path, else one of this name in BasicSR's folder, else in this package.
+    """Finds a checkpoint: at this path, else by this name in BasicSR's folder, else in this package.
 
     Args:
-        name_or_path: What has a folder or a suffix is a path.
+        name_or_path: A path if it has a folder or a suffix, otherwise a name.
 
     Raises:
-        OptionError: There is none, or the file of this package is not the one that was shipped.
+        OptionError: There is none, or this package's file has changed since it was shipped.
     """
     given = os.fspath(name_or_path)
     path = os.path.expanduser(given)
@@ -82,7 +82,7 @@ def find_checkpoint(name_or_path: Union[str, os.PathLike]) -> str:
         return path
     if not path or os.path.dirname(path) or os.path.splitext(path)[1]:
         if os.path.exists(path):
-            kind = 'is a folder' if os.path.isdir(path) else 'is no file that could be read'
+            kind = 'is a folder' if os.path.isdir(path) else 'is not a file that can be read'
             raise OptionError(given, f'{kind}; expected a checkpoint')
         raise OptionError(given, 'no such checkpoint file')
     for suffix in SUFFIXES:
@@ -96,14 +96,14 @@ def find_checkpoint(name_or_path: Union[str, os.PathLike]) -> str:
 
 
 def checked(model: ShippedModel) -> str:
-    """The file of a shipped model, if it still is what was shipped."""
+    """Returns the file of a shipped model; raises OptionError if it has changed since it was shipped."""
     try:
         data = model.path.read_bytes()
     except OSError as error:
         raise OptionError(str(model.path), f'cannot be read: {error.strerror}; install the package again') from error
     if hashlib.sha256(data).hexdigest() != model.sha256:
         raise OptionError(
-            str(model.path), 'is not the file that was shipped (its sha256 is not that of models.json); '
+            str(model.path), 'has changed since it was shipped (its SHA-256 is not the one in models.json); '
             'install the package again')
     return str(model.path)
 
@@ -114,7 +114,7 @@ def is_shipped(path: str) -> bool:
 
 
 def known(name: str, names: set[str]) -> str:
-    """The names there are, and which of them may be meant."""
+    """The known names, and which of them may be meant."""
     if not names:
         return 'this build ships none'
     nearest = difflib.get_close_matches(name, names, n=1)
@@ -128,7 +128,7 @@ def best_first(models: Iterable[ShippedModel]) -> list[ShippedModel]:
 
 
 def describe(models: Iterable[ShippedModel]) -> str:
-    """The shipped models as a table to read, in their order, and below it what is too long for one."""
+    """The shipped models as a table for people, in the given order; longer texts follow below it."""
     models = list(models)
     if not models:
         return 'This build ships no models.\n'
@@ -143,7 +143,7 @@ def describe(models: Iterable[ShippedModel]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     uses = [f'{model.name}: {model.use}' for model in models]
-    notes = ['PSNR in dB, Y channel, as many pixels of border left out as the scale; best first.']
+    notes = ['PSNR in dB of the Y channel, without a border as wide as the scale; best first.']
     facts = {
         'with budget': [f'{model.budget:g}' if model.budget else '' for model in models],
         'measured on': [model.measured_on for model in models],

@@ -194,7 +194,7 @@ def write_pairs(opt: dict[str, Any], photographs: str, out: str, seed: int) -> i
     if not paths:
         raise OptionError(photographs, 'no such folder, or no images in it')
     if target.exists() and any(target.iterdir()):
-        raise OptionError(out, 'holds something; choose a new folder')
+        raise OptionError(out, 'is not empty; choose a new folder')
     with replace_folder_when_done(target.resolve()) as work:
         for name in ('gt', 'lq'):
             (work / name).mkdir()

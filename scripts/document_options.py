@@ -1,6 +1,6 @@
-"""Writes docs/Options.md and cdnsr_basicsr/options/schema.json, from the dataclasses of the blocks of option files.
+"""Writes docs/Options.md and cdnsr_basicsr/options/schema.json from the dataclasses of the option blocks.
 
-    python scripts/document_options.py [--check]     # --check: only says whether they are current
+    python scripts/document_options.py [--check]     # --check: only says whether they are up to date
 """
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ FILES = {name: getattr(models, name).option_file for name in models.__all__}
 DATASETS = {'LabeledPatchDataset': LabeledPatches, 'PhotographDataset': Photographs}
 HEAD = '''# Options
 
-What the option files of this package's models may say, block by block. This page is made by
-`python scripts/document_options.py` from the dataclasses by which the files are checked and read. Any other key is
-refused by name; `basicsr train -opt FILE --force_yml train:tau_min=0.5` sets one without editing the file.
+The keys of option files for this package's models, block by block. `python scripts/document_options.py` generates this
+page from the dataclasses that check and read the files. Any other key is refused by name. `basicsr train -opt FILE
+--force_yml train:tau_min=0.5` sets a key without editing the file.
 
-Defaults: **required**, or what holds where the key is left out; `~` is none. Networks, losses, optimizers, schedulers
-and metrics take the arguments of their constructors, by which they are checked. What option files of BasicSR's own
-models hold, BasicSR documents.
+The column "default" has the value of a key that you leave out; `~` is none. Networks, losses, optimizers, schedulers
+and metrics take the arguments of their constructors, and are checked against them. For option files of BasicSR's own
+models, see BasicSR's documentation.
 
-Editors that know YAML (VS Code with the extension YAML, others with yaml-language-server) complete and check option
-files by the schema that comes with this package, if a comment of the file says where it is, as in options/:
+Editors with YAML support (VS Code with the extension YAML, others with yaml-language-server) complete and check option
+files with the schema of this package, if the file names it in a comment, as the files in options/ do:
 
 ```yaml
 # yaml-language-server: $schema=../cdnsr_basicsr/options/schema.json
 ```
 
-The path of the installed one: `python -c 'import cdnsr_basicsr.options as o; print(o.__path__[0] + "/schema.json")'`.
+Path of the installed schema: `python -c 'import cdnsr_basicsr.options as o; print(o.__path__[0] + "/schema.json")'`.
 '''
 
 
 def blocks() -> dict[str, list[tuple[type, list[str]]]]:
-    """Places in an option file, and the dataclasses of what may stand there, with the models that have each."""
+    """Blocks of an option file by place: the dataclasses that define each, with their models."""
     found: dict[str, list[tuple[type, list[str]]]] = {}
 
     def add(place: str, struct: type, model: str) -> None:
@@ -76,7 +76,7 @@ def default_of(field: Any) -> str:
 
 
 def table(entries: list[tuple[type, list[str]]], all_models: list[str]) -> str:
-    """The keys of a block, those that are the same in several models once."""
+    """The table of a block's keys; keys that are the same in several models are listed once."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for struct, of in entries:
         for name, field in fields_of(struct).items():
@@ -87,7 +87,7 @@ def table(entries: list[tuple[type, list[str]]], all_models: list[str]) -> str:
     order = [name for struct, _ in entries for name in fields_of(struct)]
     several = any(set(of) != set(all_models) for of in rows.values())
     lines = [
-        '| key | takes | default | meaning |' + ' of |' * several, '| --- | --- | --- | --- |' + ' --- |' * several
+        '| key | accepts | default | meaning |' + ' of |' * several, '| --- | --- | --- | --- |' + ' --- |' * several
     ]
     for row, of in sorted(rows.items(), key=lambda item: order.index(item[0][0].strip('`'))):
         models_of = 'all' if set(of) == set(all_models) else ', '.join(name.replace('Model', '') for name in of)
@@ -109,7 +109,7 @@ def reference() -> str:
     for name, struct in DATASETS.items():
         parts.append(f"## `datasets`: `type: {name}`\n\n{' '.join((struct.__doc__ or '').split())}"
                      f"\n\n{table([(struct, ['']), ], [''])}\n")
-    parts.append("BasicSR's own datasets take what BasicSR documents.\n")
+    parts.append("For BasicSR's own datasets, see BasicSR's documentation.\n")
     return '\n'.join(parts)
 
 
@@ -131,7 +131,7 @@ def schema_of(struct: type) -> dict[str, Any]:
 
 
 def json_schema() -> dict[str, Any]:
-    """cdnsr_basicsr/options/schema.json: other models and datasets than this package's may say anything."""
+    """cdnsr_basicsr/options/schema.json; it accepts any key for models and datasets of others."""
     structs = {struct.__name__: struct for entries in blocks().values() for struct, _ in entries}
     structs.update({struct.__name__: struct for struct in DATASETS.values()})
 
@@ -158,7 +158,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def pretty(value: Any, depth: int = 4, indent: str = '') -> str:
-    """JSON with a line for each key of a block."""
+    """Formats JSON with one line for each key of a block."""
     if not isinstance(value, dict) or not value or depth == 0:
         return json.dumps(value)
     inner = indent + ' '
@@ -167,7 +167,7 @@ def pretty(value: Any, depth: int = 4, indent: str = '') -> str:
 
 
 def documents() -> dict[Path, str]:
-    """Files and what they should hold."""
+    """The generated files and their contents."""
     return {
         ROOT / 'docs' / 'Options.md': reference(),
         ROOT / 'cdnsr_basicsr' / 'options' / 'schema.json': pretty(json_schema()) + '\n',
@@ -182,7 +182,7 @@ def main() -> int:
         path for path, text in documents().items() if not path.exists() or path.read_text(encoding='utf-8') != text
     ]
     for path in stale:
-        print(f'{path.relative_to(ROOT)} is not current' if checked else f'{path.relative_to(ROOT)} is written')
+        print(f'{path.relative_to(ROOT)} is out of date' if checked else f'{path.relative_to(ROOT)} is written')
         if not checked:
             path.write_text(documents()[path], encoding='utf-8')
     return int(checked and bool(stale))

@@ -1,11 +1,11 @@
 """Writes the files of options/ and the table of backbones in docs/Training.md.
 
 Usage, in any folder:
-    python scripts/make_options.py            # writes those that differ from what the templates make
-    python scripts/make_options.py --check    # names them and writes nothing; exit code 1 if there are any
+    python scripts/make_options.py            # writes all files that differ from the templates
+    python scripts/make_options.py --check    # only lists them; exit code 1 if there are any
 
-To add a backbone, write its row in scripts/backbones.yml and run this. What all files of a kind have in common is in
-scripts/option_templates.yml. Nothing is changed in options/ by hand: a test compares.
+To add a backbone, write its row in scripts/backbones.yml and run this script. scripts/option_templates.yml has what all
+files of a kind share. Do not edit options/ by hand: a test compares it with the templates.
 """
 import argparse
 import re
@@ -14,7 +14,7 @@ import yaml
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = 'docs/Training.md'  # which has the table of backbones
+PAGE = 'docs/Training.md'  # has the table of backbones
 REQUIRED = {'title', 'branches', 'classifier'}
 OPTIONAL = {'about', 'note', 'order', 'branch_lr', 'stage2_batch', 'flops', 'classsr', 'pcsr'}
 ETDS_SIZES = {'T': (5, 16), 'S': (4, 32), 'M': (6, 32), 'L': (7, 48)}  # blocks, width
@@ -25,14 +25,14 @@ def read(path):
 
 
 def text(value):
-    """YAML in one line of a dict or list; all else as it is."""
+    """A dict or list as YAML in one line; anything else as a string."""
     if isinstance(value, (dict, list)):
         return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()
     return '' if value is None else str(value)
 
 
 def fill(template, values):
-    """Puts values into the holes of a template (option_templates.yml says how)."""
+    """Replaces the placeholders of a template (option_templates.yml says how)."""
     lines = []
     for line in template.splitlines():
         alone = re.fullmatch(r'( *)<(\w+)>', line)
@@ -44,13 +44,13 @@ def fill(template, values):
 
 
 class Maker:
-    """Option files out of templates.
+    """Makes option files from templates.
 
     Args:
         templates (dict): Content of option_templates.yml.
 
     Attributes:
-        files (dict[str, str]): What has been made: names and contents.
+        files (dict[str, str]): Names and contents of the files made so far.
     """
 
     def __init__(self, templates):
@@ -62,7 +62,7 @@ class Maker:
         return {**self.kind(values['like']), **values} if 'like' in values else values
 
     def add(self, name, row, **values):
-        """Makes a file of a kind; `values` are put before those of the kind, these before those of the row."""
+        """Makes a file of a kind. Values of the kind override those of the row, and `values` are defaults of both."""
         kind = self.kind(name)
         values = {**self.templates['usual'], **row, **kind, **values}
         self.files[fill('options/<name>.yml', values)] = fill(self.templates['frames'][kind['frame']], values) + '\n'
@@ -103,22 +103,22 @@ class Maker:
 
 
 def mistake_in(backbones):
-    """One line on the first row that makes no files, or None."""
+    """One line about the first invalid row, or None."""
     for backbone, row in backbones.items():
         wrong = [f'{key} is missing' for key in sorted(REQUIRED - set(row))]
         wrong += [f'{key} is unknown' for key in sorted(set(row) - REQUIRED - OPTIONAL)]
         if not re.fullmatch('[a-z0-9]+', backbone):
-            wrong.append('a name has small letters and digits only')
+            wrong.append('expected a name of lower-case letters and digits')
         if len(row.get('branches', ())) != 3:
             wrong.append('expected three branches')
         if row.get('classifier') not in ('maps', 'errors', 'published'):
-            wrong.append('classifier is maps, errors or published')
+            wrong.append('expected classifier: maps, errors or published')
         if wrong:
             return f"{backbone}: {', '.join(wrong)}"
 
 
 def with_table(page, backbones):
-    """A page with a row for each backbone in the table that has a column BACKBONE."""
+    """Returns a page whose table with a column BACKBONE has a row for each backbone."""
     rows = []
     for backbone, row in sorted(backbones.items()):
         branches = ', '.join(row['branches']) + (f": {row['about']}" if 'about' in row else '')
@@ -130,7 +130,7 @@ def with_table(page, backbones):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--check', action='store_true', help='name the files that differ, and write nothing')
+    parser.add_argument('--check', action='store_true', help='only list the files that differ')
     args = parser.parse_args()
     backbones = yaml.safe_load(read(ROOT / 'scripts' / 'backbones.yml'))
     if mistake_in(backbones):
@@ -149,7 +149,7 @@ def main():
         print(f"{name}: {'differs' if args.check else 'written'}")
     unknown = sorted(path.name for path in (ROOT / 'options').glob('*.yml') if f'options/{path.name}' not in wanted)
     for name in unknown:
-        print(f'options/{name}: no template makes it')
+        print(f'options/{name}: not made by any template')
     return int(args.check and bool(differing or unknown))
 
 

@@ -1,17 +1,17 @@
-"""Measures models of this package again, and writes what was measured to all places that say it.
+"""Measures this package's models again, and updates every place that states the results.
 
 Usage, in the repository:
     python scripts/model_card.py [NAME ...] --images Set5=FOLDER Set14=FOLDER photographs=FOLDER CID22=FOLDER
 
-The folders hold HR images, of which LR ones are made by the model's scale; that of the set "degraded" has gt/ and lq/,
-as scripts/degrade.py writes them. A model is measured on those sets that models.json has figures of it for. Written
-are: figures in models.json; docs/models/NAME.md between the lines "measured: begin" and "measured: end";
-docs/models/NAME.jpg, parts of two of the photographs, so that set must be free to be shown (of degraded ones, where
-there are any, beside what the best model for clean images makes of them); and the lists of models in README.md,
-docs/ModelZoo.md and mkdocs.yml. `git diff` shows what is new.
+The folders hold HR images, which are downscaled by the model's scale; that of the set "degraded" has gt/ and lq/, as
+scripts/degrade.py writes them. A model is measured on the sets for which models.json has its figures. The script writes
+these figures; docs/models/NAME.md between the lines "measured: begin" and "measured: end"; docs/models/NAME.jpg, with
+crops of two of the photographs, whose licence must allow that (of the degraded ones, if there are any, beside the
+result of the best model for clean images); and the lists of models in README.md, docs/ModelZoo.md and mkdocs.yml.
+`git diff` shows what has changed.
 
-Times are those of the photographs: medians of --repeat runs, all rows in turns, so let nothing else run. With --repeat
-0, for a machine that is busy, there are no times, and models.json keeps those that it has.
+Times are those of the photographs: medians of --repeat runs, all rows in turns, so let nothing else run. On a busy
+machine, use --repeat 0: no times are measured, and models.json keeps its old ones.
 """
 import argparse
 import cv2
@@ -43,12 +43,12 @@ from cdnsr_basicsr.options import OptionError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = (0.3, 0.5, 0.7)
-SIDE = 160  # of the parts that a picture shows, in HR pixels
-MOST_BYTES = 200_000  # of a picture
+SIDE = 160  # of the crops in NAME.jpg, in HR pixels
+MOST_BYTES = 200_000  # of NAME.jpg
 
 
 def add_arguments(parser):
-    """Arguments of what is measured, and how."""
+    """Adds the arguments that say what is measured, and how."""
     parser.add_argument(
         '--images',
         nargs='+',
@@ -75,7 +75,7 @@ def folders_of(args):
         if not os.path.isdir(folder):
             raise OptionError(f'--images {name}={folder}', 'no such folder; expected HR images')
     if 'photographs' not in folders:
-        raise OptionError('--images', 'photographs=FOLDER is missing, which times and pictures are of')
+        raise OptionError('--images', 'photographs=FOLDER is missing; times and crops are taken from it')
     check_budgets(args.budgets)
     if args.repeat < 0:
         raise OptionError(f'--repeat {args.repeat}', 'expected at least 0')
@@ -83,7 +83,7 @@ def folders_of(args):
 
 
 def wanted(row):
-    """Whether a card has a row of the benchmark: bicubic upsampling, each branch alone, and the routed network."""
+    """Whether a card shows a row of the benchmark: bicubic upsampling, each branch alone, or the routed network."""
     return row.kind in ('bicubic', 'routed') or (row.kind == 'whole' and row.tuned and row.branch is not None)
 
 
@@ -92,11 +92,11 @@ def measure(path, folders, budgets, repeat):
 
     Args:
         path: The checkpoint.
-        folders: Of each set.
+        folders: The folder of each set.
         budgets, repeat: See the arguments.
 
     Returns:
-        Rows and the line that says on what they were measured, of each set.
+        For each set, the rows and the line that says on what they were measured.
     """
     measured = {}
     for name, folder in folders.items():
@@ -110,7 +110,7 @@ def measure(path, folders, budgets, repeat):
 
 
 def figures_of(measured, repeat):
-    """What models.json says of what was measured: that of the routed network without a budget."""
+    """Figures for models.json: those of the routed network without a budget."""
     routed = {}
     for name, (rows, _) in measured.items():
         routed[name] = next(m for m in rows if m.row.kind == 'routed' and m.row.budget is None)
@@ -129,7 +129,7 @@ def figures_of(measured, repeat):
 
 
 def label(row, block):
-    """What a card calls a row of the benchmark."""
+    """Name of a benchmark row in a card."""
     if row.branch is None:
         return row.kind if row.budget is None else f'{row.kind}, budget {row.budget:g}'
     branch = block['branches'][row.branch]
@@ -138,7 +138,7 @@ def label(row, block):
 
 
 def table(measured, block, repeat):
-    """The rows of all sets as a table in Markdown."""
+    """The rows of all sets as a Markdown table."""
     columns = ['', *measured, 'kMACs/pixel', *['ms/megapixel'] * bool(repeat), 'tiles of each branch in %']
     lines = ['| ' + ' | '.join(columns) + ' |', '|' + ' --- |' * len(columns)]
     order = ['bicubic', 'whole', 'routed']
@@ -155,21 +155,21 @@ def table(measured, block, repeat):
 
 
 def windows(error):
-    """Means of an error, of shape (h, w), over all parts of SIDE pixels whose corners are at multiples of 16."""
+    """Means of an error of shape (h, w) over all crops of SIDE pixels whose corners are at multiples of 16."""
     return F.avg_pool2d(torch.from_numpy(error)[None, None], SIDE, 16)[0, 0]
 
 
 @torch.inference_mode()
 def parts_of(path, folders):
-    """The parts of photographs where a model gains most over bicubic upsampling, and where its error is largest.
+    """The crops of photographs where a model gains most over bicubic upsampling, and where its error is largest.
 
     Args:
         path: The checkpoint.
         folders: Of each set.
 
     Returns:
-        Of both, a tuple: how large, by squared error; the photograph, row and column; and BGR images by their titles:
-        bicubic, of degraded photographs what zoo.BEST makes of them, the model's, the true one.
+        For each of the two, a tuple: its squared error (or gain); the photograph, row and column; BGR images by their
+        titles: bicubic, of degraded photographs the result of zoo.BEST, the model's, ground truth.
     """
     folder = folders.get('degraded', folders['photographs'])
     upscaler = make_upscaler(load_network(str(path)))
@@ -193,12 +193,12 @@ def parts_of(path, folders):
                 cut = {name: image[row:row + SIDE, column:column + SIDE, ::-1] for name, image in images.items()}
                 best[i] = float(value.max()), f'{pair.name}, row {row}, column {column}', cut
     if not all(images for *_, images in best):
-        raise OptionError(folder, f'holds no photograph of at least {SIDE} pixels on each side')
+        raise OptionError(folder, f'contains no photograph of at least {SIDE} pixels on each side')
     return best
 
 
 def write_picture(parts, path):
-    """Writes the parts side by side, twice as large as they are, as a JPEG of at most MOST_BYTES."""
+    """Writes the crops side by side, enlarged twice, as a JPEG of at most MOST_BYTES."""
     lines = []
     for _, _, images in parts:
         columns = []
@@ -226,7 +226,7 @@ def rewrite(path, kind, text):
 
 
 def write_card(model, measured, parts, budgets, repeat):
-    """Writes the picture of a model and the measured part of its card.
+    """Writes the crops of a model and the measured part of its card.
 
     Args:
         model: The ShippedModel, with its new figures.
@@ -239,16 +239,16 @@ def write_card(model, measured, parts, budgets, repeat):
     images = ' '.join(f'{name}=FOLDER' for name in measured)
     budgets = '' if tuple(budgets) == BUDGETS else f' --budgets {" ".join(map(str, budgets))}'
     paragraphs = [
-        f'PSNR in dB of the Y channel / of RGB: means over the images, {model.scale:g} pixels of border left out. '
-        f'"routed" is what `basicsr upscale -m {model.name}` does; a budget is a part of the cost of the hardest '
-        'branch alone. Operations, tiles, and times if there are any, are those of the photographs: '
+        f'PSNR in dB of the Y channel / of RGB, averaged over the images, without a border of {model.scale:g} pixels. '
+        f'"routed" is what `basicsr upscale -m {model.name}` does; a budget is a fraction of the cost of the hardest '
+        'branch alone. Operations, tiles and times (if measured) are those of the photographs: '
         f'{measured["photographs"][1]}.',
         f'"routed" takes {model.ms_per_megapixel:.1f} ms per megapixel of the result: '
-        f'{model.measured_on}.', f'![Parts of photographs: {", ".join(parts[0][2])}]({model.name}.jpg)',
+        f'{model.measured_on}.', f'![Crops of photographs: {", ".join(parts[0][2])}]({model.name}.jpg)',
         f'Above: where the model gains most over bicubic upsampling (photograph {parts[0][1]}). Below: where its '
-        f'error is largest (photograph {parts[1][1]}). Both by squared error, among all parts of {SIDE}x{SIDE} pixels '
-        f'of the {"degraded " * ("degraded" in measured)}photographs, corners at multiples of 16.',
-        f'Made by `python scripts/model_card.py {model.name} --images {images} --repeat {repeat}{budgets}`.'
+        f'error is largest (photograph {parts[1][1]}). Both have the largest squared gain or error among all crops of '
+        f'{SIDE}x{SIDE} pixels of the {"degraded " * ("degraded" in measured)}photographs, with corners at multiples '
+        'of 16.', f'Made by `python scripts/model_card.py {model.name} --images {images} --repeat {repeat}{budgets}`.'
     ]
     wrapped = [textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False) for text in paragraphs]
     content = [table(measured, load_checkpoint(str(model.path))['network_g'], repeat), *wrapped]
@@ -256,7 +256,7 @@ def write_card(model, measured, parts, budgets, repeat):
 
 
 def write_lists():
-    """Writes what lists all models."""
+    """Writes the lists of all models."""
     models = zoo.best_first(zoo.shipped_models().values())
     os.environ['COLUMNS'] = '110'
     listed = f'\n```text\n{zoo.describe(models)}```\n\n'
@@ -268,7 +268,7 @@ def write_lists():
 
 
 def write_index(name, entry):
-    """Writes the entry of a model in models.json, whose file may be another than before."""
+    """Writes the entry of a model to models.json."""
     path = zoo.SHIPPED / 'models.json'
     index = json.loads(path.read_text(encoding='utf-8'))
     index[name] = entry
@@ -294,11 +294,11 @@ def main(argv=None):
         folders, shipped = folders_of(args), zoo.shipped_models()
         for name in args.names:
             if name not in shipped:
-                raise OptionError(name, f'no model of this package; {zoo.known(name, set(shipped))}')
+                raise OptionError(name, f'not a model of this package; {zoo.known(name, set(shipped))}')
         for name in args.names or shipped:
             missing = [images for images in shipped[name].psnr if images not in folders]
             if missing:
-                raise OptionError('--images', f'{missing[0]}=FOLDER is missing, which {name} has figures for')
+                raise OptionError('--images', f'{missing[0]}=FOLDER is missing; {name} has figures for it')
         for name in args.names or shipped:
             path = zoo.checked(shipped[name])
             measured = measure(path, {images: folders[images]

@@ -1,12 +1,12 @@
-"""Puts a trained routed network into cdnsr_basicsr/pretrained_models, measured, and begins its card.
+"""Measures a trained routed network, adds it to cdnsr_basicsr/pretrained_models, and creates its card.
 
 Usage, in the repository:
     python scripts/ship_model.py NAME CHECKPOINT --images Set5=FOLDER Set14=FOLDER photographs=FOLDER CID22=FOLDER \\
         --licence LICENCE --trained-on TEXT --use TEXT [--teacher NAME --teacher-licence LICENCE]
 
-CHECKPOINT describes itself, as those of `basicsr train` and `basicsr route` do; its router, price and margin are
-shipped as they are, branches that are trained as several convs (SPAN) in their folded form. The folders are those of
-scripts/model_card.py; leave out a set that the network was trained on. Then it does what that script does.
+CHECKPOINT contains its description, like those of `basicsr train` and `basicsr route`. Its router, price and margin are
+shipped unchanged; branches with several convs in training (SPAN) are shipped folded. The folders are those of
+scripts/model_card.py; leave out a set that the network was trained on. Finally, the script does what that script does.
 """
 import argparse
 import copy
@@ -57,17 +57,17 @@ TO BE WRITTEN.
 
 
 def check_name(name):
-    """Refuses names that would be paths where a model is named."""
+    """Refuses names that commands would take for paths."""
     if os.path.dirname(name) or os.path.splitext(name)[1] or not name:
         raise OptionError(name or "''", 'expected a name without a folder and a suffix')
 
 
 @torch.no_grad()
 def folded(converted):
-    """The routed network with its branches in the form for inference, where their arch has an option for that.
+    """The routed network with its branches in the form for inference, if their arch has an option for it.
 
     Raises:
-        ValueError: A branch computes something else then.
+        ValueError: A folded branch computes something else.
     """
     net, block = copy.deepcopy(converted.net), copy.deepcopy(converted.block)
     for branch, before, options in zip(net.branches, converted.net.branches, block['branches']):
@@ -88,8 +88,8 @@ def main(argv=None):
     parser.add_argument('checkpoint', metavar='CHECKPOINT')
     parser.add_argument('--licence', required=True, help='of the weights')
     parser.add_argument('--trained-on', required=True, metavar='TEXT', help='the data')
-    parser.add_argument('--use', required=True, metavar='TEXT', help='what to take it for, and what not; one line')
-    parser.add_argument('--teacher', metavar='NAME', help='network that taught it')
+    parser.add_argument('--use', required=True, metavar='TEXT', help='what it is for, and what not; one line')
+    parser.add_argument('--teacher', metavar='NAME', help='teacher that it was distilled from')
     parser.add_argument('--teacher-licence', metavar='LICENCE')
     add_arguments(parser)
     args = parser.parse_args(argv)
@@ -100,14 +100,14 @@ def main(argv=None):
 
 
 def ship(args):
-    """Does it; raises OptionError before anything of the package has changed."""
+    """Ships the network; raises OptionError before the package has been changed."""
     check_name(args.name)
     if (args.teacher is None) != (args.teacher_licence is None):
-        raise OptionError('--teacher', 'goes with --teacher-licence')
+        raise OptionError('--teacher', 'requires --teacher-licence, and the reverse')
     folders = folders_of(args)
     converted = convert(args.checkpoint)
     if 'branches' not in converted.block:
-        raise OptionError(args.checkpoint, f'{converted.block["type"]} is no routed network; see basicsr route')
+        raise OptionError(args.checkpoint, f'{converted.block["type"]} is not a routed network; see basicsr route')
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f'{args.name}.safetensors')
         save(folded(converted), str(path))
@@ -137,7 +137,7 @@ def ship(args):
             encoding='utf-8')
     write_card(zoo.shipped_models()[args.name], measured, parts, args.budgets, args.repeat)
     write_lists()
-    print(f'Shipped {args.name}: {size / 1e6:.2f} MB. What only people know of it goes to {card}.')
+    print(f'Shipped {args.name}: {size / 1e6:.2f} MB. Complete its card, {card}, by hand.')
 
 
 if __name__ == '__main__':

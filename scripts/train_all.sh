@@ -16,9 +16,9 @@ shift
 command -v basicsr >/dev/null || { echo 'The basicsr command is missing: source .venv/bin/activate' >&2; exit 2; }
 for lmdb in gt lq; do
     [ -f "datasets/train/$lmdb.lmdb/data.mdb" ] ||
-        { echo "datasets/train holds no $lmdb.lmdb: basicsr prepare -i YOUR_PHOTOGRAPHS -o datasets/train" >&2; exit 2; }
+        { echo "datasets/train contains no $lmdb.lmdb: basicsr prepare -i YOUR_PHOTOGRAPHS -o datasets/train" >&2; exit 2; }
     [ -d "datasets/val/$lmdb" ] ||
-        { echo "datasets/val holds no $lmdb: basicsr prepare -i OTHER_PHOTOGRAPHS -o datasets/val --whole" >&2; exit 2; }
+        { echo "datasets/val contains no $lmdb: basicsr prepare -i OTHER_PHOTOGRAPHS -o datasets/val --whole" >&2; exit 2; }
 done
 [ -f datasets/train/labels_bicubic.txt ] || basicsr label -d datasets/train --by bicubic
 

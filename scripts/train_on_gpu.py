@@ -330,7 +330,7 @@ def main():
         '--degraded', type=int, metavar='COUNT', help='or that many patches, as the first option file says')
     parser.add_argument('--sizes', nargs='+', type=float, default=[1, 0.8, 0.6], help='fractions (default: 1 0.8 0.6)')
     parser.add_argument(
-        '--val', nargs='+', default=[], metavar='FOLDER', help='folders of HR pictures, or of gt/ and lq/')
+        '--val', nargs='+', default=[], metavar='FOLDER', help='folders of HR images, or of gt/ and lq/')
     parser.add_argument('--teacher', metavar='CHECKPOINT', help="what makes teacher_opt's pictures")
     parser.add_argument('--seconds', type=float, help='fewer iterations of all runs, if they would take longer')
     parser.add_argument('--points', type=int, default=4, help='validations of a run (default: 4)')

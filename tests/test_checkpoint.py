@@ -80,7 +80,7 @@ def test_a_flipped_bit_of_a_weight_is_named(content, refused, tmp_path):
     start += 4 + sum(struct.unpack('<HH', data[start:start + 4]))
     data[start] ^= 1
     (tmp_path / 'x.pth').write_bytes(data)
-    assert refused(tmp_path / 'x.pth') == 'is damaged: x/data/3 is not what was written (its checksum is another)'
+    assert refused(tmp_path / 'x.pth') == 'is damaged: x/data/3 has changed (its checksum differs)'
 
 
 def test_what_is_no_checkpoint(content, refused, tmp_path):
@@ -98,7 +98,7 @@ def test_what_is_no_checkpoint(content, refused, tmp_path):
     assert refused([1, 2]) == 'expected a dict of weights, but got list'
     path.unlink()
     os.mkfifo(path)  # nothing would ever come out of it
-    assert refused(path) == 'is no file that could be read; expected a checkpoint'
+    assert refused(path) == 'is not a file that can be read; expected a checkpoint'
     assert refused(tmp_path) == 'is a folder; expected a checkpoint'
 
 
@@ -159,10 +159,11 @@ def test_weights_of_other_precisions_become_float32(content, tmp_path, dtype):
     (lambda x: x.to('meta'), 'is float32 without values; accepted'),
     (lambda x: x.to(torch.float8_e4m3fn), 'is float8_e4m3fn; accepted'),
     (lambda x: x.to(torch.int64), 'is int64, not float32'),
-    (lambda x: torch.zeros(1).expand(10**6, 10**6), 'holds no weights: its tensors are larger than what is stored'),
-    (lambda x: torch.full_like(x, torch.inf), 'holds values that are not finite in '),
-    (lambda x: 1e300 * torch.ones_like(x, dtype=torch.float64), 'holds values that are not finite in '),
-    (lambda x: [1, 2], 'holds no weights: expected a dict of tensors'),
+    (lambda x: torch.zeros(1).expand(10**6, 10**6),
+     'contains no weights: its tensors are larger than their stored data'),
+    (lambda x: torch.full_like(x, torch.inf), 'contains values that are not finite in '),
+    (lambda x: 1e300 * torch.ones_like(x, dtype=torch.float64), 'contains values that are not finite in '),
+    (lambda x: [1, 2], 'contains no weights: expected a dict of tensors'),
 ])
 def test_tensors_that_are_no_weights(content, refused, make, message):
     name = 'branches.0.map.0.weight'
@@ -210,20 +211,22 @@ def set_in(*way):
 
 
 @pytest.mark.parametrize('change,message', [
-    (set_in('params', 5), 'holds no weights: expected a dict of tensors'),
+    (set_in('params', 5), 'contains no weights: expected a dict of tensors'),
     (set_in('params', {}), 'does not fit the network CDNSR: Missing key'),
-    (set_in('params', {3: torch.zeros(1)}), 'holds no weights: expected names of layers, but got 3'),
-    (set_in('params', {'k' * 10**6: torch.zeros(1)}), "holds no weights: expected names of layers, but got 'kkkk"),
-    (set_in('params', {'a\nb': torch.zeros(1)}), "holds no weights: expected names of layers, but got 'a\\nb'"),
+    (set_in('params', {3: torch.zeros(1)}), 'contains no weights: expected names of layers, but got 3'),
+    (set_in('params', {'k' * 10**6: torch.zeros(1)}), "contains no weights: expected names of layers, but got 'kkkk"),
+    (set_in('params', {'a\nb': torch.zeros(1)}), "contains no weights: expected names of layers, but got 'a\\nb'"),
     (set_in('scale', 0), 'scale: expected a number from 1 to 64, but got 0'),
     (set_in('scale', '4'), "scale: expected a number from 1 to 64, but got '4'"),
     (set_in('scale', 10**9), 'scale: expected a number from 1 to 64, but got 1000000000'),
-    (set_in('scale', 2), 'scale: is 2, but its network_g is of x4'),
-    (endless, 'network_g: describes no network: it is nested in more than 16 levels'),
-    (laughs, 'network_g: describes no network: it is nested in more than 16 levels or has more than 10000 values'),
-    (set_in('network_g', 'mixture', 'x' * 10**6), 'network_g: describes no network: holds a text of 1000000 letters'),
-    (set_in('network_g', 'upscale', 10**400), 'network_g: describes no network: holds a number of more than 63 bits'),
-    (set_in('network_g', 'mixture', torch.ones(1)), 'network_g: describes no network: holds a value of type Tensor'),
+    (set_in('scale', 2), 'scale: is 2, but its network_g is x4'),
+    (endless, 'network_g: describes no network: it is nested more than 16 levels deep'),
+    (laughs, 'network_g: describes no network: it is nested more than 16 levels deep or has more than 10000 values'),
+    (set_in('network_g', 'mixture',
+            'x' * 10**6), 'network_g: describes no network: contains a text of 1000000 or unprintable characters'),
+    (set_in('network_g', 'upscale', 10**
+            400), 'network_g: describes no network: contains a number of more than 63 bits'),
+    (set_in('network_g', 'mixture', torch.ones(1)), 'network_g: describes no network: contains a value of type Tensor'),
     (set_in('network_g', 'branches', 1, 'num_map', 900), 'does not fit the network CDNSR: '),
     (set_in('network_g', 'branches', 1, 'num_feat', 60000), 'does not fit the network CDNSR: '),
 ])
@@ -269,7 +272,7 @@ def test_only_networks_that_upscale_images_are_built(content, refused, monkeypat
     if arch.__module__.split('.')[0] not in ('basicsr', 'cdnsr_basicsr'):
         pytest.skip('registered by another test')
     if name == 'Spandrel':
-        pytest.skip('is built of its weights: tests/test_conversion/test_spandrel.py')
+        pytest.skip('is built from its weights: tests/test_conversion/test_spandrel.py')
     given = NEEDED.get(name) or {
         key: 3
         for key, parameter in inspect.signature(arch).parameters.items()
@@ -297,12 +300,13 @@ def test_only_networks_that_upscale_images_are_built(content, refused, monkeypat
     else:
         content['network_g']['branches'][1] = block
     where = {'network': 'network_g', 'branch': 'network_g.branches[1]'}[place]
-    assert refused(content) == f'{where}.type: {name} is no network that makes a larger image of an image'
+    assert refused(content) == f'{where}.type: {name} is not a network that enlarges an image'
 
 
 def test_no_training_is_of_a_network_that_starts_a_download():
     block = dict(type='VGGFeatureExtractor', layer_name_list=['conv1_1'])
-    with pytest.raises(OptionError, match='network_g.type: VGGFeatureExtractor makes features for losses and no image'):
+    with pytest.raises(
+            OptionError, match='network_g.type: VGGFeatureExtractor computes features for losses, not image'):
         check_network(block, 'network_g')
 
 
@@ -323,7 +327,7 @@ def test_networks_of_other_plugins_are_tried(content, refused, monkeypatch):
     net = Foreign(4)
     assert same(build(block, net.state_dict(), 'x', 'x'), net.state_dict())
     content.update(params=net.state_dict(), network_g=dict(block, features=True))
-    assert refused(content).startswith('network_g.type: Foreign makes no image out of ')
+    assert refused(content).startswith('network_g.type: Foreign makes no image from ')
 
 
 COMMANDS = [
@@ -343,7 +347,8 @@ def test_every_command_refuses_in_one_line(tests_folder, content, capsys, comman
     before = sorted(os.listdir())
     assert cli.main(list(command)) == 2
     line, = capsys.readouterr().err.splitlines()
-    assert line.startswith('basicsr: error: x.pth: network_g.branches[0].type: VGGFeatureExtractor is no network that ')
+    assert line.startswith(
+        'basicsr: error: x.pth: network_g.branches[0].type: VGGFeatureExtractor is not a network that ')
     assert sorted(os.listdir()) == before
 
 
@@ -375,7 +380,7 @@ def test_basicsr_starts_from_any_checkpoint(tmp_path, name):
     assert same(net, weights)
     weights['conv_first.bias'][1] = torch.nan
     torch.save(weights, tmp_path / 'nan.pth')
-    with pytest.raises(OptionError, match='nan.pth: holds values that are not finite in conv_first.bias'):
+    with pytest.raises(OptionError, match='nan.pth: contains values that are not finite in conv_first.bias'):
         model.load_network(net, str(tmp_path / 'nan.pth'))
     with pytest.raises(OptionError, match=f'{name}: does not fit the network FSRCNN: Missing key'):
         model.load_network(build_network(fsrcnn()), path, True, 'mine' if name == 'other.pth' else 'params')

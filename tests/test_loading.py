@@ -139,7 +139,7 @@ def test_a_broken_file_is_refused(upscaler, tmp_path):
     (dict(budget=1, target_ms=2), 'target_ms=2', 'goes without budget'),
     (dict(target_ms=1, max_loss=2), 'max_loss=2', 'goes without target_ms'),
     (dict(max_loss=-1), 'max_loss=-1', 'expected a number above 0'),
-    (dict(cost='latency'), 'cost=latency', 'says what a budget counts; give one'),
+    (dict(cost='latency'), 'cost=latency', 'requires a budget'),
     (dict(cost='money', budget=1), 'cost', "accepted: None, macs, latency; got 'money'"),
     (dict(precision='int8'), 'precision', "accepted: float32, bfloat16, float16; got 'int8'"),
     (dict(backend='jax'), 'backend', "accepted: None, torch, onnxruntime, openvino; got 'jax'"),

@@ -70,7 +70,7 @@ def test_files_that_differ_are_named_or_written(copy):
     done = make('--check')
     assert done.returncode == 1 and done.stdout.splitlines() == [
         'options/test_cdnsr_carn.yml: differs', 'options/train_etds_t_x2.yml: differs', 'docs/Training.md: differs',
-        'options/a.yml: no template makes it'
+        'options/a.yml: not made by any template'
     ]
     assert not missing.exists() and changed.read_text() != text
     done = make()
@@ -125,10 +125,10 @@ def test_a_backbone_is_one_row(copy, monkeypatch, classifier):
 
 
 @pytest.mark.parametrize('right, wrong, message', [
-    ('tiny:', 'Tiny_1:', 'Tiny_1: a name has small letters and digits only'),
+    ('tiny:', 'Tiny_1:', 'Tiny_1: expected a name of lower-case letters and digits'),
     ('  title: Tiny\n', '', 'tiny: title is missing'),
     ('  classsr:', '  clasr:', 'tiny: clasr is unknown'),
-    ('CLASSIFIER', 'softmax', 'tiny: classifier is maps, errors or published'),
+    ('CLASSIFIER', 'softmax', 'tiny: expected classifier: maps, errors or published'),
     ('    SPAN 4: {type: SPAN, num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 1, upscale: 4}\n', '',
      'tiny: expected three branches'),
 ])  # yapf: disable

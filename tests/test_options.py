@@ -42,12 +42,12 @@ WRONG_NETWORKS = [
     (cdnsr(branches={}), 'net.branches: expected a list of 2 to 5 branches'),
     (cdnsr(branches=[FSRCNN]), 'net.branches: expected a list of 2 to 5 branches'),
     (cdnsr(branches=[FSRCNN, 'FSRCNN']), r'net.branches\[1\]: expected a block with a type'),
-    (cdnsr(branches=[VGG, FSRCNN]), r'net.branches\[0\].type: VGGFeatureExtractor is no network that upscales'),
-    (cdnsr(branches=[FSRCNN, CLASSIFIER]), r'net.branches\[1\].type: PatchClassifier is no network that upscales'),
-    (cdnsr(classifier=FSRCNN), 'net.classifier.type: FSRCNN is no classifier'),
+    (cdnsr(branches=[VGG, FSRCNN]), r'net.branches\[0\].type: VGGFeatureExtractor is not a network that upscales'),
+    (cdnsr(branches=[FSRCNN, CLASSIFIER]), r'net.branches\[1\].type: PatchClassifier is not a network that upscales'),
+    (cdnsr(classifier=FSRCNN), 'net.classifier.type: FSRCNN is not a classifier'),
     (cdnsr(classifier=[CLASSIFIER]), "net.classifier: expected a block of options with a key 'type'"),
     (cdnsr(mixture=[]), 'net.mixture: expected a word'),
-    (dict(type='PCSR', backbone=VGG), 'net.backbone.type: VGGFeatureExtractor is no network that upscales'),
+    (dict(type='PCSR', backbone=VGG), 'net.backbone.type: VGGFeatureExtractor is not a network that upscales'),
     (dict(type='PCSR', backbone=FSRCNN, heavy=[8, 'x']), r'net.heavy\[1\]: expected an integer'),
     (dict(FSRCNN, num_feat=[4]), 'net.num_feat: expected an integer'),
     (dict(FSRCNN, num_feat={}), 'net.num_feat: expected an integer'),
@@ -98,7 +98,7 @@ def test_networks_are_no_larger_than_memory(monkeypatch):
 
 
 def test_values_that_do_not_go_together_are_the_blocks_mistake():
-    with pytest.raises(OptionError, match='net: makes no network: RuntimeError'):
+    with pytest.raises(OptionError, match='net: does not make a network: RuntimeError'):
         built_network(dict(RCAN, rgb_mean=[0.4, 0.4]), 'net')
 
 

@@ -126,7 +126,7 @@ built = build(dict(type='SPAN', num_feat=4, num_block=1), net.state_dict(), 'a',
 assert type(built) is SPAN
 try:
     build(dict(type='PatchClassifier', num_feat=4), {}, 'a', 'b')
-    raise AssertionError('a classifier is no network that upscales')
+    raise AssertionError('a classifier is not a network that upscales')
 except OptionError as error:
     assert 'no network that makes a larger image' in str(error)
 net = load_network('cdnsr-etds-x4')

@@ -210,11 +210,11 @@ def test_images_are_pooled_and_the_farthest_square_is_found():
 
 
 @pytest.mark.parametrize('reference, seconds, expected', [
-    ('hardest', 5., '2.0 times as fast as heavy, at 45.2 dB towards its picture.'),
+    ('hardest', 5., '2.0 times as fast as heavy, at 45.2 dB relative to its image.'),
     ('gt', 4., '2.5 times as fast as heavy, at 0.020 dB below it.'),
     ('hardest', 5.,
-     'light alone is enough: 2.0 times as fast as heavy, at 45.2 dB towards its picture; there is nothing '
-     'to route. Ask for more, by --fidelity above 45.'),
+     'light alone is enough: 2.0 times as fast as heavy, at 45.2 dB relative to its image; there is nothing '
+     'to route. For a higher quality, give --fidelity above 45.'),
     ('hardest', 9., 'Does not pay with light: at 45 dB, 90 % of the area needs heavy, and it is 1.11 times as fast.'),
 ])
 def test_the_verdict_says_whether_it_pays(reference, seconds, expected):
@@ -266,7 +266,7 @@ def test_towards_the_heavy_network_the_folder_is_taken_as_it_is_and_fidelity_is_
         shares.append(int(capsys.readouterr().out.split('class 0 to 1: ')[1].split(' /')[0]))
     assert shares[0] > shares[1]
     assert cli.main([*begin, 'out', '--max-loss', '0.1']) == 2
-    assert "--max-loss 0.1 needs a router that knows errors towards the ground truth" in capsys.readouterr().err
+    assert "--max-loss 0.1 needs a router of errors relative to the ground truth" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -274,8 +274,8 @@ def test_what_a_lighter_network_does_better_it_gets(folder, capsys):
     arguments = ['--with', 'bicubic', '-i', 'photographs', '-o', 'routed.safetensors', '--reference', 'gt']
     assert cli.main(['route', 'heavy.pth', *arguments]) == 0
     said = capsys.readouterr().out
-    assert '5 photographs; learnt from 4 parts of them; measured on others' in said
-    assert '| bicubic |' in said and '| heavy.pth |' in said and 'dB towards GT' in said
+    assert '5 photographs; trained on 4 parts of some, measured on parts of others' in said
+    assert '| bicubic |' in said and '| heavy.pth |' in said and '| to GT |' in said
     net, block, *_ = convert('routed.safetensors')
     assert [branch['type'] for branch in block['branches']] == ['Interpolation', 'FSRCNN']
     assert block['classifier']['price'] == net.classifier.price > 0 and float(net.classifier.costs.max()) == 1
@@ -290,16 +290,16 @@ def test_what_a_lighter_network_does_better_it_gets(folder, capsys):
     (['nothing.pth', '--with', 'bicubic'], 'nothing.pth'),
     (['heavy.pth', '--with', *['bicubic'] * 5], '--with: expected 1 to 4 networks, but got 5'),
     (['heavy.pth', '--with', 'x4.pth'], '--with: the branches differ in scale or channels'),
-    (['heavy.pth', '--with', 'routed.pth'], 'routed.pth: routes already; a branch is a network without branches'),
+    (['heavy.pth', '--with', 'routed.pth'], 'routed.pth: is already routed; expected a network without branches'),
     (['heavy.pth', '--with', 'bicubic', '--max-loss', '0'], '--max-loss 0.0: expected a number above 0'),
-    (['heavy.pth', '--with', 'bicubic', '--max-loss', '1'], '--max-loss: goes with --reference gt'),
+    (['heavy.pth', '--with', 'bicubic', '--max-loss', '1'], '--max-loss: requires --reference gt'),
     (['heavy.pth', '--with', 'bicubic', '--reference', 'gt', '--fidelity', '1'
-      ], '--fidelity: goes with --reference hardest'),
+      ], '--fidelity: requires --reference hardest'),
     (['bare.pth', '--with', 'bicubic', '-opt', 'other.yml'], 'does not fit the network FSRCNN'),
     (['heavy.pth', '--with', 'bicubic', '-o', 'taken.pth'], 'taken.pth: already exists; --overwrite replaces it'),
     (['heavy.pth', '--with', 'bicubic', '-o', 'mine.pth'], 'mine.png: already exists; --overwrite replaces it'),
     (['heavy.pth', '--with', 'bicubic', '-o', 'out.txt'], 'expected a name that ends in .pth or .safetensors'),
-    (['heavy.pth', '--with', 'bicubic', '-i', 'small'], 'holds no photograph of at least 144 pixels on each side'),
+    (['heavy.pth', '--with', 'bicubic', '-i', 'small'], 'contains no photograph of at least 144 pixels on each side'),
     (['heavy.pth', '--with', 'bicubic', '-i', 'small', '--reference', 'gt'], 'of at least 288 pixels on each side'),
     (['heavy.pth', '--with', 'bicubic', '-i', 'nowhere'], 'nowhere: no such folder'),
 ])

@@ -148,7 +148,7 @@ def test_a_changed_file_is_refused(folder, shipped, capsys):
     path = shipped['tiny_fsrcnn'].path
     path.write_bytes(path.read_bytes()[:-1] + b'x')
     assert cli.main(['upscale', '-m', 'tiny_fsrcnn', '-i', 'a.png', '-o', 'out']) == 2
-    assert one_line(capsys).startswith(f'basicsr: error: {path}: is not the file that was shipped')
+    assert one_line(capsys).startswith(f'basicsr: error: {path}: has changed since it was shipped')
     path.unlink()
     assert cli.main(['convert', 'tiny_fsrcnn', '-o', 'own.pth']) == 2
     assert one_line(capsys).startswith(f'basicsr: error: {path}: cannot be read: No such file')

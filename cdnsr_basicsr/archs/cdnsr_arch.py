@@ -142,7 +142,7 @@ class _PredictsErrors(nn.Module):
         self.register_buffer('costs', torch.zeros(num_classes))
 
     def logits(self, errors):
-        """What stands for predicted squared errors, of shape (b, M), where a class is chosen."""
+        """The predicted squared errors by which a class is chosen, of shape (b, M)."""
         return -(errors / self.price + self.costs)
 
     def errors(self, logits):
@@ -170,11 +170,11 @@ class ErrorPredictor(_PredictsErrors):
         num_in_ch (int): Channel number of inputs. Default: 3.
         num_feat (int): Channel number of the first intermediate features, which grow to three times that. Default: 16.
         num_classes (int): Number of branches M. CDNSR sets it. Default: 3.
-        price (float): Squared error, in grey levels (0 to 255), that the dearest branch has to save to be worth what it
-            costs, where no budget says otherwise. Default: 2.
+        price (float): Squared error, in grey levels (0 to 255), that the most expensive branch has to save to be worth
+            its cost, without a budget. Default: 2.
 
     Attributes:
-        costs (Tensor): Buffer of shape (M, ), cost of each branch relative to the dearest; the model sets it.
+        costs (Tensor): Buffer of shape (M, ), cost of each branch relative to the most expensive; the model sets it.
     """
 
     def __init__(self, num_in_ch=3, num_feat=16, num_classes=3, price=2.):
@@ -235,15 +235,15 @@ class ErrorMap(_PredictsErrors):
         num_in_ch (int): Channel number of inputs, 3 (RGB) or 1. Default: 3.
         num_feat (int): Channel number of intermediate features. Default: 48.
         num_classes (int): Number of branches M. CDNSR sets it. Default: 3.
-        price (float): Squared error, in grey levels (0 to 255), that the dearest branch has to save to be worth what it
-            costs, where no budget says otherwise. Default: 2.
+        price (float): Squared error, in grey levels (0 to 255), that the most expensive branch has to save to be worth
+            its cost, without a budget. Default: 2.
         margin (float): Loss of PSNR by routing, relative to the predicted one, as it was measured on photographs that
             were not learnt from; of errors towards the hardest branch those themselves. Default: 1.
-        reference (str): 'gt' | 'hardest': what errors are towards: the ground truth, or the picture of the last branch,
+        reference (str): 'gt' | 'hardest': what errors are towards: the ground truth, or the image of the last branch,
             whose own error is zero then. Default: 'gt'.
 
     Attributes:
-        costs (Tensor): Buffer of shape (M, ), cost of each branch relative to the dearest; the model sets it.
+        costs (Tensor): Buffer of shape (M, ), cost of each branch relative to the most expensive; the model sets it.
         cell (int): Side of what has an error of its own, in pixels.
         reach (int): How far beyond a cell it looks, in pixels, rounded up to cells.
     """
@@ -368,7 +368,7 @@ class CDNSR(nn.Module):
         super(CDNSR, self)._load_from_state_dict(state_dict, prefix, *args)
 
     def freeze(self, parts):
-        """Keeps parts of the network as they are: no gradient, no graph, evaluation mode also in training.
+        """Freezes parts of the network: no gradient, no graph, evaluation mode also in training.
 
         Args:
             parts (list[str]): Any of 'classifier' and 'branches'.

@@ -11,7 +11,7 @@ def _conv3x3(num_in_ch, num_out_ch):
 
 @ARCH_REGISTRY.register()
 class ETDS(nn.Module):
-    """ETDS in its training form: a stream of features and a narrow one that carries the picture.
+    """ETDS in its training form: a stream of features and a narrow one that carries the image.
 
     Paper: Equivalent Transformation and Dual Stream Network Construction for Mobile Image Super-Resolution (CVPR 2023).
 

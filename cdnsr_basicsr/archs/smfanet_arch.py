@@ -8,7 +8,7 @@ POOL = 8  # pixels, each way, of which the non-local branch sees the largest
 
 
 def _halves(tensor, dim=0):
-    """First the even and then the odd ones of what is counted along a dimension."""
+    """Reorders a dimension: even indices first, then odd ones."""
     return torch.cat(tensor.unflatten(dim, (-1, 2)).unbind(dim + 1), dim)
 
 

@@ -42,7 +42,7 @@ def benchmark(settings: Settings,
             raise OptionError('--singles', f'{model} is routed; expected networks without branches')
     check_comparable(networks)
     if settings.oracle and not settings.budgets and not any(network.maps_errors for network in networks.values()):
-        raise OptionError('--oracle', 'goes with --budgets, unless a classifier is an ErrorMap')
+        raise OptionError('--oracle', 'requires --budgets, unless a classifier is an ErrorMap')
     first = next(iter(networks.values()))
     rows = list(
         dict.fromkeys(row for model, network in networks.items() for row in rows_of(settings, model, network)
@@ -85,12 +85,12 @@ def benchmark(settings: Settings,
     timed = f'medians of {settings.repeat} runs, all rows in turns' if settings.repeat else 'not timed'
     gray = '; PSNR and SSIM of luma' if first.channels == 1 else ''
     text = (f'{len(sizes)} photograph{"s" * (len(sizes) != 1)} of {min(sizes)} to {max(sizes)} pixels, x{first.scale}, '
-            f'tiles of at most {settings.patch_size or "the usual size"}'
+            f'tiles of at most {settings.patch_size or "the default size"}'
             f'{", budgets of time" * (settings.cost == "latency")}; {machine(torch.device(settings.device))}; '
             f'{timed}{gray}')
     for row in rows:
         if not all(result.get('finite', True) for result in results[row]):
-            text += f'\nNo PSNR, as values are no finite numbers: {row.model}, {row.name}, {row.precision}'
+            text += f'\nNo PSNR, because values are not finite: {row.model}, {row.name}, {row.precision}'
     return measured, text, left_out
 
 
@@ -98,9 +98,9 @@ def check_comparable(networks: dict[str, Network]) -> None:
     """Refuses networks whose figures say nothing beside each other."""
     scales = sorted({network.scale for network in networks.values()})
     if len(scales) != 1:
-        raise OptionError('-m', f'all models must have one scale, but have {scales}')
+        raise OptionError('-m', f'all models must have the same scale, but have {scales}')
     if len({network.channels for network in networks.values()}) != 1:
         gray = ', '.join(model for model, network in networks.items() if network.channels == 1)
-        raise OptionError('-m', f'networks for gray pictures ({gray}) cannot be compared with those for colours')
+        raise OptionError('-m', f'networks for grayscale images ({gray}) cannot be compared with others')
     if scales[0] != int(scales[0]):
-        raise OptionError('-m', f'only networks of whole scales can be compared, but x{scales[0]} was given')
+        raise OptionError('-m', f'only networks with an integer scale can be compared, but x{scales[0]} was given')

@@ -23,7 +23,7 @@ class Settings:
         repeat: Timed runs of each row and photograph, after one that is not; 0: no times.
         limit: Most photographs. Default: all.
         patch_size: Largest side of a tile. Default: the engine's.
-        step: patch_size less the overlap of tiles.
+        step: patch_size minus the overlap of tiles.
         device: Where to run.
         backends: What is to run tiled and routed rows, those other than torch on the CPU; where one has no such
             precision, the row is left out.
@@ -107,7 +107,7 @@ class Measured(NamedTuple):
     Attributes:
         row: The row.
         network: Type of the network.
-        psnr, ssim: Means over the photographs, of RGB, or of the luma of networks for gray pictures, `scale` pixels of
+        psnr, ssim: Means over the photographs, of RGB, or of the luma of networks for gray images, `scale` pixels of
             border left out; NaN if a result is not finite.
         pooled: PSNR of all these pixels of all photographs together.
         kmacs: Thousand MACs per pixel of the result, classifier and tile overlap included.

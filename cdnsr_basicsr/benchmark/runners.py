@@ -235,7 +235,7 @@ def loop(bench: Bench, row: Row) -> Runner:
     def run(lq: torch.Tensor) -> Result:
         image, classes = one_tile_at_a_time(bench.net, lq, patch_size, step, bench.plain.multiple)
         spent = sum(tile.branch_macs[kind] + tile.classifier_macs for kind in classes)
-        spent *= min(1, lq.shape[2] / patch_size) * min(1, lq.shape[3] / patch_size)  # of a small picture
+        spent *= min(1, lq.shape[2] / patch_size) * min(1, lq.shape[3] / patch_size)  # of a small image
         counts = np.bincount(classes, minlength=len(bench.branches)).tolist()
         return Result(image, spent / (image.shape[2] * image.shape[3]) / 1000, counts)
 

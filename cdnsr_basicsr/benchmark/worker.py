@@ -110,7 +110,7 @@ def running_worker(settings: Settings, pairs: PairStore, model: str, tuned: bool
                 ours.send(question)
             answer = ours.recv()
         except (EOFError, OSError):
-            raise OptionError(model, 'the process that ran it was killed, perhaps for memory') from None
+            raise OptionError(model, 'its process was killed, perhaps because memory ran out') from None
         if 'fatal' in answer:
             raise OptionError(model, answer['fatal'])
         return answer

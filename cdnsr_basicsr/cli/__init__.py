@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """Imports torch only when it is asked for."""
+    """Imports torch only when needed."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> NoReturn:
         from ..environment import summary

@@ -1,4 +1,4 @@
-"""What commands share: arguments, checks of them, and what they say in the end."""
+"""Shared by the commands: arguments, their checks, and summaries."""
 from __future__ import annotations
 
 import argparse
@@ -46,7 +46,7 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 
 def answers(run: Callable[[argparse.Namespace, Say], int]) -> Run:
-    """Makes the `run` of a command with `--json` of a function that says what it has found as text and as content.
+    """Makes the `run` of a command with `--json` from a function that returns its result as text and as content.
 
     With `--json`, standard output holds the content alone: what the command, plugins, libraries and processes print
     meanwhile goes to standard error. Where the function raises, nothing is printed.
@@ -68,7 +68,7 @@ def answers(run: Callable[[argparse.Namespace, Say], int]) -> Run:
 
 @contextlib.contextmanager
 def standard_output_to_error() -> Iterator[None]:
-    """Prints to standard error what is printed to standard output, by other processes and in other languages too."""
+    """Redirects standard output to standard error, also for other processes and for libraries in other languages."""
     sys.stdout.flush()
     output = os.dup(1)
     os.dup2(2, 1)
@@ -81,7 +81,7 @@ def standard_output_to_error() -> Iterator[None]:
 
 
 def finite(value: Any) -> Any:
-    """None in the place of numbers that are not finite, which JSON does not have, within lists and dicts too."""
+    """Replaces numbers that are not finite, which JSON lacks, by None, also within lists and dicts."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -124,7 +124,7 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
 
 @contextlib.contextmanager
 def said_by_flags(**others: str) -> Iterator[None]:
-    """Lets errors of a function name flags where they name its arguments: '--scale 0' for 'scale=0'.
+    """Makes errors of a function name flags instead of its arguments: '--scale 0' for 'scale=0'.
 
     Args:
         others: Flag of each argument that is none of the settings.
@@ -150,12 +150,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def given_for(struct: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Those of the arguments that a dataclass has fields for."""
+    """The arguments for which a dataclass has fields."""
     return {field.name: getattr(args, field.name) for field in fields(struct) if hasattr(args, field.name)}
 
 
 def check_checkpoint_to_write(path: str, overwrite: bool) -> None:
-    """Refuses a name that is none of a checkpoint, is in no folder, or is taken."""
+    """Refuses a name without a checkpoint's extension, in a missing folder, or of an existing file."""
     if os.path.splitext(path)[1] not in ('.pth', '.safetensors'):
         raise OptionError(f'-o {path}', 'expected a name that ends in .pth or .safetensors')
     if not os.path.isdir(os.path.dirname(path) or '.'):
@@ -172,23 +172,23 @@ def check_budgets(budgets: Sequence[float]) -> Sequence[float]:
 
 
 def say_what_is_missing(folder: str, notes: Sequence[tuple[str, str]], left_out: Sequence[Any]) -> None:
-    """Names pictures that were not done as a whole, and files that are no pictures, those of each ending in a line."""
+    """Prints images that were read in part, and files that are not images, one line for each extension."""
     for path, note in notes:
-        print(f'Not the whole of {path}: {note}.')
+        print(f'Read in part: {path}: {note}.')
     endings: dict[str, list[str]] = {}
     for path in left_out:
-        endings.setdefault(path.suffix or 'no ending', []).append(os.path.relpath(path, folder))
+        endings.setdefault(path.suffix or 'no extension', []).append(os.path.relpath(path, folder))
     for ending, names in sorted(endings.items()):
-        print(f'Left alone, no picture by its ending: {ending}: {", ".join(names)}')
+        print(f'Skipped, not an image format: {ending}: {", ".join(names)}')
 
 
 def reasons(photographs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """Files that were left out, or failed, and why, as --json has them."""
+    """Files that were left out or failed, with the reason, for --json."""
     return [dict(path=path, reason=reason) for path, reason in photographs]
 
 
 def say_left_out(photographs: Sequence[tuple[str, str]]) -> int:
-    """Names photographs that were not measured with; the exit code says whether there are any."""
+    """Prints photographs that were left out; the exit code says whether there are any."""
     for path, reason in photographs:
         print(f'Left out: {path}: {reason}', file=sys.stderr)
     return 1 if photographs else 0

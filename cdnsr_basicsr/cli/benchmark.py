@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
         check_tile(args.patch_size or PATCH_SIZE, args.step)  # the larger of the engines' defaults
     if set(args.backends) - {'torch'}:
         if args.device not in (None, 'cpu'):
-            raise OptionError(f'--device {args.device}', 'only torch runs on others than the CPU')
+            raise OptionError(f'--device {args.device}', 'only torch runs on other devices than the CPU')
         args.device = 'cpu'
     with arguments.said_by_flags():
         args.device = str(choose_device(args.device))

@@ -13,17 +13,17 @@ MOST_PORTS = 65535
 
 def add_parser(commands: arguments.Commands) -> None:
     command = arguments.new_command(
-        commands, 'demo', 'open a local page to try a network on: before and after, difficulty map, budget, time', run)
+        commands, 'demo', 'open a local page to try a network: before and after, difficulty map, budget, time', run)
     command.add_argument(
         '-m', dest='model', default=BEST, metavar='MODEL', help=f'{arguments.CHECKPOINT} (default: {BEST})')
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if available)')
     command.add_argument(
-        '--host', default=HOST, metavar='ADDRESS', help=f'address to listen at (default: {HOST}, this machine alone)')
+        '--host', default=HOST, metavar='ADDRESS', help=f'address to listen on (default: {HOST}, this machine alone)')
     command.add_argument(
         '--port',
         type=arguments.count,
         metavar='N',
-        help='port to listen at (default: the first free one from 7860 on)')
+        help='port to listen on (default: the first free one from 7860 on)')
     command.add_argument(
         '--max-megapixels',
         type=arguments.count,

@@ -50,9 +50,9 @@ def check(args: argparse.Namespace) -> None:
     if args.by != 'bicubic' and args.model is None and (args.by == 'psnr' or args.opt is None):
         raise OptionError(f'--by {args.by}', 'needs a network: -m MODEL')
     if args.by == 'branches' and args.thresholds:
-        raise OptionError('--thresholds', 'goes with --by psnr or bicubic only')
+        raise OptionError('--thresholds', 'requires --by psnr or bicubic')
     if args.classes is not None and (args.by == 'branches' or args.thresholds):
-        raise OptionError(f'--classes {args.classes}', 'goes with equal parts: not with --by branches or --thresholds')
+        raise OptionError(f'--classes {args.classes}', 'cannot be combined with --by branches or --thresholds')
     if args.margin is not None and args.by != 'branches':
         raise OptionError(f'--margin {args.margin}', 'expected a finite number of at least 0, and --by branches')
 

@@ -1,4 +1,4 @@
-"""`basicsr route`: a routed network of networks that are trained already."""
+"""`basicsr route`: combines trained networks into a routed network."""
 from __future__ import annotations
 
 import argparse
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and not 0 < value < float('inf'):
             raise OptionError(f'{flag} {value}', 'expected a number above 0')
         if value is not None and reference != args.reference:
-            raise OptionError(flag, f'goes with --reference {reference}')
+            raise OptionError(flag, f'requires --reference {reference}')
     load_plugins()
     from ..conversion.convert import Converted, save
     from ..loading import choose_device
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     named = {name: bicubic(heavy.scale) if name == 'bicubic' else network(name, args.options) for name in args.lighter}
     for name, branch in (*named.items(), (args.heavy, heavy)):
         if 'branches' in branch.block:
-            raise OptionError(name, 'routes already; a branch is a network without branches')
+            raise OptionError(name, 'is already routed; expected a network without branches')
     left_out: list[tuple[str, str]] = []
     if args.reference == 'gt':
         goal = Goal('gt', MAX_LOSS if args.max_loss is None else args.max_loss)
@@ -117,14 +117,14 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError('--with', str(error)) from error
     save(Converted(routed.net.cpu(), routed.block, 'own', ()), args.output)
     draw(routed, picture)
-    held_back = 'others' if routed.apart else 'other parts of the same (of others only from 3 photographs on)'
-    print(f'{routed.photographs} photographs; learnt from {routed.parts[0]} parts of them; measured on {held_back}:\n\n'
+    held_back = 'parts of others' if routed.apart else 'other parts of the same (with 3 photographs or more: of others)'
+    print(f'{routed.photographs} photographs; trained on {routed.parts[0]} parts of some, measured on {held_back}:\n\n'
           f'{markdown(routed)}\n{verdict(routed)}\nWrote {args.output} and {picture}.')
     return arguments.say_left_out(left_out)
 
 
 def network(path: str, options: Sequence[str]) -> Converted:
-    """A network, by the first option file that describes it, if it does not do so itself."""
+    """Loads a network; without a description of its own, by the first option file that fits."""
     from ..conversion.convert import convert
     misfit: Optional[OptionError] = None
     for opt_path in (None, *options):
@@ -137,7 +137,7 @@ def network(path: str, options: Sequence[str]) -> Converted:
 
 
 def bicubic(scale: int) -> Converted:
-    """Bicubic upsampling as a network that has been converted."""
+    """Bicubic upsampling as a converted network."""
     from ..archs import Interpolation
     from ..conversion.convert import Converted
     return Converted(Interpolation(scale), dict(type='Interpolation', upscale=scale), 'own', ())

@@ -1,4 +1,4 @@
-"""`basicsr upscale`: pictures, files and folders of them."""
+"""`basicsr upscale`: upscales image files and folders."""
 from __future__ import annotations
 
 import argparse
@@ -94,13 +94,13 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
         done = upscaler.upscale_folder(args.input, args.output, **{name: getattr(args, name) for name in named})
     routed = upscaler.routed and done.done > 0
     shares = [100 * number / sum(done.counts) for number in done.counts] if routed else []
-    text = (f'Upscaled {done.done} picture{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
+    text = (f'Upscaled {done.done} image{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
             f'{done.megapixels:.1f} megapixels in {done.seconds:.1f} s.\n')
     if routed:
         counted = ', in operations' if getattr(upscaler, 'by_time', False) else ''
         text += (f'{upscaler.unit} of class 0 to {len(done.counts) - 1}: '
                  f'{" / ".join(f"{share:.0f}" for share in shares)} %; cost {done.cost:.3f} of the hardest branch on '
-                 f'whole pictures{counted}, classifier and tile overlap included.\n')
+                 f'whole images{counted}, including classifier and tile overlap.\n')
     if done.present:
         text += f'Skipped, already exist: {done.present} (--overwrite replaces them{", with maps" * args.map}).\n'
     say(

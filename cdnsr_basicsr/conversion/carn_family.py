@@ -23,13 +23,13 @@ class CARNFamily(Family):
         scales = [scale for scale in (2, 3, 4) if f'upsample.up{scale}.body.0.weight' in state]
         if scales:  # a network of one scale has upsample.up
             if upscale not in scales:
-                raise ValueError(f'holds x{", x".join(map(str, scales))}, not x{upscale}')
+                raise ValueError(f'contains x{", x".join(map(str, scales))}, not x{upscale}')
             others = [(rf'^upsample\.up{scale}\.', None) for scale in scales if scale != upscale]
             state = rename(state, [*others, (rf'^upsample\.up{upscale}\.', 'upsample.up.')])
         if 'b1.b1.body.4.weight' not in state:
-            raise ValueError('holds CARN, of which there is no arch here; CARN-M is CARN_M')
+            raise ValueError('contains CARN, for which there is no arch; CARN-M is CARN_M')
         found = carn_m(rename(state, NAMES))
         if len(scales) < 2:
             return found
-        note = f'of the upsampling parts x{", x".join(map(str, scales))} that of x{upscale} was taken'
+        note = f'of the upsamplers x{", x".join(map(str, scales))} that of x{upscale} was used'
         return found._replace(notes=(*found.notes, note))

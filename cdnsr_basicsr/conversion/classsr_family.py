@@ -62,7 +62,7 @@ def fsrcnn(state: State) -> Found:
     """FSRCNN without activations between the mapping convs."""
     block = dict(type='FSRCNN', num_in_ch=3, num_out_ch=3, num_feat=len(state['head_conv.0.weight']))
     block.update(num_shrink=len(state['body_conv.0.0.weight']), num_map=4, upscale=4)
-    return Found(block, rename(state, FSRCNN), ('taken for x4, the only published scale: no weight tells it', ))
+    return Found(block, rename(state, FSRCNN), ('assumed to be x4, the only published scale', ))
 
 
 def msrresnet(state: State) -> Found:
@@ -144,7 +144,7 @@ class CDNSRFamily(Family):
     """A CDNSR, or one of its branches."""
     names = ('cdnsr', )
     projects = 'CDNSR, or a branch of CDNSR, ClassSR or ARM-Net'
-    files = 'files of its code: classifier and branches, or one branch'
+    files = "checkpoints of CDNSR's code: classifier and branches, or a single branch"
     order = 1  # its branches and PCSR's networks have names in common
     mixture = 'gumbel'
 
@@ -160,7 +160,7 @@ class ClassSRFamily(CDNSRFamily):
     """A ClassSR, or one of its branches: its files look like CDNSR's."""
     names = ('classsr', )
     projects = 'ClassSR, or a branch of it'
-    files = 'files of its code, the same'
+    files = "checkpoints of ClassSR's code, likewise"
     mixture = 'softmax'
 
 

@@ -76,11 +76,11 @@ def recognise(content: dict[str, Any],
     if family != 'auto':
         raise OptionError(path, f'is not of family {family}. {first}')
     projects = '; '.join(dict.fromkeys(known.projects for known in families().values()))
-    others = 'give the option file it was trained with by -opt'
+    others = 'give the option file that it was trained with: -opt FILE'
     if not importlib.util.find_spec('spandrel'):
-        others += ", or, for those of the community, pip install 'cdnsr-basicsr[spandrel]' (Python 3.10 or newer)"
-    raise OptionError(
-        path, f'is of no known family; known are {", ".join(families())}: files of {projects}; {others}. {first}')
+        others += ", or, for community networks, pip install 'cdnsr-basicsr[spandrel]' (Python 3.10 or newer)"
+    raise OptionError(path,
+                      f'is of no known family; known: {", ".join(families())}: files of {projects}; {others}. {first}')
 
 
 def load_network(path: Optional[str], opt_path: Optional[str] = None) -> nn.Module:
@@ -127,7 +127,7 @@ def convert(path: Optional[str],
     if family not in ('auto', *families()):
         raise OptionError(f'--from {family}', f'accepted: auto, {", ".join(sorted(families()))}')
     given = num_feat or upscale or family != 'auto'
-    described = 'is described already; a family, width or scale is for files that are not'
+    described = 'already has a description; family, width and scale are for files without one'
     if opt_path:
         if given:
             raise OptionError(path or opt_path, described)
@@ -145,14 +145,14 @@ def convert(path: Optional[str],
     if num_feat and num_feat != block.get('num_feat'):
         if name != 'arm':
             raise OptionError(
-                path, 'has one width; only the first channels of an ARM-Net are networks of their own '
+                path, 'has a single width; only an ARM-Net contains narrower networks '
                 '(--from arm, if it is one)')
         if num_feat > block['num_feat']:
             raise OptionError(path, f"has no branch of width {num_feat}; the widest is {block['num_feat']}")
         block = dict(block, num_feat=num_feat)
         try:
             state = slice_to(state, build_network(block))
-            notes = (*notes, f'the first {num_feat} channels were taken')
+            notes = (*notes, f'the first {num_feat} channels were used')
         except (ValueError, RuntimeError) as error:
             raise OptionError(path, f'has no branch of width {num_feat}: {one_line(error)}') from error
     return Converted(build(block, state, path, path), plain(block), name, notes)
@@ -173,7 +173,7 @@ def made_plain(converted: Converted, path: str, clip: bool = False) -> Converted
     try:
         if 'branches' in block:
             if clip:
-                raise ValueError('branches are clipped after they have been blended, not before')
+                raise ValueError('a branch must not clip: its tiles are blended first')
             plain_net, plain_block = plain_branches(cast(Any, net), block)
         else:
             alone = to_plain(net, clip)
@@ -182,8 +182,8 @@ def made_plain(converted: Converted, path: str, clip: bool = False) -> Converted
     except ValueError as error:
         raise OptionError(path, one_line(error)) from error
     if plain_block == block:
-        raise OptionError(path, 'is made of plain convs already, or of nothing that has such a form: ETDS, ECBSR, ABPN')
-    return Converted(plain_net, plain(plain_block), family, (*notes, 'equality was tried on random images'))
+        raise OptionError(path, 'is already plain, or cannot be: expected ETDS, ECBSR or ABPN')
+    return Converted(plain_net, plain(plain_block), family, (*notes, 'equality was checked on random images'))
 
 
 def save(converted: Converted, path: str) -> None:
@@ -201,7 +201,7 @@ def save(converted: Converted, path: str) -> None:
         save_checkpoint(dict(params=state, network_g=converted.block, scale=converted.scale), str(temporary))
         loaded = load_network(str(temporary)).state_dict()
         if any(not torch.equal(value, loaded[key]) for key, value in state.items()):
-            raise OptionError(path, 'does not come out of the file as it was written')
+            raise OptionError(path, 'is not the same when read back from the file')
 
 
 def describe(converted: Converted) -> str:

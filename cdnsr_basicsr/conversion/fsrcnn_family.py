@@ -32,5 +32,5 @@ class FSRCNNFamily(Family):
             re.sub(r'^(first_part\.|mid_part\.\d+\.|last_part\.)', lambda m: names[m.group()], key): value
             for key, value in state.items()
         }
-        note = f'taken for x{upscale}: no weight tells it'
+        note = f'assumed to be x{upscale}: the weights do not tell'
         return Found(dict(block, upscale=upscale, original=True), renamed, (note, ))

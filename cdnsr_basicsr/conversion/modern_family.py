@@ -55,7 +55,7 @@ def _block(arch: str, first: torch.Tensor, sub_pixels: torch.Tensor, num_block: 
     num_feat, num_in_ch = first.shape[:2]
     upscale = math.isqrt(len(sub_pixels) // num_in_ch)
     if upscale < 1 or num_in_ch * upscale**2 != len(sub_pixels):
-        raise ValueError(f'{len(sub_pixels)} sub-pixels are no whole scale of {num_in_ch} channels')
+        raise ValueError(f'{len(sub_pixels)} sub-pixels do not make an integer scale for {num_in_ch} channels')
     return dict(
         type=arch, num_in_ch=num_in_ch, num_out_ch=num_in_ch, num_feat=num_feat, num_block=num_block, upscale=upscale)
 
@@ -65,7 +65,7 @@ class SPANFamily(Family):
     """SPAN, folded or in its training form."""
     names = ('span', )
     projects = 'SPAN'
-    files = 'its files in either form; folded ones get `deploy: true`'
+    files = 'its checkpoints in either form; folded ones get `deploy: true`'
 
     def detect(self, source: Source) -> bool:
         return {'conv_cat.weight', 'upsampler.0.weight'} <= set(source.state)
@@ -120,7 +120,7 @@ class _Renamed(Family):
 @register
 class SPANV2Family(_Renamed):
     """SPANV2."""
-    names, projects, files = ('spanv2', ), 'SPANV2', 'its file'
+    names, projects, files = ('spanv2', ), 'SPANV2', 'its checkpoint'
     arch, table = 'SPANV2', SPANV2
     first, sub_pixels, blocks = 'block_1.c1.conv.weight', 'conv_near.weight', r'block_\d\.c1\.conv\.weight'
 
@@ -128,6 +128,6 @@ class SPANV2Family(_Renamed):
 @register
 class SMFANetFamily(_Renamed):
     """SMFANet and SMFANet+."""
-    names, projects, files = ('smfanet', ), 'SMFANet', 'its files, SMFANet+ too'
+    names, projects, files = ('smfanet', ), 'SMFANet', 'its checkpoints, including SMFANet+'
     arch, table = 'SMFANet', SMFANET
     first, sub_pixels, blocks = 'to_feat.weight', 'to_img.0.weight', r'feats\.\d+\.smfa\.linear_0\.weight'

@@ -77,5 +77,5 @@ class PCSRFamily(Family):
 def _plain(name: str, args: dict[str, Any], state: State) -> Found:
     block, table, width = NETWORKS[name]
     folded = fold_batch_norms(state)
-    notes = ('its batch norms are part of the convs before them now', ) if len(folded) < len(state) else ()
+    notes = ('its batch norms were folded into the convs before them', ) if len(folded) < len(state) else ()
     return Found(dict(block, num_feat=args.get(width, block['num_feat'])), rename(folded, table), notes)

@@ -33,7 +33,7 @@ def _layers(net: nn.Module) -> _Layers:
             fold = copy.deepcopy(net)
             fold.set_clip()
             if not all(map(torch.equal, net.conv_clip.parameters(), fold.conv_clip.parameters())):
-                raise ValueError('conv_clip does something else than to clip')
+                raise ValueError('conv_clip does more than clip')
             weight, bias = (tensor[:net.num_sub_pixels] for tensor in convs[-1])
             convs[-1] = (-weight, 1 - bias)
         slopes: Optional[list[Any]] = [act.weight for act in net.acts] if net.act_type == 'prelu' else None
@@ -42,7 +42,7 @@ def _layers(net: nn.Module) -> _Layers:
         blocks, slopes = list(net.backbone), None
         kind = blocks[0].act_type
         if kind not in ('prelu', 'relu', 'rrelu', 'linear'):
-            raise ValueError(f'ECBSR with act_type {kind} is no network of ReLUs or PReLUs')
+            raise ValueError(f'ECBSR with act_type {kind} is not a network of ReLUs or PReLUs')
         if kind == 'prelu':
             slopes = [block.act.weight for block in blocks[:-1]]
         elif kind == 'linear':

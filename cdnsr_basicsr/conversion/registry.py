@@ -75,7 +75,7 @@ def register(family: type[Family]) -> type[Family]:
     """Enters a family into `families`."""
     taken = {name for known in _registered for name in known.names}.intersection(family.names)
     if taken:
-        raise ValueError(f'{family.__name__}: a family of the name {min(taken)} exists already')
+        raise ValueError(f'{family.__name__}: a family of the name {min(taken)} already exists')
     _registered.append(family())
     return family
 

@@ -11,7 +11,7 @@ class SpandrelFamily(Family):
     """What spandrel reads: SwinIR, HAT, DAT, RCAN, ESRGAN, Real-ESRGAN, PLKSR, OmniSR ..."""
     names = ('spandrel', )
     projects = 'networks that spandrel reads'
-    files = 'all of theirs, with the extra `spandrel`'
+    files = 'all that spandrel reads, with the extra `spandrel`'
     order = 9  # where no other family knows better
 
     def detect(self, source: Source) -> bool:

@@ -41,7 +41,7 @@ def check_upscales(descriptor: Any) -> None:
     if descriptor.scale < 2:
         raise ValueError(f'{name} makes images of the same size; expected a super-resolution network')
     if channels not in ((3, 3), (1, 1)):
-        raise ValueError(f'{name} makes {channels[1]} channels of {channels[0]}; expected 3 of 3, or 1 of 1')
+        raise ValueError(f'{name} makes {channels[1]} channels from {channels[0]}; expected 3 from 3, or 1 from 1')
 
 
 @ARCH_REGISTRY.register()
@@ -104,10 +104,10 @@ class Spandrel(nn.Module):
             descriptor = spandrel_registry()[self.architecture].architecture.load(weights)
             check_upscales(descriptor)
         except Exception as error:  # wrong weights show in errors of any type; load_state_dict raises this one
-            raise RuntimeError(f'Spandrel: makes no {self.architecture} of these weights '
+            raise RuntimeError(f'Spandrel: cannot build a {self.architecture} from these weights '
                                f'({type(error).__name__}: {" ".join(str(error).split())[:200]})') from error
         if (descriptor.scale, descriptor.input_channels) != (self.upscale, self.num_in_ch):
-            raise RuntimeError(f'Spandrel: the weights are of a {self.architecture} of x{descriptor.scale} and '
+            raise RuntimeError(f'Spandrel: the weights belong to a {self.architecture} of x{descriptor.scale} and '
                                f'{descriptor.input_channels} channels, not x{self.upscale} and {self.num_in_ch}')
         if self.model is None:
             self.model = descriptor.model.to(self.nothing.device).train(self.training).requires_grad_(self.trainable)
@@ -128,7 +128,7 @@ class Spandrel(nn.Module):
             Tensor: of shape (b, c, h*upscale, w*upscale), about [0, 1].
         """
         if self.model is None:
-            raise RuntimeError(f'Spandrel: this {self.architecture} has no weights yet, which it is built of.')
+            raise RuntimeError(f'Spandrel: this {self.architecture} has no weights yet, from which it is built.')
         h, w = x.shape[-2:]
         right, below = self.sizes.get_padding(w, h)
         if right or below:

@@ -88,7 +88,7 @@ def fold_mean_shift(state: State, first: str, last: str) -> tuple[State, list[fl
     weight, bias = state[f'{last}.weight'].double(), state[f'{last}.bias'].double()
     state[f'{last}.weight'] = torch.einsum('po,oikl->pikl', after, weight).to(dtype)
     state[f'{last}.bias'] = (after @ bias + back - mean).to(dtype)
-    return state, mean.tolist(), ('its mean shifts had been trained; they are part of the first and last conv now', )
+    return state, mean.tolist(), ('its trained mean shifts were folded into the first and last conv', )
 
 
 def rounded(values: torch.Tensor) -> list[float]:

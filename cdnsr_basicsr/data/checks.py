@@ -1,4 +1,4 @@
-"""What the pictures of an option file are, looked at before the first iteration."""
+"""Checks the images of an option file before the first iteration."""
 from __future__ import annotations
 
 import copy
@@ -15,9 +15,9 @@ from ..options.checks import names_in
 from ..options.networks import of_basicsr_or_ours
 from .pictures import Database, Folder, NotAPicture, Pictures, check_decodes, decoded, keys_of_lmdb, read_names
 
-DECODED = 2**25  # bytes of a dataset's pictures that are decoded; the others' headers and ends are looked at
+DECODED = 2**25  # bytes of a dataset's images that are decoded; the others' headers and ends are looked at
 MAX_ITEMS = 10**8  # of an enlarged dataset: their order is a list
-CROPPED = 400  # RealESRGANDataset's pictures, whatever they were
+CROPPED = 400  # RealESRGANDataset's images, whatever they were
 SSIM_WINDOW = 11
 ROOTS = ('dataroot_gt', 'dataroot_lq')
 PAIRED = ('PairedImageDataset', 'RealESRGANPairedDataset')
@@ -27,7 +27,7 @@ Size = tuple  # (height, width)
 
 @contextmanager
 def unlogged() -> Iterator[None]:
-    """Leaves BasicSR's logger as it is: the first who asks for it decides for good whether there is a log file."""
+    """Keeps BasicSR's logger unchanged: its first use decides permanently whether there is a log file."""
     from basicsr.utils.logger import initialized_logger
     logger, before = logging.getLogger('basicsr'), dict(initialized_logger)
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
@@ -54,12 +54,12 @@ def as_basicsr_reads(name: str, block: Mapping, opt: Mapping) -> dict:
 
 
 def files_in(folder: str) -> list[str]:
-    """What BasicSR takes for the pictures of a folder: all files that are not hidden."""
+    """The files that BasicSR reads as images of a folder: all that are not hidden."""
     return sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith('.') and entry.is_file())
 
 
 def listed(block: Mapping, key: str, where: str) -> tuple[Optional[Pictures], list[str]]:
-    """A dataset's pictures at one of its roots, and their names there, as far as they can be told.
+    """A dataset's images at one of its roots, and their names there, as far as they are known.
 
     Raises:
         OptionError: The root is no folder, or an LMDB where io_backend says otherwise, or is cut off or damaged.
@@ -68,10 +68,10 @@ def listed(block: Mapping, key: str, where: str) -> tuple[Optional[Pictures], li
     if not isinstance(root, str):
         return None, []
     if not osp.isdir(root):
-        raise OptionError(place, f'is no folder: {root}')
+        raise OptionError(place, f'is not a folder: {root}')
     if block.get('io_backend', {}).get('type') == 'lmdb':
         if not root.endswith('.lmdb'):
-            raise OptionError(place, f'{root} does not end in .lmdb, as io_backend.type: lmdb wants it; or is it disk?')
+            raise OptionError(place, f'{root} does not end in .lmdb, as io_backend.type: lmdb requires; or is it disk?')
         names = keys_of_lmdb(root, place)
         return Database(root), names
     if root.rstrip('/').endswith('.lmdb') or osp.isfile(osp.join(root, 'data.mdb')):
@@ -104,10 +104,10 @@ def pair_names(block: Mapping, where: str) -> Iterator[tuple[Pictures, str, Pict
             for key, pictures, name in (('gt', gt, gt_name), ('lq', lq, lq_name)):
                 if name not in known[key] and not osp.isfile(pictures.name(name)):
                     other = gt.name(gt_name) if key == 'lq' else given
-                    raise OptionError(f'{where}.dataroot_{key}', f'{pictures.name(name)} is missing, of {other}')
+                    raise OptionError(f'{where}.dataroot_{key}', f'{pictures.name(name)} is missing, for {other}')
         extra = sorted(set(lq_names) - set(names.values())) if not given else []
         if extra:
-            raise OptionError(f'{where}.dataroot_gt', f'has no picture for {lq.name(extra[0])}')
+            raise OptionError(f'{where}.dataroot_gt', f'has no image for {lq.name(extra[0])}')
     else:
         for one, others, root in ((gt_names, lq_names, block['dataroot_lq']), (lq_names, gt_names,
                                                                                block['dataroot_gt'])):
@@ -126,19 +126,19 @@ def _paths_of_pairs(path: str, where: str) -> Iterator[tuple[str, str]]:
 
 
 class Looked:
-    """Looks at pictures, and shows progress where it takes long. Each is looked at once.
+    """Checks images, each only once, and shows progress if it takes long.
 
     Args:
         where: Place of the dataset in the option file.
-        total: Number of pictures.
-        step: Of how many pictures one is decoded.
+        total: Number of images.
+        step: Of how many images one is decoded.
     """
 
     def __init__(self, where: str, total: int, step: int) -> None:
         self.where = where
         self.step = step
         self.number = 0
-        self.bar = tqdm(total=total, desc=f'looking at {where}', unit='picture', disable=None, delay=2, leave=False)
+        self.bar = tqdm(total=total, desc=f'checking {where}', unit='image', disable=None, delay=2, leave=False)
 
     def size(self, pictures: Pictures, name: str, key: str) -> Size:
         """Height and width.
@@ -161,7 +161,7 @@ class Looked:
 
 
 def step_of(pictures: Pictures, names: list[str]) -> int:
-    """Of how many pictures one is decoded, so that about DECODED bytes are."""
+    """N such that every N-th image is decoded, about DECODED bytes in total."""
     probe = names[::max(1, len(names) // 100)]
     total = 0
     for name in probe:
@@ -193,7 +193,7 @@ def check_crop(block: Mapping, where: str, gt: str, gt_size: Size) -> None:
 def check_gt_size(block: Mapping, where: str) -> None:
     """Refuses crops that are no multiple of the scale."""
     if block.get('gt_size') and block.get('scale') and block['gt_size'] % block['scale']:
-        raise OptionError(f'{where}.gt_size', f"{block['gt_size']} is no multiple of the scale, {block['scale']}")
+        raise OptionError(f'{where}.gt_size', f"{block['gt_size']} is not a multiple of the scale, {block['scale']}")
 
 
 def check_metric_size(metrics: Mapping, where: str, gt: str, gt_size: Size) -> None:
@@ -222,7 +222,7 @@ def check_pairs(block: Mapping, where: str, metrics: Mapping) -> None:
 
 
 def check_singles(block: Mapping, where: str, key: str, check: Callable[[str, Size], None]) -> None:
-    """Looks at all pictures of a dataset that has them at one root only."""
+    """Checks all images of a dataset with a single root."""
     pictures, names = listed(block, key, where)
     assert pictures is not None, 'it is required'
     given = block.get('meta_info_file') or block.get('meta_info')
@@ -238,7 +238,7 @@ def check_singles(block: Mapping, where: str, key: str, check: Callable[[str, Si
 
 
 def check_frames(block: Mapping, where: str, known: bool) -> None:
-    """Looks at the frames of a dataset of clips: every file below its roots that is named like a picture.
+    """Checks the frames of a dataset of clips: every file below its roots with an image extension.
 
     So it does for datasets of others, of which nothing else is known.
     """
@@ -265,7 +265,7 @@ def check_frames(block: Mapping, where: str, known: bool) -> None:
 
 
 def check_pictures(dataset: Any, block: Mapping, where: str, opt: Mapping) -> None:
-    """Looks at the pictures of a dataset, according to its class."""
+    """Checks the images of a dataset, according to its class."""
     names, trained = names_in(dataset), block['phase'] == 'train'
     metrics = {} if trained else (opt.get('val') or {}).get('metrics') or {}
     if trained:
@@ -308,7 +308,7 @@ def first_item(dataset: Any, block: dict, where: str) -> Any:
         count = len(built) * block.get('dataset_enlarge_ratio', 1)
         if not 0 < count <= MAX_ITEMS:
             raise OptionError(f'{where}.dataset_enlarge_ratio',
-                              f'makes {count:.0f} items of {len(built)}; accepted are up to {MAX_ITEMS}')
+                              f'makes {count:.0f} items of {len(built)}; accepted: up to {MAX_ITEMS}')
         item = built[0]
         client = getattr(built.file_client, 'client', None)
     except OptionError:
@@ -325,7 +325,7 @@ def first_item(dataset: Any, block: dict, where: str) -> Any:
 
 
 def check_channels(model: Any, net: Any, item: Mapping, block: Mapping, where: str, opt: Mapping) -> None:
-    """Sends a picture through the network, if the model does nothing else with it.
+    """Runs the network on an image, if that is what the model does with it.
 
     Raises:
         OptionError: It has other channels than the network takes, or the result is not as large as GT.
@@ -346,7 +346,7 @@ def check_channels(model: Any, net: Any, item: Mapping, block: Mapping, where: s
         wanted = (opt['network_g'].get('num_in_ch') or opt['network_g'].get('in_chans'))
         if wanted is not None and wanted != lq.shape[0]:
             hint = '; color: y makes them gray' if wanted == 1 else '; leave out color: y' if lq.shape[0] == 1 else ''
-            raise OptionError(where, f'has pictures of {lq.shape[0]} channels, but network_g takes {wanted}'
+            raise OptionError(where, f'has images of {lq.shape[0]} channels, but network_g takes {wanted}'
                               f'{hint}') from error
         if block['phase'] != 'train':
             return  # models pad what they validate
@@ -402,7 +402,7 @@ class Named(torch.utils.data.Dataset):
                              f'{one_line(error)}') from error
 
     def _blamed(self, index: int) -> str:
-        """The file of an item that is no picture any more, or all of its files."""
+        """The file of an item that can no longer be read, or all of its files."""
         paths = getattr(self.dataset, 'paths', None) or getattr(self.dataset, 'keys', None) or {}
         try:
             entry = paths[index]
@@ -420,7 +420,7 @@ class Named(torch.utils.data.Dataset):
 
 
 def check_data(opt: Mapping) -> None:
-    """Looks at all pictures of an option file that has been checked otherwise, and tries the first of each dataset.
+    """Checks all images of a checked option file, and runs the network on the first of each dataset.
 
     Sizes and ends of all of them are looked at, some are decoded. Only the first process of several does it.
 

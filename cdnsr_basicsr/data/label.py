@@ -89,7 +89,7 @@ def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.
     names = [keys_of_lmdb(root, f'folder={folder}') for root in roots]
     if set(names[0]) != set(names[1]):
         odd = min(set(names[0]) ^ set(names[1]))
-        raise OptionError(f'folder={folder}', f'is no complete dataset: {odd} is in one LMDB only')
+        raise OptionError(f'folder={folder}', f'is not a complete dataset: {odd} is in one LMDB only')
     databases, keys = [Database(root) for root in roots], sorted(names[0])
 
     def read(key: str) -> tuple[str, torch.Tensor, torch.Tensor]:
@@ -163,13 +163,13 @@ def label(folder: str,
     root = Path(folder)
     for name in ('lq.lmdb', 'gt.lmdb'):
         if not (root / name / 'data.mdb').is_file():
-            raise OptionError(f'folder={folder}', f'holds no {name}; expected a folder that `basicsr prepare` wrote')
+            raise OptionError(f'folder={folder}', f'contains no {name}; expected a folder that `basicsr prepare` wrote')
     path, kept = root / f'labels_{by}.txt', root / 'teacher.lmdb'
     for made in [path] + [kept] * teacher:
         if made.exists() and not overwrite:
-            raise OptionError(str(made), 'exists already; overwrite=True replaces it')
+            raise OptionError(str(made), 'already exists; overwrite=True replaces it')
     if teacher and by != 'psnr':
-        raise OptionError('teacher=True', 'goes with by=psnr only')
+        raise OptionError('teacher=True', 'requires by=psnr')
     if not 2 <= num_classes <= 5:
         raise OptionError(f'num_classes={num_classes}', 'expected 2 to 5')
     if thresholds and (len(thresholds) > 4 or not np.isfinite(thresholds).all()):
@@ -218,7 +218,7 @@ def label(folder: str,
             except RuntimeError as error:
                 raise OptionError(named, f'cannot upscale the patches of {folder}: {one_line(error)}') from error
             if not all(output.isfinite().all() for output in outputs):
-                raise OptionError(named, f'makes values that are no finite numbers of the patches of {folder}')
+                raise OptionError(named, f'computes values that are not finite for the patches of {folder}')
             if by == 'branches':
                 scores = torch.stack([255 * (output - gt).abs().mean(dim=(1, 2, 3)) for output in outputs], dim=1)
                 squares.append(torch.stack([squared_error(output, gt) for output in outputs], dim=1).cpu().numpy())

@@ -23,15 +23,14 @@ class LabeledPatches(PairedData):
     """A dataset of GT and LQ with a label for each patch, as LabeledPatchDataset reads it."""
     label_file: Optional[str] = schema.key(
         None, word('path'),
-        'labels that `basicsr label` has written; without it every label is -1. With the errors of the '
-        'branches (`--by branches`), and gt_size the size of the patches, these come along')
+        'labels from `basicsr label`; without them, every label is -1. If they contain the errors of the '
+        'branches (`--by branches`) and gt_size is the size of the patches, the dataset returns these errors, too')
     classes: Optional[list] = schema.key(None, word('list of classes', 'array'),
-                                         'keeps the patches of these classes only, to train a branch; ~: all')
-    balance: bool = schema.key(False, FLAG,
-                               'whether patches of rarer classes are repeated until all are equally frequent')
+                                         'use only the patches of these classes, to train a branch; ~: all')
+    balance: bool = schema.key(False, FLAG, 'repeat patches of rarer classes until all classes are equally frequent')
     dataroot_teacher: Optional[str] = schema.key(
-        None, word('path'), 'LMDB of what a teacher makes of the LQ patches (`basicsr label --teacher`), cropped, '
-        'flipped and turned as they are')
+        None, word('path'), 'LMDB of the outputs of a teacher for the LQ patches (`basicsr label --teacher`), which '
+        'are cropped, flipped and rotated like these')
 
 
 @DATASET_REGISTRY.register()
@@ -84,16 +83,16 @@ class LabeledPatchDataset(PairedImageDataset):
         if label_file is not None and not (isinstance(label_file, str) and osp.isfile(label_file)):
             raise OptionError(f'{where}.label_file', f'no such file: {label_file} (`basicsr label` writes it)')
         if opt.get('dataroot_teacher') and opt['io_backend'].get('type') != 'lmdb':
-            raise OptionError(f'{where}.dataroot_teacher', 'goes with io_backend: {type: lmdb} only')
+            raise OptionError(f'{where}.dataroot_teacher', 'requires io_backend: {type: lmdb}')
 
     def _open_teacher(self, opt):
         """Has the teacher's outputs read beside the patches."""
         root, where = opt['dataroot_teacher'], f"datasets.{opt.get('name', '')}.dataroot_teacher"
         # check_data has walked through it, once for all processes
         if set(keys_of_lmdb(root, where, walk=False)) != {path['gt_path'] for path in self.paths}:
-            raise OptionError(where, f"{root} was made of other patches than those of {opt['dataroot_gt']}")
+            raise OptionError(where, f"{root} was made from other patches than those of {opt['dataroot_gt']}")
         if self._sizes(opt, 'dataroot_teacher') != self._sizes(opt, 'dataroot_gt'):
-            raise OptionError(where, f"{root} holds images of other sizes than {opt['dataroot_gt']}")
+            raise OptionError(where, f"{root} contains images of other sizes than {opt['dataroot_gt']}")
         for key, value in (('db_paths', root), ('client_keys', 'teacher')):
             self.io_backend_opt[key].append(value)
 
@@ -110,7 +109,7 @@ class LabeledPatchDataset(PairedImageDataset):
         kept = [i for i, key in enumerate(keys) if wanted is None or known[key].label in wanted]
         if not kept:
             raise OptionError(
-                label_file, f'has no patch of classes {wanted}; it holds '
+                label_file, f'has no patch of classes {wanted}; it has '
                 f'{sorted({known[key].label for key in keys})}')
         if opt.get('balance'):
             kept = self._balance(kept, [known[keys[i]].label for i in kept])
@@ -141,10 +140,10 @@ class LabeledPatchDataset(PairedImageDataset):
         scale, gt_size = opt['scale'], opt['gt_size']
         check_number(gt_size, f'{where}.gt_size', scale, min(map(min, gt_sizes)), integer=True)
         if gt_size % scale:
-            raise OptionError(f'{where}.gt_size', f'{gt_size} is no multiple of the scale, {scale}')
+            raise OptionError(f'{where}.gt_size', f'{gt_size} is not a multiple of the scale, {scale}')
         if gt_sizes != {(height * scale, width * scale) for height, width in lq_sizes}:
             raise OptionError(f'{where}.dataroot_lq',
-                              f"its patches are not those of {opt['dataroot_gt']}, {scale} times as small")
+                              f"its patches are not those of {opt['dataroot_gt']}, downscaled by {scale}")
 
     @staticmethod
     def _balance(indices, labels):

@@ -1,4 +1,4 @@
-"""The file of difficulty labels that lies beside a patch LMDB: one line `key label score [error ...]` per patch."""
+"""The file of difficulty labels beside a patch LMDB: one line `key label score [error ...]` per patch."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from ..options import OptionError
 
 
 class Label(NamedTuple):
-    """Class of a patch (0 = easiest), the score that decided it, and what is known of each branch's error.
+    """Class of a patch (0 = easiest), its score, and the errors of the branches, if known.
 
     `errors` are mean squared errors in grey levels (0 to 255).
     """
@@ -41,7 +41,7 @@ def read_labels(path: Union[str, Path]) -> dict[str, Label]:
         if number == 1:
             num_errors = len(errors)
         if len(errors) != num_errors:
-            raise OptionError(f'{path}, line {number}', f'has {len(errors)} errors, but the lines before {num_errors}')
+            raise OptionError(f'{path}, line {number}', f'has {len(errors)} errors, earlier lines {num_errors}')
         if labels[key].label < 0:
             raise OptionError(f'{path}, line {number}', f'expected a label of at least 0, but got {label}')
     return labels

@@ -1,4 +1,4 @@
-"""What a file or an LMDB value says of its picture, found without decoding it."""
+"""Reads properties of an image from a file or an LMDB value without decoding it."""
 from __future__ import annotations
 
 import cv2
@@ -38,7 +38,7 @@ class NotAPicture(ValueError):
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Lets Pillow open pictures of any size: only their headers are read."""
+    """Lets Pillow open images of any size: only their headers are read."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -50,10 +50,10 @@ def any_size() -> Iterator[None]:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """A picture as BasicSR, by OpenCV, decodes it: of shape (h, w, 3), BGR, uint8."""
+    """Decodes an image as BasicSR does, with OpenCV: shape (h, w, 3), BGR, uint8."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
-        raise NotAPicture('is no picture that can be read')
+        raise NotAPicture('is not an image that can be read')
     return image
 
 
@@ -65,7 +65,7 @@ def decoded_size(data: bytes) -> tuple[int, int]:
 def png_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[int, int]:
     """Height and width of a PNG. It must have its end, and no frames: OpenCV may crash on these."""
     if IEND not in tail:
-        raise NotAPicture('is cut off: its end is missing')
+        raise NotAPicture('is truncated: its end is missing')
     place, upright = 8, True
     while place + 8 <= len(head):
         length, kind = struct.unpack('>I4s', head[place:place + 8])
@@ -80,7 +80,7 @@ def png_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[int,
 
 
 def picture_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[int, int]:
-    """Height and width of a picture, as BasicSR would decode it.
+    """Height and width of an image, as BasicSR would decode it.
 
     Args:
         head: Its first bytes.
@@ -94,7 +94,7 @@ def picture_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[
         return png_size(head, tail, whole)
     if head.startswith(JPEG):
         if EOI not in tail:
-            raise NotAPicture('is cut off: its end is missing')
+            raise NotAPicture('is truncated: its end is missing')
         try:
             with any_size(), Image.open(io.BytesIO(whole())) as image:
                 width, height = image.size
@@ -106,7 +106,7 @@ def picture_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[
 
 
 def check_decodes(data: bytes) -> None:
-    """Decodes a picture strictly: OpenCV fills what is damaged with grey.
+    """Decodes an image strictly: OpenCV fills what is damaged with grey.
 
     Raises:
         NotAPicture: Some of it is damaged.
@@ -121,7 +121,7 @@ def check_decodes(data: bytes) -> None:
 
 
 class Folder:
-    """Pictures by their paths relative to a folder."""
+    """Images by their paths relative to a folder."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -133,7 +133,7 @@ class Folder:
         return Path(self.name(key)).read_bytes()
 
     def size(self, key: str) -> tuple[int, int]:
-        """Height and width of a picture; NotAPicture or OSError if it has none."""
+        """Height and width of an image; NotAPicture or OSError if it has none."""
         with open(self.name(key), 'rb') as file:
             head = file.read(NEAR)
             file.seek(max(0, os.fstat(file.fileno()).st_size - NEAR))
@@ -144,7 +144,7 @@ class Folder:
 
 
 class Database:
-    """Pictures by their keys in an LMDB that has been checked."""
+    """Images by their keys in an LMDB that has been checked."""
 
     def __init__(self, root: str) -> None:
         import lmdb
@@ -158,11 +158,11 @@ class Database:
         with self.environment.begin() as transaction:
             value = transaction.get(key.encode('ascii'))
         if value is None:
-            raise NotAPicture('is not there, though meta_info.txt names it')
+            raise NotAPicture('is missing, although meta_info.txt lists it')
         return value
 
     def size(self, key: str) -> tuple[int, int]:
-        """Height and width of a picture; NotAPicture if it has none."""
+        """Height and width of an image; NotAPicture if it has none."""
         value = self.read(key)
         return picture_size(value[:NEAR], value[-NEAR:], lambda: value)
 
@@ -181,18 +181,18 @@ def keys_of_lmdb(root: str, where: str, walk: bool = True) -> list[str]:
     """
     for name in ('data.mdb', 'meta_info.txt'):
         if not os.path.isfile(os.path.join(root, name)):
-            raise OptionError(where, f'{root} is no LMDB of pictures: it has no {name}')
+            raise OptionError(where, f'{root} is not an LMDB of images: it has no {name}')
     if walk:
         scan = subprocess.run([sys.executable, '-c', SCAN, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         if scan.returncode:
             said = scan.stderr.decode(errors='replace').strip().splitlines()
             reason = said[-1] if scan.returncode > 0 and said else 'reading it to the end crashes'
-            raise OptionError(where, f'{root} is cut off or damaged ({reason}); make it again')
+            raise OptionError(where, f'{root} is truncated or damaged ({reason}); create it again')
     return read_names(os.path.join(root, 'meta_info.txt'), where, '.')
 
 
 def read_names(path: str, where: str, end: str) -> list[str]:
-    """What stands before `end` in each line of a text file, as BasicSR reads it.
+    """The text before `end` in each line of a text file, as BasicSR reads it.
 
     Raises:
         OptionError: It is no text, begins with a byte order mark, has empty lines or lines twice.
@@ -206,9 +206,9 @@ def read_names(path: str, where: str, end: str) -> list[str]:
     names = [line.split(end)[0].strip() for line in text.splitlines()]
     for number, name in enumerate(names, 1):
         if not name:
-            raise OptionError(where, f'{path}, line {number}: names no picture')
+            raise OptionError(where, f'{path}, line {number}: names no image')
     if not names:
-        raise OptionError(where, f'{path} names no picture')
+        raise OptionError(where, f'{path} names no image')
     return names
 
 

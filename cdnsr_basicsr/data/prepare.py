@@ -42,7 +42,7 @@ class Prepared(NamedTuple):
         unreadable: Path of each photograph that cannot be read, and why.
         too_small: Photographs that are smaller than a patch, or than what can be made smaller.
         notes: Path of each photograph of which only a part was used, and which, such as the first frame.
-        left_out: Files that are no pictures.
+        left_out: Files that are no images.
     """
     pairs: int
     unreadable: List[Tuple[str, str]]
@@ -109,7 +109,7 @@ def resize(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def smallest(scale: int) -> int:
-    """Least side of an image of which BasicSR's imresize can make one that is `scale` times smaller."""
+    """Smallest side of an image that BasicSR's imresize can downscale by `scale`."""
     return 2 * scale
 
 
@@ -209,10 +209,10 @@ def finished_folder(out: Path, overwrite: bool) -> Iterator[Path]:
             path.name for path in out.iterdir() if path.name not in PARTS and not path.name.startswith('labels_')
         ]
         if strange:
-            raise OptionError(f'out={out}', f'holds {strange[0]}, which is no part of a prepared dataset; choose a '
+            raise OptionError(f'out={out}', f'contains {strange[0]}, which is not part of a prepared dataset; choose a '
                               'new folder')
         if any(out.iterdir()) and not overwrite:
-            raise OptionError(f'out={out}', 'is prepared already; overwrite=True replaces it, labels included')
+            raise OptionError(f'out={out}', 'is already prepared; overwrite=True replaces it, labels included')
     with replace_folder_when_done(out) as work:
         yield work
 
@@ -305,7 +305,7 @@ def prepare(hr_folder: str,
     if not scales or not all(0 < fraction <= 1 for fraction in scales):
         raise OptionError(f'scales={scales}', 'expected fractions in (0, 1]')
     if target == root.resolve() or root.resolve() in target.parents or target in root.resolve().parents:
-        raise OptionError(f'out={out}', f'must not lie in hr_folder={hr_folder}, nor the other way round')
+        raise OptionError(f'out={out}', f'must not be inside hr_folder={hr_folder}, nor the reverse')
     crop = 32 * scale if crop is None else crop
     step = max(crop * 3 // 4 // scale, 1) * scale if step is None else step
     if crop < scale or crop % scale:
@@ -318,7 +318,7 @@ def prepare(hr_folder: str,
     paired = has_pairs(root)
     paths, others, closed = list_images(root / 'gt' if paired else root, by_content=True)
     if not paths:
-        raise OptionError(f'hr_folder={hr_folder}', 'holds no images')
+        raise OptionError(f'hr_folder={hr_folder}', 'contains no images')
     keys = patch_keys(paths, root / 'gt' if paired else root)
 
     def encode_pairs(path: Path) -> Union[ImageError, list[tuple]]:
@@ -331,7 +331,7 @@ def prepare(hr_folder: str,
             return ImageError(f'{path}: is not x{scale} of its LQ image')
         if whole and max(image.shape[:2]) > MAX_SIDES['.png']:
             height, width = image.shape[:2]
-            return ImageError(f"{path}: {width}x{height}, but PNG ends at {MAX_SIDES['.png']} pixels a side")
+            return ImageError(f"{path}: {width}x{height}, but PNG has at most {MAX_SIDES['.png']} pixels a side")
         notes.extend((str(path), note) for note in parts)
         image = to_gray(image) if gray else image
         if lq is not None:

@@ -17,7 +17,7 @@ from typing import BinaryIO, Callable, NamedTuple, Optional, Tuple
 
 from .metadata import ORIENTATION, XMP, Directory, number_of, read_exif
 
-ACCEPTED = ('accepted are whole PNG, JPEG, WebP, TIFF, BMP, GIF, JPEG 2000, AVIF and PNM files of at most 16 bits a '
+ACCEPTED = ('accepted: complete PNG, JPEG, WebP, TIFF, BMP, GIF, JPEG 2000, AVIF and PNM files of at most 16 bits a '
             'channel, integers')
 
 # What says that it unpacks to more than FREE_BYTES and PLAUSIBLE times its size is refused: photographs reach 100, a
@@ -37,7 +37,7 @@ SIGNATURES = ((rb'\xff\xd8\xff', 'JPEG'), (rb'RIFF....WEBP', 'WEBP'), (rb'GIF8[7
                                                      'HDR'), (rb'P[Ff]\s', 'PFM'), (rb'\x76\x2f\x31\x01', 'EXR'))
 HDR_KINDS = ('HDR', 'EXR', 'PFM')
 HDR_TRANSFERS = (16, 18)  # PQ and HLG of ITU-T H.273
-NO_HDR = 'holds HDR values, which have no white; map them to 8 or 16 bits first'
+NO_HDR = 'contains HDR values, which have no white level; map them to 8 or 16 bits first'
 # what Pillow reads only with another package, which adds itself to it: kind -> module, package
 EXTRA_READERS = {'HEIF': ('pillow_heif', 'pillow-heif'), 'JXL': ('pillow_jxl', 'pillow-jxl-plugin')}
 
@@ -98,7 +98,7 @@ def read_header(file: BinaryIO, max_pixels: int, allow: Callable[[int], None]) -
     kind = kind_of(head)
     file.seek(0)
     if kind is None:
-        raise ValueError('of a kind that is not known' if len(head) == 64 else 'truncated, or no image')
+        raise ValueError('of an unknown kind' if len(head) == 64 else 'truncated, or not an image')
     if kind in HDR_KINDS:
         raise ValueError(NO_HDR)
     readers = {'PNG': _png, 'TIFF': _tiff, 'PNM': _pnm}
@@ -122,7 +122,7 @@ def check_size(file: BinaryIO, max_pixels: int, width: int, height: int, row_byt
         limit = f'{max_pixels / 1e6:g} megapixels, the limit (--max-megapixels)'
         raise ValueError(f'{width}x{height} is larger than {limit}')
     if height * row_bytes > max(FREE_BYTES, most * size) or (most == 1 and height * row_bytes > size):
-        raise ValueError(f'says that it is {width}x{height}, which {size} bytes do not hold')
+        raise ValueError(f'claims to be {width}x{height}, for which {size} bytes are too few')
 
 
 # PNG
@@ -197,7 +197,7 @@ def _png_chunks(data: mmap.mmap) -> tuple[dict[bytes, bytes], list[tuple[int, in
         if not whole and not beside:
             raise ValueError('broken PNG, a checksum is wrong')
         if (name == b'IHDR') != (not chunks):
-            raise ValueError('broken PNG, its header is not in its place')
+            raise ValueError('broken PNG, its header is misplaced')
         if name == b'IDAT':
             if pixels and pixels[-1][1] != position:
                 raise ValueError('broken PNG, its pixels are interrupted')
@@ -205,7 +205,7 @@ def _png_chunks(data: mmap.mmap) -> tuple[dict[bytes, bytes], list[tuple[int, in
         elif not beside and name not in (b'IHDR', b'PLTE', b'tRNS', b'IEND'):
             raise ValueError(f'broken PNG, with a chunk {name!r}')
         elif name in (b'PLTE', b'tRNS') and (name in chunks or pixels):
-            raise ValueError(f'broken PNG, {name.decode()} is not in its place')
+            raise ValueError(f'broken PNG, {name.decode()} is misplaced')
         elif whole and (name != b'iTXt' or data[position + 8:position + 26] == b'XML:com.adobe.xmp\0'):
             chunks.setdefault(name, data[position + 8:end - 4])
         position = end
@@ -255,14 +255,14 @@ def _check_inflated(data: mmap.mmap, pixels: list[tuple[int, int]], expected: in
             count += len(stream.decompress(body, 2**20))
             body = stream.unconsumed_tail
     if count < expected:
-        raise ValueError('broken pixel data, they end too soon')
+        raise ValueError('broken pixel data that ends too soon')
 
 
 def _inflated(data: bytes) -> bytes:
     stream = zlib.decompressobj()
     unpacked = stream.decompress(data, MAX_METADATA)
     if stream.unconsumed_tail:
-        raise ValueError(f'its metadata unpack to more than {MAX_METADATA} bytes')
+        raise ValueError(f'its metadata unpacks to more than {MAX_METADATA} bytes')
     return unpacked
 
 
@@ -274,9 +274,9 @@ def _tiff(file: BinaryIO, max_pixels: int) -> Stored:
     page = tif.pages.first
     height, width, channels, depth = page.imagelength, page.imagewidth, page.samplesperpixel, page.bitspersample
     if DNG_TAG in page.tags or page.is_reduced:
-        raise ValueError('a raw file of a camera, or begins with a preview')
+        raise ValueError('a raw camera file, or begins with a preview')
     if page.sampleformat == 3:
-        raise ValueError(f'TIFF of {depth} bits, floating point, which has no white; map it to 8 or 16 bits first')
+        raise ValueError(f'TIFF of {depth} bits, floating point, has no white level; map it to 8 or 16 bits first')
     if depth not in (1, 2, 4, 8, 16) or page.sampleformat != 1 or page.imagedepth != 1:
         raise ValueError(f'TIFF of {depth} bits, sample format {page.sampleformat}')
     most = 1 if page.compression == 1 else PLAUSIBLE
@@ -410,7 +410,7 @@ def _by_pillow(file: BinaryIO, max_pixels: int, kind: str, allow: Callable[[int]
     try:
         image = Image.open(file, formats=[kind, *(['MPO'] if kind == 'JPEG' else [])])
     except UnidentifiedImageError:
-        raise ValueError(f'broken {kind}, or of a sort that is not read') from None
+        raise ValueError(f'broken {kind}, or an unsupported variant') from None
     if image.mode not in PILLOW_MODES:
         raise ValueError(f'{kind} of Pillow mode {image.mode}')
     mode, (width, height), info = PILLOW_MODES[image.mode], image.size, image.info

@@ -38,7 +38,7 @@ class DecodingError(ValueError):
 
 
 class Picture(NamedTuple):
-    """A decoded picture, upright.
+    """A decoded image, upright.
 
     Attributes:
         pixels: of shape (h, w, c), uint8 or uint16; c is 1 for gray, 2 for gray and alpha, 3 for RGB, 4 for RGBA.
@@ -113,7 +113,7 @@ class _Decoder:
     def _cause_of_death(self) -> str:
         code = self.process.wait()
         if code == -signal.SIGXCPU:
-            return f'takes more than {CPU_SECONDS} s and 1 s a megabyte to decode'
+            return f'takes more than {CPU_SECONDS} s plus 1 s a megabyte to decode'
         if code == -signal.SIGKILL:
             return 'its decoder was killed; is there too little memory?'
         name = signal.Signals(-code).name if code < 0 else f'exit code {code}'

@@ -42,7 +42,7 @@ THEME = gr.themes.Default(
         body_text_color_subdued='*neutral_500', block_info_text_color='*neutral_500')
 NO_LIMIT = 'none'
 LIMITS = {'budget': 'Budget', 'max_loss': 'Loss', 'fidelity': 'Fidelity', NO_LIMIT: 'None'}
-BUSY, NOTHING = 'Another image has its turn', 'Choose an image, or drop one.'
+BUSY, NOTHING = 'Waiting: another image is being upscaled', 'Choose an image, or drop one.'
 
 
 class Limits(NamedTuple):
@@ -150,7 +150,7 @@ class Page:
         session = self.session_of(request)
         path = self.sessions.uploaded(file['path']) if isinstance(file, dict) else None
         if path is None:
-            return None, wrong('The upload did not arrive; choose the file once more.'), gr.skip()
+            return None, wrong('The upload failed; choose the file again.'), gr.skip()
         return (None, *self._open(session, path, move=True))
 
     def open_example(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
@@ -164,7 +164,7 @@ class Page:
             session.open(path, path.name, self.limits.megapixels, move)
         except (ImageError, OSError, MemoryError) as error:
             return wrong(f'{path.name}: {reason(error, path.name)}'), gr.skip()
-        return gr.update(visible=False), status('Looking at the image', 0.)
+        return gr.update(visible=False), status('Reading the image', 0.)
 
     def decide(self, model: str, precision: str, device: str, limit: str, budget: float, max_loss: float,
                fidelity: float, request: gr.Request) -> Iterator[dict[Any, Any]]:
@@ -203,7 +203,7 @@ class Page:
                     self.run: gr.update(visible=False)
                 }
         except Stopped:
-            said = status('Stopped. A change, or the button, starts it again.')
+            said = status('Stopped. Change a setting or press the button to start again.')
             yield {self.status: said, self.cancel: gr.update(visible=False), self.run: gr.update(visible=True)}
             return
         except (ImageError, OSError, RuntimeError, MemoryError) as error:
@@ -242,7 +242,7 @@ class Page:
 
 
 TITLE = """<h1>Difficulty-routed super-resolution</h1>
-<p>Every tile of the image goes to the cheapest branch that does it well. Move the limit, and see what it costs.</p>"""
+<p>Every tile of the image goes to the cheapest branch that upscales it well. Move the limit to see the cost.</p>"""
 
 
 def read(name: str) -> str:
@@ -433,7 +433,7 @@ def numbers(decision: Decision, plan: Any, pace: float) -> str:
     """
     engine = decision.engine
     if plan is None:
-        return '<p class="note">This network decides while it runs: its cost is known when it is done.</p>'
+        return '<p class="note">This network routes while it runs: its cost is known at the end.</p>'
     figures = []
     if decision.milliseconds is not None:
         time, hardest = (pace * ms / 1000 for ms in decision.milliseconds)

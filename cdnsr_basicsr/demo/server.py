@@ -73,7 +73,7 @@ def serve(models: Sequence[str],
                 css=read('page.css'))
         except OSError as error:
             raise OptionError(f'port={port}' if port else f'host={host}',
-                              'cannot be listened at: taken, or none of this machine') from error
+                              'cannot be listened on: in use, or not an address of this machine') from error
         try:
             say(url)
             if browser:

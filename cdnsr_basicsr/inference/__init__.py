@@ -50,5 +50,5 @@ def make_upscaler(net: nn.Module,
     scale = kwargs.pop('scale', None)
     upscaler = TileUpscaler(net, step=step, **kwargs)
     if scale not in (None, upscaler.scale):
-        raise ValueError(f'{type(net).__name__} has a fixed scale, {upscaler.scale}; only PCSR networks have others')
+        raise ValueError(f'{type(net).__name__} has a fixed scale, {upscaler.scale}; only PCSR networks can change it')
     return upscaler

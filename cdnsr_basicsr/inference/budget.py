@@ -7,10 +7,10 @@ from typing import Callable
 
 
 class RoutingPath:
-    """All sensible routings of an image, from every tile in the cheapest class to every tile in the dearest.
+    """All sensible routings of an image, from every tile in the cheapest class to every tile in the most expensive.
 
     With a price lambda on cost, the class of tile t is argmax_i (log p_ti - lambda * c_i). While lambda falls from
-    infinity to minus infinity, every tile climbs from class to dearer class along the upper hull of its points
+    infinity to minus infinity, every tile climbs from class to more expensive class along the upper hull of its points
     (c_i, log p_ti); at lambda = 0 it passes the published rule, the most probable class. The steps of all tiles, in the
     order of their prices, are the path. Neighbours on it differ in one tile, also where many tiles are alike, and
     farther along it no tile has a cheaper class.
@@ -32,7 +32,7 @@ class RoutingPath:
             gain = log_p - log_p.gather(1, current.unsqueeze(1))
             slopes = torch.where(rise > 0, gain / rise, -torch.inf)
             price = slopes.max(dim=1, keepdim=True).values
-            # of classes on one line the dearest is the hull's corner
+            # of classes on one line the most expensive is the hull's corner
             corner = torch.where((slopes == price) & (rise > 0), costs, -torch.inf).argmax(dim=1)
             arrived = price.squeeze(1) == -torch.inf
             climbs.append(torch.where(arrived, current, corner))

@@ -1,4 +1,4 @@
-"""The picture that shows which class each part of an image was given."""
+"""The difficulty map: an image that shows the class of each part of an image."""
 from __future__ import annotations
 
 import cv2
@@ -24,7 +24,7 @@ def draw_difficulty_map(image: np.ndarray, class_map: np.ndarray, num_classes: i
         num_classes: Number of classes M.
 
     Returns:
-        Picture of shape (H + legend, max(W, legend's width), 3), uint8, BGR.
+        Image of shape (H + legend, max(W, legend's width), 3), uint8, BGR.
     """
     colors, image = class_colors(num_classes), in_bgr(image)
     full = cv2.resize(class_map.astype(np.uint8), (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)
@@ -56,7 +56,7 @@ def in_bgr(image: np.ndarray) -> np.ndarray:
 
 
 def draw_over(pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> np.ndarray:
-    """Draws the classes over a picture at a size to look at.
+    """Draws the classes over an image, at a size suitable for viewing.
 
     Args:
         pixels: of shape (h, w, c), uint8, uint16 or float in [0, 1], gray or RGB, with or without alpha.
@@ -64,7 +64,7 @@ def draw_over(pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> np
         num_classes: Number of classes M.
 
     Returns:
-        Picture of shape (H, W, 3), uint8, BGR.
+        Image of shape (H, W, 3), uint8, BGR.
     """
     height, width, channels = pixels.shape
     factor = min(MAP_SIDES[1] / max(height, width), max(1, -(-MAP_SIDES[0] // max(height, width))))

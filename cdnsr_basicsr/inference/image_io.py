@@ -1,4 +1,4 @@
-"""Pictures from and to files: bit depth, alpha, colour profile and metadata survive, what is broken is refused."""
+"""Reads and writes image files: keeps bit depth, alpha, colour profile and metadata, and refuses broken files."""
 from __future__ import annotations
 
 import cv2
@@ -37,7 +37,7 @@ logging.getLogger('tifffile').addHandler(logging.NullHandler())
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read or written; one line that says of which file, why, and what is accepted."""
+    """An image cannot be read or written; one line that says which file, why, and what is accepted."""
 
 
 class Found(NamedTuple):
@@ -92,7 +92,7 @@ def _begins_like_an_image(path: Path) -> bool:
 
 
 def read_image(path: Union[str, Path], max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
-    """Reads the first picture of a file, upright.
+    """Reads the first image of a file, upright.
 
     The kind is told by the file's content. 16 bits a channel stay 16, fewer than 8 are scaled to 8; palettes and CMYK
     become RGB (the profile of CMYK is dropped), transparent colours become alpha. No gamma is applied. Of further
@@ -116,20 +116,20 @@ def read_image(path: Union[str, Path], max_megapixels: float = MAX_MEGAPIXELS) -
 
 
 def check_writable(path: Union[str, Path], shape: Tuple[int, int, int], dtype: np.dtype) -> None:
-    """Raises ImageError if the format that the extension of `path` stands for cannot hold (h, w, c) of `dtype`."""
+    """Raises ImageError if the format of `path`, by its extension, cannot store (h, w, c) of `dtype`."""
     (height, width, channels), extension = shape, Path(path).suffix.lower()
     if extension not in MAX_SIDES:
-        raise ImageError(f'{path}: the extension names no format to write; use one of {", ".join(MAX_SIDES)}')
+        raise ImageError(f'{path}: this extension cannot be written; use one of {", ".join(MAX_SIDES)}')
     if max(height, width) > MAX_SIDES[extension]:
-        raise ImageError(f'{path}: {width}x{height} is too large, {extension} ends at {MAX_SIDES[extension]} pixels '
+        raise ImageError(f'{path}: {width}x{height} is too large, {extension} allows {MAX_SIDES[extension]} pixels '
                          'a side; use .tif')
     if extension not in TIFF and height * width > MAX_PIXELS_IN_MEMORY:
-        raise ImageError(f'{path}: {width}x{height} is too large, {extension} is written from memory and ends at '
+        raise ImageError(f'{path}: {width}x{height} is too large, {extension} is written from memory, up to '
                          f'{MAX_PIXELS_IN_MEMORY} pixels; use .tif')
     if np.dtype(dtype) != np.uint8 and extension in ('.jpg', '.jpeg', '.webp'):
-        raise ImageError(f'{path}: {extension} holds 8 bits a channel, not {np.dtype(dtype).name}; use .png or .tif')
+        raise ImageError(f'{path}: {extension} has 8 bits a channel, not {np.dtype(dtype).name}; use .png or .tif')
     if channels in (2, 4) and extension in ('.jpg', '.jpeg'):
-        raise ImageError(f'{path}: {extension} holds no alpha channel; use .png, .webp or .tif')
+        raise ImageError(f'{path}: {extension} does not support alpha; use .png, .webp or .tif')
 
 
 def write_image(path: Union[str, Path],
@@ -139,9 +139,9 @@ def write_image(path: Union[str, Path],
                 icc_profile: Optional[bytes] = None,
                 exif: Optional[bytes] = None,
                 xmp: Optional[bytes] = None) -> Tuple[str, ...]:
-    """Writes a picture that comes in strips, completely or not at all.
+    """Writes an image given in strips, completely or not at all.
 
-    TIFF is written while the strips come, in memory for about 256 rows; other formats gather the picture first. PNG
+    TIFF is written while the strips come, in memory for about 256 rows; other formats gather the image first. PNG
     has no 16-bit gray with alpha here, and WebP no gray: they become RGB with or without alpha, and lose the profile.
 
     Args:
@@ -149,7 +149,7 @@ def write_image(path: Union[str, Path],
         shape: (h, w, c), c as in Picture.
         dtype: uint8 or uint16.
         strips: Blocks (rows, w, c) of that dtype, from top to bottom.
-        icc_profile: Colour profile of the picture.
+        icc_profile: Colour profile of the image.
         exif, xmp: As in Picture; where they say a size, it becomes this one.
 
     Returns:
@@ -189,7 +189,7 @@ def write_image(path: Union[str, Path],
 
 def _fitting_into_jpeg(exif: Optional[bytes], xmp: Optional[bytes],
                        size: Tuple[int, int]) -> Tuple[Optional[bytes], Optional[bytes], List[str]]:
-    """What of EXIF and XMP a JPEG can hold, and what is left out."""
+    """The parts of EXIF and XMP that fit into a JPEG, and notes on those that do not."""
     lost = []
     if exif and len(exif) > JPEG_BLOCK:
         lost.append('JPEG has no room for its maker note')
@@ -213,7 +213,7 @@ def _checked(strips: Iterable[np.ndarray], shape: Tuple[int, int, int], dtype: n
 
 def _gathered(strips: Iterator[np.ndarray], shape: Tuple[int, int, int], dtype: np.dtype,
               order: List[int]) -> np.ndarray:
-    """The whole picture, its channels taken in `order`."""
+    """The whole image, with its channels in `order`."""
     pixels, top = np.empty((*shape[:2], len(order)), dtype), 0
     for strip in strips:
         pixels[top:top + len(strip)] = strip[..., order]
@@ -277,7 +277,7 @@ def _write_tiff(path: Path, shape: Tuple[int, int, int], dtype: np.dtype, strips
 
 
 def _deflated_tiles(strips: Iterator[np.ndarray], width: int, channels: int, dtype: np.dtype) -> Iterator[bytes]:
-    """Cuts strips into tiles, row by row, and compresses them; what sticks out of the picture has no meaning."""
+    """Cuts strips into tiles, row by row, and compresses them; pixels outside of the image have no meaning."""
     band, filled = np.zeros((TILE, -(-width // TILE) * TILE, channels), dtype), 0
     tiles = np.split(band, band.shape[1] // TILE, axis=1)
     # not left to tifffile, whose threads first collect half a gigabyte of tiles

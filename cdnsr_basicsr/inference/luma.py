@@ -1,4 +1,4 @@
-"""What networks for gray pictures see of a picture, and how a picture comes of what they make of it.
+"""Luma for networks with one channel, and colour images from the luma that they compute.
 
 They see what BasicSR's `color: y` trains them on: the luma of ITU-R BT.601 in studio range, from 16 / 255 to 235 / 255.
 """
@@ -21,12 +21,12 @@ def to_gray(image: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def to_luma(image: torch.Tensor, dim: int) -> torch.Tensor:
-    """What a network for gray pictures gets of a gray or RGB image in [0, 1]; its channels are the axis `dim`."""
+    """The input of a network with one channel for a gray or RGB image in [0, 1], whose channels are the axis `dim`."""
     return BLACK + SPAN * (image if image.shape[dim] == 1 else to_gray(image, dim))
 
 
 def from_luma(luma: torch.Tensor) -> torch.Tensor:
-    """The gray image, black being 0 and white 1, that luma stands for."""
+    """Converts luma to a gray image, with 0 for black and 1 for white."""
     return (luma - BLACK) / SPAN
 
 

@@ -117,7 +117,7 @@ def branches_of(net: nn.Module) -> list[nn.Module]:
 
 
 def reference_of(classifier: Optional[nn.Module]) -> Optional[str]:
-    """What the errors that a classifier predicts are towards: 'gt', or 'hardest', the last branch's picture; None if it
+    """What the errors that a classifier predicts are towards: 'gt', or 'hardest', the last branch's image; None if it
     predicts none."""
     return None if predicts_errors(classifier) is None else str(getattr(classifier, 'reference', 'gt'))
 
@@ -217,7 +217,7 @@ def geometry(net: nn.Module, channels: Sequence[int] = (3, 1)) -> tuple[int, int
                 return _geometry_from(net, count, size, shape)
             reasons.setdefault(count, f'{count} channel{"s" * (count != 1)}: {reason}')
     raise ValueError(
-        f'{name} takes no square image of {LEAST_SIZE} to {MOST_MULTIPLE} pixels, of {"; of ".join(reasons.values())}')
+        f'{name} accepts no square of {LEAST_SIZE} to {MOST_MULTIPLE} pixels, of {"; of ".join(reasons.values())}')
 
 
 def _geometry_from(net: nn.Module, channels: int, size: int, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -225,16 +225,16 @@ def _geometry_from(net: nn.Module, channels: int, size: int, shape: tuple[int, .
     name = type(net).__name__
     if len(shape) != 3 or shape[0] != channels or shape[1] != shape[2] or shape[1] % size:
         raise ValueError(
-            f'{name} makes {shape or "no image"} out of ({channels}, {size}, {size}): no super-resolution network')
+            f'{name} makes {shape or "no image"} from ({channels}, {size}, {size}): not a super-resolution network')
     scale = shape[1] // size
     for multiple in range(1, size + 1):
         larger = size + multiple
         if probe(net, channels, larger)[0] == (channels, scale * larger, scale * larger):
             break
     else:
-        raise ValueError(f'{name} takes no other square images than of {size} pixels')
+        raise ValueError(f'{name} accepts no square images except those of {size} pixels')
     if size % multiple:
-        raise ValueError(f'{name} takes square images of {size} and {larger} pixels, and none between: no multiples')
+        raise ValueError(f'{name} accepts square images of {size} and {larger} pixels, but none between')
     return scale, channels, multiple
 
 

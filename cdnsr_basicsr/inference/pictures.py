@@ -1,4 +1,4 @@
-"""Images as their owners have them, files, PIL images and arrays, and as networks take them."""
+"""Converts images between files, PIL images and arrays, and the tensors that networks take."""
 from __future__ import annotations
 
 import math
@@ -19,10 +19,10 @@ CONVERTED_ROWS = 256  # of a strip, that are turned into pixels at a time: small
 
 
 class NotFinite(ImageError):
-    """An image came out with values that are no finite numbers."""
+    """An image was computed with values that are not finite."""
 
     def __init__(self) -> None:
-        super().__init__('the network makes values of it that are no finite numbers, also in float32')
+        super().__init__('the network computes values for it that are not finite, even in float32')
 
 
 class Opened(NamedTuple):
@@ -65,7 +65,7 @@ def opened(image: Any) -> Opened:
 
 
 def _opened_pil(image: Image.Image) -> Opened:
-    """A PIL image; what is neither gray nor RGB becomes RGB, transparent colours become alpha."""
+    """Pixels of a PIL image; modes other than gray and RGB become RGB, transparent colours become alpha."""
     profile = image.info.get('icc_profile')
     if image.mode.startswith('I;16'):
         pixels = np.asarray(image).astype(np.uint16)
@@ -93,11 +93,11 @@ def white_of(dtype: np.dtype) -> int:
 
 
 class PictureRows:
-    """Some channels of a picture as Rows, as a network takes them: RGB in [0, 1], or luma.
+    """Some channels of an image as Rows for a network: RGB in [0, 1], or luma.
 
     Args:
         pixels: of shape (h, w, c), uint8, uint16 or float in [0, 1]; c is 1 or 3.
-        channels: Channels of the network: 3, or 1 for gray pictures.
+        channels: Channels of the network: 3, or 1 for gray images.
     """
 
     def __init__(self, pixels: np.ndarray, channels: int) -> None:
@@ -159,12 +159,12 @@ def upscaled_strips(upscaler: Upscaler,
                     plan: Optional[Plan] = None) -> tuple[Plan, Iterator[np.ndarray]]:
     """Upscales pixels of shape (h, w, c), c being 1 for gray, 2 for gray and alpha, 3 for RGB, 4 for RGBA.
 
-    Gray is computed as three equal channels, if the network takes three. If it takes one, a picture in colours gets its
-    luma from the network, and its Cb and Cr by bicubic interpolation. Alpha is upscaled like a gray picture.
+    Gray is computed as three equal channels, if the network takes three. If it takes one, an image in colours gets its
+    luma from the network, and its Cb and Cr by bicubic interpolation. Alpha is upscaled like a gray image.
 
     Args:
         upscaler: The engine.
-        pixels: The picture.
+        pixels: The image.
         plan: Of the engine, for `color_rows`. Default: that is decided here.
 
     Returns:
@@ -185,14 +185,14 @@ def upscaled_strips(upscaler: Upscaler,
 
 
 def color_rows(upscaler: Upscaler, pixels: np.ndarray) -> PictureRows:
-    """The colours as `upscaled_strips` gives them to the engine."""
+    """The colours as `upscaled_strips` passes them to the engine."""
     colors, _ = parted(pixels)
     gray = upscaler.channels == 1 and colors.shape[2] == 3 and is_gray(pixels)
     return PictureRows(colors[..., :1] if gray else colors, upscaler.channels)
 
 
 def planned_rows(upscaler: Upscaler, pixels: np.ndarray) -> Iterator[PictureRows]:
-    """What `upscaled_strips` has a plan for: the colours, and alpha where it is not the same everywhere."""
+    """The images that `upscaled_strips` plans: the colours, and alpha if it varies."""
     colors, alpha = parted(pixels)
     yield PictureRows(colors, upscaler.channels)
     if varies(alpha):
@@ -200,18 +200,18 @@ def planned_rows(upscaler: Upscaler, pixels: np.ndarray) -> Iterator[PictureRows
 
 
 def parted(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gray or RGB of a picture (h, w, c), and its alpha, of no channel if it has none."""
+    """Gray or RGB of an image (h, w, c), and its alpha, with zero channels if there is none."""
     colors = pixels.shape[2] // 3 * 2 + 1
     return pixels[..., :colors], pixels[..., colors:]
 
 
 def varies(alpha: np.ndarray) -> bool:
-    """Whether alpha is not the same everywhere."""
+    """Whether alpha varies."""
     return bool((alpha != alpha[:1, :1]).any())
 
 
 def is_gray(pixels: np.ndarray) -> bool:
-    """Whether the first three channels of a picture (h, w, c) are equal everywhere."""
+    """Whether the first three channels of an image (h, w, c) are equal everywhere."""
     blocks = (pixels[top:top + CONVERTED_ROWS] for top in range(0, len(pixels), CONVERTED_ROWS))
     return all((block[..., 1:3] == block[..., :1]).all() for block in blocks)
 

@@ -25,7 +25,7 @@ class Tiles:
     Args:
         length: Of the image, in pixels.
         patch_size: Largest size of a tile.
-        step: patch_size less the overlap, half of which is each tile's halo.
+        step: patch_size minus the overlap, half of which is each tile's halo.
 
     Attributes:
         size: Of a tile.

@@ -13,7 +13,7 @@ from ..settings import PRECISIONS
 
 BACKENDS = {'openvino': 'openvino', 'onnxruntime': 'onnx'}  # the faster one first; the extras that bring them
 OFTEN, MOST_SIZES = 32, 8  # OpenVINO: uses after which a size is compiled for, and how many are kept
-MOST_KERNELS = 64  # that OpenVINO keeps for tiles of other sizes; it would keep 5000, and grow with every new picture
+MOST_KERNELS = 64  # that OpenVINO keeps for tiles of other sizes; it would keep 5000, and grow with every new image
 
 
 def installed() -> list[str]:
@@ -188,7 +188,7 @@ class ExportedPart(nn.Module):
         except Exception as error:
             raise RuntimeError(f'{self.name}: {_last_line(error)}') from error
         if output.shape != shape:
-            raise RuntimeError(f'{self.name} makes {tuple(output.shape)} out of {tuple(x.shape)}, expected {shape}')
+            raise RuntimeError(f'{self.name} makes {tuple(output.shape)} from {tuple(x.shape)}, expected {shape}')
         return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExportedPart:

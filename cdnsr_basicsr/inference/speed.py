@@ -79,7 +79,7 @@ def measured_speed(parts: Sequence[Callable[[torch.Tensor], Any]],
 
 
 def remember(path: Path, key: str, entry: list[float]) -> None:
-    """Adds an entry to what is known, by now also from other processes."""
+    """Adds an entry to the cache, which other processes may have changed in the meantime."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_when_done(path) as temporary:

@@ -35,13 +35,13 @@ CLASSIFIED_TOGETHER = {'cpu': 32, 'cuda': 512}  # tiles
 FEW_TILES, DEFAULT_MAX_TILES = 32, {'cpu': 4, 'cuda': 32}  # an image of few is done before a measurement would be
 MERGED_SIDE = 256  # pixels of a block of merged tiles, about; not measured: an image is the same on every machine
 MAPPED_ROWS = 512  # of an image whose errors are predicted at once
-LOWEST_PRICE, HIGHEST_PRICE = 1e-5, 1e9  # squared error per cost of the dearest branch: more no tile can save
+LOWEST_PRICE, HIGHEST_PRICE = 1e-5, 1e9  # squared error per cost of the most expensive branch: more no tile can save
 
 Strips = list[list[tuple[int, Block]]]  # for each strip of an image its blocks of tiles and their classes
 
 
 class Look(NamedTuple):
-    """What is to be decided of an image.
+    """The predictions for an image from which its routing is decided.
 
     Attributes:
         tiling: The tiles.
@@ -117,8 +117,8 @@ class TileUpscaler(Upscaler):
         target_ms: Time that may be spent on an image, in milliseconds, by the measured speed of the branches.
         max_loss: PSNR that an image may lose against the hardest branch alone, in dB, as predicted; of a classifier
             that predicts errors. No more is spent than that needs.
-        fidelity: PSNR towards the hardest branch's picture that an image has to have, in dB, likewise; of a classifier
-            whose errors are towards that picture.
+        fidelity: PSNR towards the hardest branch's image that an image has to have, in dB, likewise; of a classifier
+            whose errors are towards that image.
         cost: 'macs' | 'latency': what a budget, or the price of a predicted error, counts. Default: time where branches
             are of different archs, else MACs.
         precision: 'float32' | 'bfloat16' | 'float16': of the branches. The classifier always runs in float32.
@@ -175,7 +175,7 @@ class TileUpscaler(Upscaler):
             try:
                 self.classifier_macs = count_macs(tiles.classifier, patch_size, patch_size, channels)
             except RuntimeError as error:
-                text = f'the classifier takes no images of {channels} channel{"s" * (channels != 1)}: {error}'
+                text = f'the classifier does not accept images of {channels} channel{"s" * (channels != 1)}: {error}'
                 raise ValueError(text) from error
         self.branch_macs = [count_macs(branch, patch_size, patch_size, channels) for branch in self.sources]
         self._take_limits(budget, target_ms, max_loss, fidelity)
@@ -195,7 +195,7 @@ class TileUpscaler(Upscaler):
 
     def take_hardest(self, branch: int) -> None:
         """Takes a branch that was found to leave the least error for the hardest; not where errors are towards the last
-        one's picture."""
+        one's image."""
         if self.reference != 'hardest':
             self.hardest = branch
 
@@ -242,7 +242,7 @@ class TileUpscaler(Upscaler):
 
     @property
     def costs(self) -> torch.Tensor:
-        """Cost of each branch relative to the dearest, of shape (M, )."""
+        """Cost of each branch relative to the most expensive, of shape (M, )."""
         costs = torch.tensor(self.part_costs[:self.num_classes], dtype=torch.float32)
         return costs / (costs.max() or 1)
 
@@ -252,7 +252,7 @@ class TileUpscaler(Upscaler):
         return self.measure_speed() if self.measured is None else self.measured
 
     def measure_speed(self, fresh: bool = False) -> Speed:
-        """Measures branches and classifier, or takes what is known of this network and machine if not `fresh`."""
+        """Speed of branches and classifier: measured if `fresh`, otherwise from the cache if it is known."""
         if self.measured is None or fresh:
             self._update()
             parts: list[Callable[[torch.Tensor], torch.Tensor]]
@@ -585,10 +585,10 @@ def check_limits(max_loss: Optional[float], fidelity: Optional[float], reference
     if max_loss is not None and reference is None:
         raise ValueError(f'max_loss={max_loss:g} needs a classifier that predicts errors, ErrorMap or ErrorPredictor')
     if max_loss is not None and reference == 'hardest':
-        raise ValueError(f'max_loss={max_loss:g} needs a router that knows errors towards the ground truth; this one '
-                         "knows distances to the hardest branch's picture, which fidelity limits")
+        raise ValueError(f'max_loss={max_loss:g} needs a router of errors relative to the ground truth; this one '
+                         "predicts errors relative to the hardest branch's image, which fidelity limits")
     if fidelity is not None and reference != 'hardest':
-        raise ValueError(f'fidelity={fidelity:g} needs a router that knows distances to the hardest branch\'s picture, '
+        raise ValueError(f'fidelity={fidelity:g} needs a router of errors relative to the hardest branch\'s image, '
                          'which basicsr route makes with --reference hardest')
 
 

@@ -123,7 +123,7 @@ class Tiling:
         height: Image height in pixels, at least 1.
         width: Image width in pixels, at least 1.
         patch_size: Largest side of a tile in pixels.
-        step: patch_size less the overlap of neighbouring tiles, in pixels; at most patch_size.
+        step: patch_size minus the overlap of neighbouring tiles, in pixels; at most patch_size.
         multiple: What the sides of tiles and of merged tiles are multiples of.
 
     Attributes:

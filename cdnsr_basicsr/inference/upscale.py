@@ -19,23 +19,23 @@ from .pictures import planned_rows, upscaled_strips
 from .tiling import Rows
 from .upscaler import Plan, Upscaler
 
-# tqdm's own, without pictures per second, so that all of it fits into 80 columns
+# tqdm's own, without images per second, so that all of it fits into 80 columns
 BAR = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]'
 
 
 class Summary(NamedTuple):
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-        done: Number of pictures written.
-        present: Number of pictures whose result already existed.
-        failed: Path of each picture that failed, and why.
+        done: Number of images written.
+        present: Number of images whose result already existed.
+        failed: Path of each image that failed, and why.
         megapixels: Of the results.
         seconds: Spent on them, reading and writing included.
-        cost: Of all, relative to the dearest branch on whole images, classifier and overlap included.
+        cost: Of all, relative to the most expensive branch on whole images, classifier and overlap included.
         counts: Tiles, or pixels of the results, of each class.
-        notes: Path of each picture that was not done as a whole, and what of it was, such as the first frame.
-        left_out: Files of the folder that are no pictures by their endings.
+        notes: Path of each image that was not done as a whole, and what of it was, such as the first frame.
+        left_out: Files of the folder that are no images by their endings.
     """
     done: int
     present: int
@@ -49,7 +49,7 @@ class Summary(NamedTuple):
 
 
 def find_images(path: Path, output: Path, suffix: str) -> Found:
-    """A file itself; of a folder all pictures in it and in its subfolders by extension, without hidden ones.
+    """The file itself, or all images in a folder and its subfolders by extension, without hidden ones.
 
     Results of earlier runs are left out: what lies in an output folder inside of the folder, or, if they are the same
     folder, what has the suffix.
@@ -69,9 +69,9 @@ def find_images(path: Path, output: Path, suffix: str) -> Found:
 
 
 def result_path(source: Path, root: Path, output: Path, suffix: str, extension: Optional[str]) -> Path:
-    """Where a result goes: the folders below the input folder are kept; TIFF stays TIFF, all else becomes PNG.
+    """Path of a result: subfolders of the input folder are kept; TIFF stays TIFF, every other format becomes PNG.
 
-    What is too large for PNG becomes TIFF too; that is seen when the picture has been read.
+    What is too large for PNG becomes TIFF too; that is seen when the image has been read.
     """
     folder = output / source.relative_to(root).parent if root.is_dir() else output
     kept = source.suffix if source.suffix.lower() in ('.tif', '.tiff') else '.png'
@@ -79,12 +79,12 @@ def result_path(source: Path, root: Path, output: Path, suffix: str, extension: 
 
 
 def map_path(result: Path) -> Path:
-    """Where the difficulty map of a result goes."""
+    """Path of the difficulty map of a result."""
     return result.with_name(f'{result.stem}_map.png')
 
 
 def check_naming(suffix: str, ext: Optional[str]) -> Optional[str]:
-    """Refuses what cannot be part of a file's name, and formats that cannot be written.
+    """Refuses suffixes that cannot be part of a file name, and formats that cannot be written.
 
     Returns:
         The extension with its dot, if there is one.
@@ -98,11 +98,12 @@ def check_naming(suffix: str, ext: Optional[str]) -> Optional[str]:
 
 
 def parse_shard(text: Optional[str]) -> tuple[int, int]:
-    """I/N as two numbers. Default: the process's place among those that torchrun has started."""
+    """I/N as two numbers. Default: the rank and number of the processes that torchrun started."""
     rank, processes = os.environ.get('RANK'), os.environ.get('WORLD_SIZE')
     if text is None and rank and processes:
         if not (rank.isdecimal() and processes.isdecimal() and int(rank) < int(processes)):
-            raise OptionError(f'RANK {rank}, WORLD_SIZE {processes}', 'expected a rank below the size, as of torchrun')
+            raise OptionError(f'RANK {rank}, WORLD_SIZE {processes}',
+                              'expected a rank below the size, as from torchrun')
         return int(rank) + 1, int(processes)
     if text is None:
         return 1, 1
@@ -124,11 +125,11 @@ def upscale_files(upscaler: Upscaler,
                   strip_metadata: bool = False,
                   per_picture: bool = False,
                   weigh: str = WEIGHED[0]) -> Summary:
-    """Upscales a picture, or all pictures of a folder. A picture that fails does not stop the others.
+    """Upscales an image, or all images of a folder. An image that fails does not stop the others.
 
-    Where there is a limit (budget, target_ms, max_loss, fidelity) and errors are predicted, it is kept by all pictures
+    Where there is a limit (budget, target_ms, max_loss, fidelity) and errors are predicted, it is kept by all images
     of the folder together, at one price of quality: they are all read once before, for their errors, those of other
-    shards and those that already exist, too, so that what becomes of a picture does not depend on what has been
+    shards and those that already exist, too, so that what becomes of an image does not depend on what has been
     done.
 
     Args:
@@ -139,17 +140,17 @@ def upscale_files(upscaler: Upscaler,
         ext: Format of the results: 'png', 'tif', 'jpg' or 'webp'. Default: TIFF for TIFF, otherwise PNG.
         map: Whether to write the difficulty map beside each result, as NAME_map.png.
         overwrite: Whether to replace existing results; they are left alone otherwise.
-        shard: 'I/N': only every N-th picture, beginning with the I-th. Default: all; of processes that torchrun has
+        shard: 'I/N': only every N-th image, beginning with the I-th. Default: all; of processes that torchrun has
             started, a part for each.
-        max_megapixels: Larger pictures are refused.
+        max_megapixels: Larger images are refused.
         strip_metadata: Whether results are without EXIF and XMP; the colour profile says what colours mean, and stays.
-        per_picture: Whether each picture keeps to the limit by itself.
+        per_picture: Whether each image keeps to the limit by itself.
         weigh: 'pixels' | 'pictures': what of a folder counts alike; see Upscaler.together.
 
     Raises:
         OptionError: An argument is out of range, or the network does not route and there is nothing to map.
-        FileNotFoundError: There is no such file or folder, or no picture in it.
-        OSError: The results cannot be written to that folder, or would replace the pictures themselves.
+        FileNotFoundError: There is no such file or folder, or no image in it.
+        OSError: The results cannot be written to that folder, or would replace the images themselves.
     """
     extension, (part, parts) = check_naming(suffix, ext), parse_shard(shard)
     check_choice(weigh, 'weigh', WEIGHED)
@@ -160,18 +161,18 @@ def upscale_files(upscaler: Upscaler,
         raise FileNotFoundError(f'{source}: no such file or folder')
     place = folder if root.is_dir() else result_path(root, root, folder, suffix, extension)
     if not suffix and place.resolve() == root.resolve():
-        raise FileExistsError(f'{output}: the results would replace the pictures; use another folder or --suffix')
+        raise FileExistsError(f'{output}: the results would replace the images; use another folder or --suffix')
     sources, others, closed = find_images(root, folder, suffix)
     if not sources and not closed:
-        raise FileNotFoundError(f'{source}: holds no picture ({", ".join(EXTENSIONS)})')
+        raise FileNotFoundError(f'{source}: contains no image ({", ".join(EXTENSIONS)})')
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f'{output}: no folder for results can be made there: {error.strerror}') from error
+        raise OSError(f'{output}: the folder for the results cannot be created: {error.strerror}') from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f'{output}: the folder for the results is not writable')
 
-    owners: dict[Path, Path] = {}  # of two pictures whose results would have one name, the first
+    owners: dict[Path, Path] = {}  # of two images whose results would have one name, the first
     for path in sources:
         result = result_path(path, root, folder, suffix, extension)
         for name in (result, map_path(result)) if map else (result, ):
@@ -192,8 +193,7 @@ def upscale_files(upscaler: Upscaler,
                 for name in (result, map_path(result)) if map else (result, ):
                     if owners[name] != path:
                         raise ImageError(
-                            f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of the two'
-                        )
+                            f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of them')
                 plan = None
                 if overwrite or not result.exists():
                     result.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def upscale_files(upscaler: Upscaler,
 
 
 def progress(upscaler: Upscaler, megapixels: float, seconds: float, counts: Sequence[int]) -> str:
-    """What the bar says beside the number of pictures and the time left: the speed, and the share of each class."""
+    """Text for the progress bar: the speed, and the share of each class."""
     text = f'{megapixels / seconds:.2f} megapixels/s'
     if upscaler.routed:
         shares = '/'.join(f'{100 * number / sum(counts):.0f}' for number in counts)
@@ -233,15 +233,15 @@ def progress(upscaler: Upscaler, megapixels: float, seconds: float, counts: Sequ
 
 
 def _looked_at(upscaler: Upscaler, sources: Sequence[Path], max_megapixels: float) -> Iterator[Rows]:
-    """All pictures that can be read; the others are named when their turn comes."""
-    for path in tqdm(sources, 'looking', unit='picture', disable=None):
+    """Opens all images that can be read; the others are reported when they are processed."""
+    for path in tqdm(sources, 'checking', unit='image', disable=None):
         with suppress(ImageError, OSError, MemoryError):
             yield from planned_rows(upscaler, read_image(path, max_megapixels).pixels)
 
 
 def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, save_map: bool, overwrite: bool,
                   max_megapixels: float, strip_metadata: bool, notes: list[tuple[str, str]]) -> Optional[Plan]:
-    """Upscales one picture to `result`, or to `large` where the format of `result` cannot hold it.
+    """Upscales one image to `result`, or to `large` if the format of `result` cannot store it.
 
     What is not done of it is added to `notes`.
 
@@ -265,7 +265,7 @@ def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, sav
 
 
 def writable_path(upscaler: Upscaler, picture: Picture, result: Path, large: Path) -> Path:
-    """`result`, or `large` where the format of `result` cannot hold what a picture becomes.
+    """Returns `result`, or `large` if the format of `result` cannot store the upscaled image.
 
     Raises:
         ImageError: Neither can.
@@ -287,11 +287,11 @@ def write_upscaled(upscaler: Upscaler,
                    strip_metadata: bool = False,
                    watch: Callable[[np.ndarray], object] = len,
                    plan: Optional[Plan] = None) -> tuple[Plan, tuple[str, ...]]:
-    """Upscales a picture into a file, whole or not at all.
+    """Upscales an image into a file, which is written completely or not at all.
 
     Args:
         upscaler: The engine.
-        picture: What `read_image` has read.
+        picture: The result of `read_image`.
         result: The file.
         save_map, strip_metadata: See `upscale_files`.
         watch: Called with the strips of the result, each when it is written.

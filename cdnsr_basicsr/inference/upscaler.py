@@ -39,7 +39,7 @@ class Plan(Protocol):
 
     @property
     def cost(self) -> float:
-        """MACs spent, relative to the dearest branch on the whole image without tiles."""
+        """MACs spent, relative to the most expensive branch on the whole image without tiles."""
 
     def class_map(self) -> torch.Tensor:
         """Class of each LR pixel, of shape (h, w), on the CPU."""
@@ -62,7 +62,7 @@ class Upscaled(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """MACs spent, classifier and overlap included, relative to the dearest branch on the whole image."""
+        """MACs spent, classifier and overlap included, relative to the most expensive branch on the whole image."""
         return float(self.plan.cost)
 
     @property
@@ -91,9 +91,9 @@ class Upscaler(ABC):
         scale: Upsampling factor.
         channels: Channels of the images: 3, or 1 for gray.
         patch_size: Largest side of a tile in LR pixels.
-        step: patch_size less the overlap of neighbouring tiles.
-        budget: Cost that may be spent on an image, as a fraction of the dearest branch's on the whole image without
-            tiles. Default: no limit.
+        step: patch_size minus the overlap of neighbouring tiles.
+        budget: Largest cost of an image, as a fraction of the most expensive branch's on the whole image without tiles.
+            Default: no limit.
         dtypes: Precision of each branch.
         max_tiles: Most tiles per forward pass. Default: the engine's choice.
 
@@ -129,7 +129,7 @@ class Upscaler(ABC):
 
     @abstractmethod
     def plan(self, image: Rows) -> Plan:
-        """Decides what is done with an image, as far as that is known before."""
+        """Plans an image, as far as that is possible before it is upscaled."""
 
     def limited_to(self, **limits: float) -> Upscaler:
         """The same engine, of the same network and measurements, under another limit; it has a `watch` of its own.
@@ -178,10 +178,10 @@ class Upscaler(ABC):
     @property
     @abstractmethod
     def whole_macs(self) -> float:
-        """MACs of the dearest branch on a whole image, per pixel of the result."""
+        """MACs of the most expensive branch on a whole image, per pixel of the result."""
 
     def refresh(self) -> None:
-        """Takes over the network's weights at the next image, whatever their versions say."""
+        """Copies the network's weights again at the next image, even if their versions have not changed."""
         self.copied = None
 
     def _update(self) -> None:
@@ -205,7 +205,7 @@ class Upscaler(ABC):
             if all(dtype == torch.float32 for dtype in self.dtypes):
                 raise
         if self.exact is None:
-            say('Values overflow in this precision: images that have them are done again in float32.')
+            say('Values overflow in this precision: such images are computed again in float32.')
             self.exact = copy.copy(self)
             self.exact.dtypes = [torch.float32] * len(self.dtypes)
             self.exact.measured = None
@@ -226,7 +226,7 @@ class Upscaler(ABC):
             plan: What is to be done with a tensor, from `plan`. Default: that is decided here.
 
         Returns:
-            The result, of the image's kind; of a path an array like the picture in the file, uint8 or uint16.
+            The result, of the image's kind; of a path an array like the image in the file, uint8 or uint16.
 
         Raises:
             OptionError: It is none of these.
@@ -261,7 +261,7 @@ class Upscaler(ABC):
         return image.permute(2, 0, 1).unsqueeze(0)
 
     def upscale_folder(self, source: str | Path, output: str | Path, **kwargs: Any) -> Any:
-        """Upscales a picture file, or all pictures of a folder, into a folder.
+        """Upscales an image file, or all images of a folder, into a folder.
 
         Args:
             source, output: The file or folder, and the folder of the results.
@@ -278,7 +278,7 @@ class Upscaler(ABC):
         """Goes on with at most so many tiles per forward pass, also for further images; says so once."""
         self.max_tiles = max_tiles if self.max_tiles is None else min(max_tiles, self.max_tiles)
         if not self.short_of_memory:
-            say('Out of memory: going on with smaller batches.')
+            say('Out of memory: continuing with smaller batches.')
         self.short_of_memory = True
         torch.cuda.empty_cache()
 

@@ -12,7 +12,7 @@ def distill_pairs(num_branches, external):
         external (bool): Whether there is a teacher besides the branches; it counts as number M.
 
     Returns:
-        list[tuple]: (student, teacher): every branch and the external teacher, or every branch and all dearer ones.
+        list[tuple]: (student, teacher): each branch with the external teacher, or with all more expensive branches.
     """
     if external:
         return [(i, num_branches) for i in range(num_branches)]
@@ -37,7 +37,7 @@ def kd_l1_loss(outputs, weights, teacher=None):
 
 @LOSS_REGISTRY.register()
 class KDL1Loss(nn.Module):
-    """Knowledge distillation on images: L1 of each branch to all dearer ones, or to an external teacher.
+    """Knowledge distillation on images: L1 of each branch to all more expensive ones, or to an external teacher.
 
     Paper: CDNSR (ICASSP 2023).
 
@@ -91,8 +91,8 @@ class FeatureDistillLoss(nn.Module):
         """
         Args:
             students (list[dict]): Features (b, c, h, w) by layer of each student, the cheapest branch first.
-            teacher (dict): Those of the teacher: the dearest branch, or an external network if all M branches are
-                students.
+            teacher (dict): Features of the teacher: the most expensive branch, or an external network if all M branches
+                are students.
             weights (Tensor): of shape (b, M), rows sum to 1.
         """
         features, num_branches = [*students, teacher], weights.shape[1]

@@ -35,7 +35,7 @@ def read_weights(path):
         dict: Weights by name.
     """
     if not osp.isfile(path):
-        raise ValueError(f"expected 'imagenet', 'random' or a file of VGG19 weights, but {path!r} is no file")
+        raise ValueError(f"expected 'imagenet', 'random' or a file of VGG19 weights, but {path!r} is not a file")
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # what the unpickler raises on a broken file has no common type
@@ -79,7 +79,7 @@ class VGG19Features(VGGFeatureExtractor):
                 features.load_state_dict({name: state[f'features.{name}'] for name in features.state_dict()})
             except (KeyError, RuntimeError, TypeError) as error:
                 raise ValueError(
-                    f'{weights} holds no weights of VGG19: {" ".join(str(error).split())[:200]}') from error
+                    f'{weights} contains no weights of VGG19: {" ".join(str(error).split())[:200]}') from error
         self.vgg_net = nn.Sequential(OrderedDict(zip(names, features)))
         self.register_buffer('mean', torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer('std', torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))

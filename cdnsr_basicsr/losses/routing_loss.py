@@ -43,7 +43,7 @@ def average_loss(weights):
 
 
 def flops_loss(weights, costs, target):
-    """relu(E - target) / range, with E = mean_b sum_i p_i c_i, costs relative to the dearest branch.
+    """relu(E - target) / range, with E = mean_b sum_i p_i c_i, costs relative to the most expensive branch.
 
     B is the batch of all processes. The published code divides by the range in absolute GFLOPs, so that its weight
     means something else for every backbone; here it is the relative range: published value = this value / c_max.
@@ -103,7 +103,7 @@ class FLOPsLoss(nn.Module):
     Paper: CDNSR (ICASSP 2023). 0 up to the target; (1 - target) / (1 - c_min) when all is hard.
 
     Args:
-        target (float): Cost aimed at, as a fraction of the dearest branch's. Default: 0.8.
+        target (float): Cost aimed at, as a fraction of the most expensive branch's. Default: 0.8.
         loss_weight (float): Loss weight. Default: 1.0.
     """
 
@@ -118,7 +118,7 @@ class FLOPsLoss(nn.Module):
         """
         Args:
             weights (Tensor): of shape (b, M), rows sum to 1.
-            costs (Tensor): of shape (M, ), cost of each branch relative to the dearest, not all equal.
+            costs (Tensor): of shape (M, ), cost of each branch relative to the most expensive, not all equal.
         """
         return self.loss_weight * flops_loss(weights, costs, self.target)
 

@@ -64,10 +64,10 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
                 predictor.costs.copy_(self.costs)
         costs = [round(cost, 3) for cost in self.costs.tolist()]
         if 'flops' in self.losses and len(set(costs)) == 1:
-            raise OptionError('train.flops_opt', 'all branches cost the same, so there is nothing to trade')
+            raise OptionError('train.flops_opt', 'all branches cost the same, so there is nothing to gain')
         if costs != sorted(costs):
-            get_root_logger().warning(f'network_g.branches are not listed from cheap to dear, their relative costs are '
-                                      f'{costs}. Labels, distillation and the difficulty map take the first for the '
+            get_root_logger().warning(f'network_g.branches are not listed from cheap to expensive: relative costs are '
+                                      f'{costs}. Labels, distillation and the difficulty map treat the first as the '
                                       'easiest.')
         if self.settings.train.compile:  # after the branches' operations have been counted
             if self.opt['dist']:  # its splitting of graphs fails at autograd functions in some versions
@@ -129,7 +129,7 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
         if not 0 <= labels.min() <= labels.max() < num_classes:
             raise OptionError(
                 'datasets.train.label_file',
-                f'holds labels such as {labels.max()}; accepted: 0 to {num_classes - 1}, one class per branch')
+                f'contains labels such as {labels.max()}; accepted: 0 to {num_classes - 1}, one class per branch')
         return self.to_device(labels)
 
     def _checked_errors(self):
@@ -138,7 +138,7 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
         errors, num_classes = self.to_device(self.errors), len(self.costs)
         if errors.shape[1] != num_classes:
             raise OptionError(
-                'datasets.train.label_file', f'holds {errors.shape[1]} errors for each patch, but there '
+                'datasets.train.label_file', f'contains {errors.shape[1]} errors for each patch, but there '
                 f'are {num_classes} branches; it was made for another network')
         return errors
 

@@ -1,4 +1,4 @@
-"""What an option file for CDNSRModel may hold."""
+"""Keys of an option file for CDNSRModel."""
 from dataclasses import dataclass
 from typing import Mapping, Optional
 
@@ -10,13 +10,13 @@ from .fast_options import PIXEL_LOSSES, FastFile, FastPaths, PrecisionTraining, 
 
 
 def check_frozen(value, where):
-    """Refuses what is neither of CDNSR's two parts."""
+    """Refuses anything except one of CDNSR's two parts."""
     if (value or []) not in ([], ['branches'], ['classifier']):
         raise OptionError(where, f'accepted: [branches], [classifier] or []; got {value!r}')
 
 
 def check_weights(value, where):
-    """Refuses what VGG19 cannot start from."""
+    """Refuses anything that cannot be weights of VGG19."""
     if value not in ('imagenet', 'random'):
         check_path(value, where)
 
@@ -25,67 +25,69 @@ def check_weights(value, where):
 class FeatureExtractor:
     """VGG19, whose features distillation compares."""
     weights: str = key('imagenet', Kind('`imagenet`, `random`, path', {'type': 'string'}, check_weights),
-                       'its weights; imagenet: 550 MB, which are downloaded once')
+                       'weights of VGG19; imagenet: downloaded once, 550 MB')
 
 
 @dataclass
 class CDNSRTraining(PrecisionTraining):
-    """How a model is trained. Losses that are given are summed and logged, each as l_NAME, in this order."""
-    compile: bool = key(False, FLAG, 'whether the branches are compiled by torch.compile')
+    """How a model is trained. Each given loss NAME_opt is added to the total and logged as l_NAME, in this order."""
+    compile: bool = key(False, FLAG, 'compile the branches with torch.compile')
     freeze: list = key((), Kind('[branches], [classifier], []', {'type': ['array', 'null']}, check_frozen),
-                       'the part that stays as it is; where branches do and no loss asks for their images, none is run')
+                       'the part to freeze; frozen branches are not run if no loss needs their images')
     tau_min: float = key(0.4, number(0.01, 1),
-                         'least temperature of the Gumbel mixture, which is max(1 - iter / total_iter, tau_min)')
+                         'lowest temperature of the Gumbel mixture: max(1 - iter / total_iter, tau_min)')
     balance: str = key('warn', choice('warn', 'auto'),
-                       'what happens when routing collapses: a warning; the weight of average_opt is raised')
+                       'if routing collapses: only warn, or raise the weight of average_opt, too')
     collapse_share: float = key(0.95, number(0.01, 1), 'share of one class that counts as collapsed')
-    collapse_iter: int = key(500, integer(1), 'iterations that the share is taken over')
-    pixel_opt: Optional[Mapping] = key(None, loss(), 'the mixture near the GT')
-    branch_opt: Optional[Mapping] = key(None, loss(*PIXEL_LOSSES), 'every branch alone near the GT, where it is used')
-    class_opt: Optional[Mapping] = key(None, loss('ClassLoss', trains='classifier'), 'sure decisions')
+    collapse_iter: int = key(500, integer(1), 'iterations over which the share is measured')
+    pixel_opt: Optional[Mapping] = key(None, loss(), 'loss between mixture and GT')
+    branch_opt: Optional[Mapping] = key(None, loss(*PIXEL_LOSSES),
+                                        'loss between each branch alone and GT, where it is used')
+    class_opt: Optional[Mapping] = key(None, loss('ClassLoss', trains='classifier'), 'rewards confident decisions')
     average_opt: Optional[Mapping] = key(None, loss('AverageLoss', trains='classifier'),
-                                         'equal shares of the batch, of all processes together')
-    flops_opt: Optional[Mapping] = key(None, loss('FLOPsLoss', trains='classifier'), 'expected cost at most `target`')
+                                         'rewards equal shares of the classes, over all processes')
+    flops_opt: Optional[Mapping] = key(None, loss('FLOPsLoss', trains='classifier'),
+                                       'limits the expected cost to `target`')
     label_opt: Optional[Mapping] = key(None, loss('LabelLoss', trains='classifier'),
-                                       "the dataset's labels (cross entropy), fading out in `num_iter` iterations")
+                                       "cross entropy with the dataset's labels; fades out over `num_iter` iterations")
     error_opt: Optional[Mapping] = key(
         None, loss('ErrorLoss', trains='classifier'),
-        'the errors of the branches, as measured (label --by branches) or as they come out in training; of an '
-        'ErrorPredictor')
+        "loss of the predicted errors of the branches, with errors measured beforehand (label --by branches) or in "
+        'training; for classifiers that predict errors')
     kd_opt: Optional[Mapping] = key(None, loss('KDL1Loss', trains='branches'),
-                                    'images of easy branches near those of every harder one')
+                                    'loss between images of easy branches and those of all harder ones')
     feature_opt: Optional[Mapping] = key(None, loss('FeatureDistillLoss', trains='branches'),
                                          'the same for VGG19 features')
     csd_opt: Optional[Mapping] = key(
         None, loss('CSDLoss', 'ContrastLoss', trains='branches'),
-        'VGG19 features of easy branches near those of the hardest, far from those of other, blurred patches')
+        'rewards VGG19 features of easy branches that are close to the hardest, far from other, blurred patches')
     cs_opt: Optional[Mapping] = key(None, loss('CSDLoss', 'ContrastLoss', trains='branches'),
-                                    'the same for embeddings, with a projection head that is trained along')
+                                    'the same for embeddings, with a projection head that is trained, too')
     feature_extractor: FeatureExtractor = key(None, block(FeatureExtractor),
-                                              'VGG19, of feature_opt, csd_opt and cs_opt')
+                                              'VGG19 for feature_opt, csd_opt and cs_opt')
 
 
 @dataclass
 class CDNSRPaths(FastPaths):
-    """Where networks start from. Folders are made by BasicSR."""
-    pretrain_network_branches: Optional[list] = key(None, word('list of checkpoints', 'array'),
-                                                    'one for each branch, in training; ~ for one without weights')
+    """Initial weights and states. BasicSR creates the folders."""
+    pretrain_network_branches: Optional[list] = key(
+        None, word('list of checkpoints', 'array'), 'for training: one for each branch; ~ for a branch without weights')
 
 
 @dataclass
 class Tile:
-    """Tiles of validation and test, and of `basicsr upscale -opt`, in LR pixels."""
+    """Tiles in validation, in tests and in `basicsr upscale -opt`, in LR pixels."""
     patch_size: int = key(PATCH_SIZE, integer(1), 'largest side of a tile')
-    step: Optional[int] = key(None, optional(integer(1)), 'patch_size less the overlap; ~: 4 less')
+    step: Optional[int] = key(None, optional(integer(1)), 'patch_size minus the overlap; ~: 4 less')
 
 
 @dataclass
 class CDNSRFile(FastFile):
-    """What stands at the top of an option file."""
-    tile: Tile = key(None, block(Tile), 'tiles of validation')
-    path: CDNSRPaths = key(..., block(CDNSRPaths), 'where it starts from')
-    train: CDNSRTraining = key(None, block(CDNSRTraining), 'how it is trained; needed in training')
-    val: RoutedValidation = key(None, block(RoutedValidation), 'how it is validated; needed in a test')
+    """Keys at the top of an option file."""
+    tile: Tile = key(None, block(Tile), 'tiles in validation')
+    path: CDNSRPaths = key(..., block(CDNSRPaths), 'initial weights')
+    train: CDNSRTraining = key(None, block(CDNSRTraining), 'training; required in training')
+    val: RoutedValidation = key(None, block(RoutedValidation), 'validation; required in a test')
 
 
 # in the order in which they are summed and logged
@@ -128,7 +130,7 @@ def check_options(opt, is_train):
         if is_train and branch['type'] == 'Spandrel':
             raise OptionError(
                 f'network_g.branches[{i}].type', 'Spandrel networks are not trained as branches; basicsr '
-                'route makes a routed network of them as they are')
+                'route combines them without training')
     check_choice(net_opt.get('mixture', 'gumbel'), 'network_g.mixture', ['gumbel', 'softmax'])
     check_step(filled(Tile, opt.get('tile')))
 
@@ -137,7 +139,7 @@ def check_options(opt, is_train):
         raise OptionError('path.pretrain_network_branches', f'expected a list of {len(branches)} checkpoints, one '
                           f'per branch, but got {paths!r}')
     if paths and not is_train:
-        raise OptionError('path.pretrain_network_branches', 'is for training; name the trained CDNSR by '
+        raise OptionError('path.pretrain_network_branches', 'is for training; name the trained CDNSR with '
                           'pretrain_network_g')
     if is_train:
         check_training(opt)
@@ -169,13 +171,13 @@ def check_training(opt):
             'label_opt or error_opt')
     if 'error' in losses and opt['network_g']['classifier'].get('reference', 'gt') != 'gt':
         raise OptionError(
-            'train.error_opt', 'teaches errors towards the ground truth, but '
+            'train.error_opt', 'trains on errors relative to the ground truth, but '
             f"network_g.classifier.reference is {opt['network_g']['classifier']['reference']}; "
-            'basicsr route teaches those')
+            'basicsr route trains such routers')
     for name in losses:
         trained = LOSSES[name].trains
         if [trained] == freeze:
-            raise OptionError(f'train.{name}_opt', f'trains the {trained} only, which train.freeze keeps as they are')
+            raise OptionError(f'train.{name}_opt', f'trains the {trained} only, but train.freeze freezes them')
     if train_opt.get('balance') == 'auto' and 'average' not in losses:
         raise OptionError('train.balance', 'auto raises the weight of average_opt, which is missing')
     if 'label' in losses and data_opt.get('label_file') is None:

@@ -68,7 +68,7 @@ class CollapseGuard:
             self.raises += 1
             message += f'The weight of the average loss is raised to {self.average_loss.loss_weight:g}.'
         else:
-            message += f'The weight of the average loss is {self.average_loss.loss_weight:g} and stays so: {softer}'
+            message += f'The weight of the average loss stays at {self.average_loss.loss_weight:g}: {softer}'
         get_root_logger().warning(message)
 
     def state_dict(self):

@@ -12,7 +12,7 @@ from ..options.schema import filled, key
 from ..options.stock import SMALLER_FIRST, ordered, shares
 
 BLURS = ('kernel1', 'kernel2', 'sinc_kernel')
-UNSEEN = 1e-3  # part of a blur kernel's weights at its rim that is left out on CPUs: a quarter of a grey level
+UNSEEN = 1e-3  # fraction of a blur kernel's weights at its rim that is dropped on CPUs: a quarter of a grey level
 FACTORS = fitting(
     list_of(number(0.05, 16), 2, words='list of 2 numbers'), lambda span: span[0] <= 1 <= span[1],
     'one number up to 1 and one from 1 on')
@@ -26,36 +26,37 @@ def span(low, high):
 
 @dataclass
 class Degradations:
-    """What RealESRNetModel's degradation does, by default to what a photograph on a phone or in the web has gone
-    through, not to old and damaged ones as Real-ESRGAN's own values do.
+    """Strengths of RealESRNetModel's degradation. The defaults suit photographs from phones and the web; Real-ESRGAN's
+    own values are for old and damaged ones.
     """
-    # an app shrinks more often than it enlarges, by less than the network is to undo
+    # apps shrink more often than they enlarge, by much less than the scale that the network undoes
     resize_prob: list = key((0.2, 0.5, 0.3), shares(3), 'probabilities of up, down and keep in the first resize')
     resize_range: list = key((0.7, 1.2), FACTORS, 'factors of the first resize')
-    # what cameras' own denoising leaves is nearly the same in light and dark
-    gaussian_noise_prob: float = key(0.7, number(0, 1), 'probability of Gaussian noise; else Poisson noise')
+    # after a camera's own denoising, noise is nearly the same in light and dark areas
+    gaussian_noise_prob: float = key(0.7, number(0, 1), 'probability of Gaussian noise; otherwise Poisson noise')
     noise_range: list = key((0, 8), span(0, 255), 'sigma of the Gaussian noise, in grey levels of 255')
-    # in middle grey 0.6 to 5.6 grey levels
-    poisson_scale_range: list = key((0.05, 0.5), span(0, 100), "strength of the Poisson noise; 1 is 8-bit values' own")
-    gray_noise_prob: float = key(0.4, number(0, 1), 'probability that noise is the same in all colours')
-    # what phones (90 and more), editors (80) and sites (75, some 60) save with
+    # 0.6 to 5.6 grey levels in middle grey
+    poisson_scale_range: list = key((0.05, 0.5), span(0, 100),
+                                    "strength of the Poisson noise; 1: that of counts from 0 to 255")
+    gray_noise_prob: float = key(0.4, number(0, 1), 'probability that the noise is the same in all channels')
+    # qualities of phones (90 and more), editors (80) and websites (75, some 60)
     jpeg_range: list = key((50, 95), span(1, 100), 'quality of the first JPEG')
-    # the second time is a messenger or a site: it shrinks, and saves once more
+    # the second degradation is that of a messenger or website: it shrinks the image and saves it again
     second_blur_prob: float = key(0.3, number(0, 1), 'probability of the second blur')
     resize_prob2: list = key((0.2, 0.4, 0.4), shares(3), 'as resize_prob, in the second resize')
-    resize_range2: list = key((0.8, 1.2), FACTORS, 'factors of the second resize, besides the scale')
+    resize_range2: list = key((0.8, 1.2), FACTORS, 'factors of the second resize, in addition to the scale')
     gaussian_noise_prob2: float = key(0.7, number(0, 1), 'as gaussian_noise_prob')
-    # noise of the LQ itself, which nothing has averaged since
+    # noise in the small LQ image, which is not averaged afterwards
     noise_range2: list = key((0, 4), span(0, 255), 'as noise_range')
     poisson_scale_range2: list = key((0.05, 0.3), span(0, 100), 'as poisson_scale_range')
     gray_noise_prob2: float = key(0.4, number(0, 1), 'as gray_noise_prob')
     jpeg_range2: list = key((70, 95), span(1, 100), 'quality of the last JPEG')
-    # sharpened GT have a network sharpen, at the expense of PSNR
-    gt_usm: bool = key(False, FLAG, 'whether the GT is sharpened (unsharp masking)')
+    # with sharpened GT, the network learns to sharpen, at the expense of PSNR
+    gt_usm: bool = key(False, FLAG, 'sharpen the GT (unsharp masking)')
 
 
 class Jpeg:
-    """JPEG as files have it, in the place of DiffJPEG; faster on a CPU."""
+    """OpenCV's JPEG compression in place of DiffJPEG; faster on a CPU."""
 
     def __call__(self, images, quality):
         """
@@ -75,7 +76,7 @@ class Jpeg:
 
 
 def trimmed(kernels):
-    """Blur kernels without the rim that makes no difference.
+    """Crops blur kernels by the rim that makes no difference.
 
     Args:
         kernels (Tensor): of shape (b, k, k), with odd k; the sum of each is 1.
@@ -92,7 +93,7 @@ def trimmed(kernels):
 
 
 class InPlace(TorchFunctionMode):
-    """Has images resized by the ratio of their sides, so that their content stays where it is.
+    """Makes resizes use the ratio of the sides, so that image content does not shift.
 
     By a factor alone, what is left of a last pixel is cut off, and the rest is stretched when it is resized back: at
     the far edge, GT and LQ are then more than a GT pixel apart.
@@ -106,11 +107,11 @@ class InPlace(TorchFunctionMode):
 
 
 class Degradation(RealESRNetModel):
-    """RealESRNetModel's degradation, without its network and its pool of pairs.
+    """RealESRNetModel's degradation without its network and pool of pairs.
 
     Args:
         opt (dict): Content of an option file, with any of the keys of Degradations.
-        device (torch.device): Where it is done. On CPUs, JPEG is OpenCV's, and kernels lose what makes no difference.
+        device (torch.device): Where it runs. On CPUs, JPEG is OpenCV's, and kernels are cropped by their rim.
         gt_size (int): Side of the GT patches that are cut afterwards.
     """
 

@@ -5,8 +5,8 @@ from torch.nn import functional as F
 class Distillation:
     """Gathers what the distillation losses compare. Whatever several of them need is computed once per step.
 
-    The teacher is the dearest branch, detached, and the others are its students; with an external teacher all branches
-    are students.
+    The teacher is the most expensive branch, detached, and the others are its students; with an external teacher, all
+    branches are students.
 
     Args:
         names (list[str]): Losses in use, out of 'kd', 'feature', 'csd' and 'cs'.

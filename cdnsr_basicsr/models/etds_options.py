@@ -1,4 +1,4 @@
-"""What an option file for ETDSModel may hold."""
+"""Keys of an option file for ETDSModel."""
 from dataclasses import dataclass
 from functools import partial
 from typing import Mapping, Optional
@@ -13,14 +13,14 @@ from .fast_options import FastFile, SingleTraining
 class ETDSTraining(SingleTraining):
     """How a model is trained."""
     residual_opt: Optional[Mapping] = key(None, loss(),
-                                          'the residual stream near the GT; its loss_weight is alpha of Eq. 15')
-    residual_freeze_iter: int = key(0, integer(0), 'iterations in which the residual stream stays as it is')
+                                          'loss between residual stream and GT; its loss_weight is alpha of Eq. 15')
+    residual_freeze_iter: int = key(0, integer(0), 'iterations in which the residual stream is frozen')
 
 
 @dataclass
 class ETDSFile(FastFile):
-    """What stands at the top of an option file."""
-    train: ETDSTraining = key(None, block(ETDSTraining), 'how it is trained; needed in training')
+    """Keys at the top of an option file."""
+    train: ETDSTraining = key(None, block(ETDSTraining), 'training; required in training')
 
 
 check_options = partial(fast_options.check_options, arch='ETDS', struct=ETDSFile)

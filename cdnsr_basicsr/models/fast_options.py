@@ -13,42 +13,43 @@ PIXEL_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
 @dataclass
 class PrecisionTraining(Training):
     """How a model is trained."""
-    precision: str = key('float32', choice(*PRECISIONS), 'of the networks, by autocast; float16 with loss scaling')
-    channels_last: bool = key(True, FLAG, 'memory layout in training')
+    precision: str = key('float32', choice(*PRECISIONS),
+                         'precision of the networks, by autocast; float16 with loss scaling')
+    channels_last: bool = key(True, FLAG, 'train in the memory layout channels last')
 
 
 @dataclass
 class SingleTraining(PrecisionTraining):
     """How a model is trained."""
-    pixel_opt: Mapping = key(..., loss(), 'the image near the GT')
-    teacher_opt: Optional[Mapping] = key(None, loss(*PIXEL_LOSSES), "the image near the teacher's")
+    pixel_opt: Mapping = key(..., loss(), 'loss between image and GT')
+    teacher_opt: Optional[Mapping] = key(None, loss(*PIXEL_LOSSES), "loss between image and teacher's image")
 
 
 @dataclass
 class FastPaths(NetworkPaths):
-    """Where networks start from. Folders are made by BasicSR."""
+    """Initial weights and states. BasicSR creates the folders."""
     pretrain_network_t: Optional[str] = key(None, CHECKPOINT, 'weights of network_t')
-    strict_load_t: bool = key(True, FLAG, 'whether all weights must be there, and no others')
+    strict_load_t: bool = key(True, FLAG, 'refuse missing and additional weights')
 
 
 @dataclass
 class FastFile(OptionFile):
-    """What stands at the top of an option file."""
+    """Keys at the top of an option file."""
     network_t: Optional[Mapping] = key(
         None, optional(typed('block: type, and arguments of the network')),
-        'a teacher, where datasets.train.dataroot_teacher does not have what it makes of the patches')
-    path: FastPaths = key(..., block(FastPaths), 'where it starts from')
-    train: SingleTraining = key(None, block(SingleTraining), 'how it is trained; needed in training')
+        'a teacher, unless datasets.train.dataroot_teacher has its outputs for the patches')
+    path: FastPaths = key(..., block(FastPaths), 'initial weights')
+    train: SingleTraining = key(None, block(SingleTraining), 'training; required in training')
 
 
 def check_file(opt, arch, struct, is_train):
-    """Refuses another network than the model's, another scale than the network's, unknown keys and wrong values.
+    """Refuses a network of another type or scale than the model's, unknown keys and wrong values.
 
     Args:
         opt (dict): Content of the option file.
         arch (str | None): Type of the network, whose model is called <arch>Model; None accepts any.
         struct (type): Dataclass of the file.
-        is_train (bool): Whether it is about to be trained; if not, what says how is not looked at.
+        is_train (bool): Whether it is about to be trained; otherwise, blocks for training are ignored.
 
     Raises:
         OptionError: For the first mistake found.
@@ -89,7 +90,7 @@ def has_teacher(opt):
     if network != bool(opt['path'].get('pretrain_network_t')):
         raise OptionError('network_t', 'a teacher needs both network_t and path.pretrain_network_t')
     if network and outputs:
-        raise OptionError('datasets.train.dataroot_teacher', 'one teacher is enough: this, or network_t')
+        raise OptionError('datasets.train.dataroot_teacher', 'expected one teacher: this, or network_t')
     return network or outputs
 
 
@@ -108,8 +109,8 @@ def check_training(opt):
     loss_opt = opt['train'].get('teacher_opt')
     if has_teacher(opt) != bool(loss_opt):
         raise OptionError(
-            'train.teacher_opt', 'goes with a teacher, network_t and path.pretrain_network_t or '
-            'datasets.train.dataroot_teacher, and the other way round')
+            'train.teacher_opt', 'requires a teacher, network_t and path.pretrain_network_t or '
+            'datasets.train.dataroot_teacher, and the reverse')
 
 
 def check_options(opt, is_train, arch=None, struct=FastFile):

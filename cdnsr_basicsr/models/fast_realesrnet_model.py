@@ -7,7 +7,7 @@ from .photo_options import PhotoFile, check_options
 
 
 class PairPool:
-    """Pairs that have been degraded before, of which batches are mixed; RealESRNetModel says why. Of 8 bits a value.
+    """A pool of degraded pairs from which batches are drawn, as in RealESRNetModel, with 8 bits per value.
 
     Args:
         size (int): Number of pairs.
@@ -17,7 +17,7 @@ class PairPool:
         self.size, self.count, self.pairs = size, 0, None
 
     def exchange(self, *batch):
-        """Takes a batch in, and gives another out for it once the pool is full.
+        """Adds a batch to the pool; once the pool is full, returns random pairs of it in exchange.
 
         Args:
             batch (tuple[Tensor]): LQ and GT, of shapes (b, c, h, w), in [0, 1].
@@ -40,11 +40,11 @@ class PairPool:
         return tuple(batch)
 
     def state(self):
-        """What it holds, for `load`."""
+        """The content of the pool, for `load`."""
         return {} if self.pairs is None else {'count': self.count, 'pairs': [images.cpu() for images in self.pairs]}
 
     def load(self, state, device):
-        """Goes on with another pool's pairs; without any it is filled again, and so if they are of another size.
+        """Continues with another pool's pairs; starts empty if there are none or if they have another size.
 
         Args:
             state (dict): What `state` has returned, or nothing.
@@ -56,7 +56,7 @@ class PairPool:
 
 @MODEL_REGISTRY.register()
 class FastRealESRNetModel(FastSRModel):
-    """FastSRModel that makes the LQ itself: from photographs, by RealESRNetModel's degradation, on any device.
+    """FastSRModel that makes LQ images from photographs by RealESRNetModel's degradation, on any device.
 
     Batches that have an LQ already, as in validation, are taken as they are.
 

@@ -107,7 +107,7 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         return net_t.to(self.device, memory_format=self.memory_format()).requires_grad_(False).eval()
 
     def teach(self, lq):
-        """What the teacher makes of the batch, of shape (b, c, h*scale, w*scale); None without one."""
+        """The teacher's output for the batch, of shape (b, c, h*scale, w*scale); None without a teacher."""
         if self.net_t is None:
             return self.taught
         with torch.no_grad(), self.autocast():
@@ -175,7 +175,7 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         return super(FastTraining, self).get_optimizer(optim_type, params, lr, **kwargs)
 
     def keep_log(self, values):
-        """Keeps what a step has to say, by name, on the device until it is asked for."""
+        """Keeps the logged values of a step by name, on the device until they are needed."""
         self.step_log = OrderedDict((name, value.detach()) for name, value in values.items())
         losses = torch.stack([value.float() for name, value in self.step_log.items() if name.startswith('l_')])
         self.loss_sums = losses if self.loss_sums is None else self.loss_sums + losses

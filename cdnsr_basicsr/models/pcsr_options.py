@@ -1,4 +1,4 @@
-"""What an option file for PCSRModel may hold."""
+"""Keys of an option file for PCSRModel."""
 from dataclasses import dataclass
 from typing import Mapping, Optional
 
@@ -11,7 +11,7 @@ from .fast_options import PrecisionTraining, check_file, check_tested
 
 
 def check_frozen(value, where):
-    """Refuses what is no part that stays as it is in phase 1."""
+    """Refuses anything except parts that phase 1 can freeze."""
     if value is not None and (not isinstance(value, list) or not set(value) <= {'backbone', 'heavy'}):
         raise OptionError(where, f'accepted: [backbone, heavy], one of them or []; got {value!r}')
 
@@ -23,28 +23,28 @@ class PCSRTraining(Training):
     precision, channels_last = PrecisionTraining.precision, PrecisionTraining.channels_last
     phase: int = key(
         1, choice(0, 1),
-        '0: backbone and heavy sampler alone; the others do not exist yet. 1: the mixture of both samplers')
+        '0: train backbone and heavy sampler only, without the others. 1: train the mixture of both samplers')
     freeze: list = key((), Kind('[backbone, heavy], one of them, []', {'type': ['array', 'null']}, check_frozen),
-                       'parts that stay as they are in phase 1')
-    pixel_opt: Mapping = key(..., loss(), 'the image near the GT')
-    average_opt: Optional[Mapping] = key(None, loss('AverageLoss'), 'equal shares of the samplers, in phase 1')
+                       'parts to freeze in phase 1')
+    pixel_opt: Mapping = key(..., loss(), 'loss between image and GT')
+    average_opt: Optional[Mapping] = key(None, loss('AverageLoss'), 'rewards equal shares of the samplers, in phase 1')
 
 
 @dataclass
 class PCSRTile:
-    """Tiles of validation and test, and of `basicsr upscale -opt`, in LR pixels."""
+    """Tiles in validation, in tests and in `basicsr upscale -opt`, in LR pixels."""
     patch_size: int = key(PATCH_SIZE, integer(8), 'largest side of a tile')
-    step: Optional[int] = key(None, optional(integer(1)), 'patch_size less the overlap; ~: 12 less')
+    step: Optional[int] = key(None, optional(integer(1)), 'patch_size minus the overlap; ~: 12 less')
 
 
 @dataclass
 class PCSRFile(OptionFile):
-    """What stands at the top of an option file."""
+    """Keys at the top of an option file."""
     routing: Routing = key(None, block(Routing), 'how pixels are routed in validation')
-    tile: PCSRTile = key(None, block(PCSRTile), 'tiles of validation')
-    path: NetworkPaths = key(..., block(NetworkPaths), 'where it starts from')
-    train: PCSRTraining = key(None, block(PCSRTraining), 'how it is trained; needed in training')
-    val: RoutedValidation = key(None, block(RoutedValidation), 'how it is validated; needed in a test')
+    tile: PCSRTile = key(None, block(PCSRTile), 'tiles in validation')
+    path: NetworkPaths = key(..., block(NetworkPaths), 'initial weights')
+    train: PCSRTraining = key(None, block(PCSRTraining), 'training; required in training')
+    val: RoutedValidation = key(None, block(RoutedValidation), 'validation; required in a test')
 
 
 def check_options(opt, is_train):

@@ -1,4 +1,4 @@
-"""What an option file for FastRealESRNetModel may hold."""
+"""Keys of an option file for FastRealESRNetModel."""
 from dataclasses import dataclass
 
 from ..options import OptionError
@@ -13,8 +13,9 @@ DATASETS = ('PhotographDataset', 'RealESRGANDataset')
 
 @dataclass
 class PhotoFile(Degradations, FastFile):
-    """What stands at the top of an option file."""
-    queue_size: int = key(192, integer(1, 2**16), 'degraded pairs of which batches are mixed; a multiple of the batch')
+    """Keys at the top of an option file."""
+    queue_size: int = key(192, integer(1, 2**16),
+                          'pool of degraded pairs from which batches are drawn; a multiple of the batch')
 
 
 def check_options(opt, is_train):
@@ -41,5 +42,5 @@ def check_options(opt, is_train):
     if size % batch:
         nearest = [max(1, size // batch + more) * batch for more in (0, 1)]
         raise OptionError(
-            'queue_size', f'{size} is no multiple of batch_size_per_gpu, {batch}; accepted are '
+            'queue_size', f'{size} is not a multiple of batch_size_per_gpu, {batch}; accepted: '
             f'multiples, such as {" or ".join(str(value) for value in sorted(set(nearest)))}')

@@ -171,7 +171,7 @@ def check_metrics(model: Any, metrics: Any, datasets: Mapping[str, Any]) -> None
         if of_basicsr_or_ours(metric) and of_basicsr_or_ours(model):
             if block['type'].endswith('_pt'):
                 raise OptionError(
-                    f'{where}.type', f"{block['type']} compares tensors, but models hand over images; "
+                    f'{where}.type', f"{block['type']} compares tensors, but models pass images; "
                     f"accepted: {block['type'][:-3]}")
             schema.check_values(block, stock.METRIC_OF_IMAGES, where)
         for key, data in datasets.items():
@@ -199,7 +199,7 @@ def check_logger(block: Any) -> None:
     wandb = block.get('wandb') or {}
     if wandb.get('project') is not None:
         if not block['use_tb_logger']:
-            raise OptionError('logger.wandb.project', 'needs logger.use_tb_logger: true, whose figures it copies')
+            raise OptionError('logger.wandb.project', 'needs logger.use_tb_logger: true, whose values it copies')
         if importlib.util.find_spec('wandb') is None:
             raise OptionError('logger.wandb.project', 'needs the package wandb: pip install wandb')
 
@@ -214,7 +214,7 @@ def check_paths(model: Any, block: Any, networks: Iterable[str]) -> None:
     """
     check_keys(block, block, 'path')
     if 'pretrain_model_g' in block:
-        raise OptionError('path.pretrain_model_g', 'is an old name, which is read no more; it is pretrain_network_g')
+        raise OptionError('path.pretrain_model_g', 'is an old name that is no longer read; use pretrain_network_g')
     names = [f'{key}_{name}' for name in networks for key in ('pretrain_network', 'param_key', 'strict_load')]
     check_known(model, block, 'path', (*stock.PATH_KEYS, *names))
     for key, value in block.items():
@@ -237,7 +237,7 @@ def check_training(model: Any, opt: Mapping[str, Any]) -> None:
             check_loss(value, f'train.{key}')
     schema.check_values(block, stock.TRAIN, 'train')
     if block.get('ema_decay') == 1:
-        raise OptionError('train.ema_decay', '1 would keep the first weights for ever; expected less, such as 0.999')
+        raise OptionError('train.ema_decay', '1 would keep the first weights forever; expected less, such as 0.999')
     if model.init_training_settings is SRModel.init_training_settings:
         if not block.get('pixel_opt') and not block.get('perceptual_opt'):
             raise OptionError('train.pixel_opt', 'a loss is needed: pixel_opt or perceptual_opt')
@@ -252,7 +252,7 @@ def check_training(model: Any, opt: Mapping[str, Any]) -> None:
 
 
 def check_loader(block: Mapping[str, Any], where: str, trained: bool) -> None:
-    """Checks how many pictures a dataset hands over, by how many workers."""
+    """Checks how many images a dataset hands over, by how many workers."""
     schema.check_block(
         schema.AnyData, block, where, ('batch_size_per_gpu', 'num_worker_per_gpu') if trained else (), others=True)
     if block.get('persistent_workers') and not (trained and block['num_worker_per_gpu']):
@@ -284,7 +284,7 @@ def check_dataset(block: Any, where: str, opt: Mapping[str, Any]) -> None:
         schema.check_block(schema.PairedData, block, where, others=True)
         schema.check_values(block, stock.DATASET, where)
         if (block.get('mean') is None) != (block.get('std') is None):
-            raise OptionError(where, 'mean and std go together; one of them is missing')
+            raise OptionError(where, 'mean and std must be given together; one of them is missing')
     if hasattr(dataset, 'check_options'):
         dataset.check_options(block, where)
     if dataset.__module__.startswith('basicsr.'):
@@ -339,7 +339,7 @@ def check_options(opt: dict[str, Any], is_train: bool) -> None:
 
     A model or dataset class may bring its own check as a static method ``check_options``. Unknown keys in blocks of
     models of other plugins, and in `train` of BasicSR's, are left to them. Whether networks to start from can be found,
-    and what the pictures are, is not asked here.
+    and what the images are, is not asked here.
 
     Args:
         opt: Content of the option file.

@@ -125,11 +125,11 @@ def check_network(block: Any, where: str) -> None:
     target = find_type(ARCH_REGISTRY, block, where)
     parameters, inner = inspect.signature(target).parameters, re.sub(r'\[\d+\]$', '', where).rsplit('.', 1)[-1]
     if inner in ('branches', 'backbone') and not upscales(target):
-        raise OptionError(f'{where}.type', f'{block["type"]} is no network that upscales')
+        raise OptionError(f'{where}.type', f'{block["type"]} is not a network that upscales')
     if inner == 'classifier' and 'num_classes' not in parameters:
-        raise OptionError(f'{where}.type', f'{block["type"]} is no classifier, which takes num_classes')
+        raise OptionError(f'{where}.type', f'{block["type"]} is not a classifier: it takes no num_classes')
     if target.__name__ == 'VGGFeatureExtractor':  # and its constructor starts a download
-        raise OptionError(f'{where}.type', f'{block["type"]} makes features for losses and no images')
+        raise OptionError(f'{where}.type', f'{block["type"]} computes features for losses, not images')
     check_arguments(target, block, where, ('num_classes', ) if inner == 'classifier' else ())
     depth = 1
     if block['type'] == 'SwinIR':
@@ -217,4 +217,4 @@ def built_network(block: Any, where: str) -> Any:
     except Exception as error:  # wrong arguments of networks show in errors of any type
         if isinstance(error, MemoryError) or 'allocate memory' in str(error):
             raise OptionError(where, 'is larger than the memory') from error
-        raise OptionError(where, f'makes no network: {type(error).__name__}: {one_line(error)}') from error
+        raise OptionError(where, f'does not make a network: {type(error).__name__}: {one_line(error)}') from error

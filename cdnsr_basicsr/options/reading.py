@@ -26,7 +26,7 @@ class OptionLoader(yaml.SafeLoader):
     def get_single_node(self) -> Any:
         node = super().get_single_node()
         if node is not None and self.values_in(node, {}) > MAX_VALUES:
-            raise yaml.constructor.ConstructorError(None, None, f'aliases make more than {MAX_VALUES} values of it',
+            raise yaml.constructor.ConstructorError(None, None, f'aliases expand it to more than {MAX_VALUES} values',
                                                     node.start_mark)
         return node
 
@@ -46,7 +46,7 @@ class OptionLoader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f'key {key!r} stands twice', key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f'key {key!r} appears twice', key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -108,7 +108,7 @@ def _text_of(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(path, f'cannot be read: {error}') from None
     if len(text) > MAX_BYTES:
-        raise OptionError(path, f'is larger than an option file can be, {MAX_BYTES >> 20} MiB')
+        raise OptionError(path, f'is larger than an option file may be, {MAX_BYTES >> 20} MiB')
     return text
 
 
@@ -117,8 +117,7 @@ def _parsed(text: str, path: str) -> dict[str, Any]:
         opt = yaml.load(text, Loader=OptionLoader)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else '?'
-        raise OptionError(path,
-                          f'line {line}: {error.problem}; accepted are plain values, lists and mappings') from None
+        raise OptionError(path, f'line {line}: {error.problem}; accepted: plain values, lists and mappings') from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise OptionError(path, f'not valid YAML: {" ".join(str(error).split())}') from None
     if not isinstance(opt, dict):
@@ -134,7 +133,7 @@ def parse_force_yml(entry: str) -> tuple[list[str], Any]:
     """
     match = re.fullmatch(r'\s*([A-Za-z0-9_.-]+(?::[A-Za-z0-9_.-]+)*)\s*=([^=]*)', entry)
     if match is None:
-        raise OptionError(f'--force_yml {entry}', 'accepted is key:sub=value, for example train:ema_decay=0.999')
+        raise OptionError(f'--force_yml {entry}', 'accepted: key:sub=value, for example train:ema_decay=0.999')
     return match.group(1).split(':'), force_yml_value(match.group(2).strip())
 
 
@@ -145,7 +144,7 @@ def force_yml_value(text: str) -> Any:
     try:
         return yaml.load(text, Loader=OptionLoader)
     except yaml.YAMLError:
-        raise OptionError(f'--force_yml ...={text}', 'the value is no YAML scalar or list') from None
+        raise OptionError(f'--force_yml ...={text}', 'the value is not a YAML scalar or list') from None
 
 
 def apply_force_yml(opt: dict[str, Any], entries: Iterable[str]) -> None:
@@ -156,6 +155,6 @@ def apply_force_yml(opt: dict[str, Any], entries: Iterable[str]) -> None:
         for key in keys[:-1]:
             if not isinstance(block.get(key), dict):
                 blocks = ', '.join(str(name) for name, sub in block.items() if isinstance(sub, dict))
-                raise OptionError(f'--force_yml {entry}', f'{key!r} is no block of the option file; accepted: {blocks}')
+                raise OptionError(f'--force_yml {entry}', f'{key!r} is not a block of the file; accepted: {blocks}')
             block = block[key]
         block[keys[-1]] = value

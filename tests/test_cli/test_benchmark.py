@@ -381,7 +381,7 @@ def test_calibration_is_kept_beside_the_model_and_used(model, photographs, tmp_p
     assert upscaler_for(settings_of(args)).dtypes == [torch.bfloat16] * 3
     (tmp_path / 'net.calibration.json').write_text('{"machine": 3')
     assert cli.main([*upscale, '-o', str(tmp_path / 'third')]) == 2
-    assert 'net.calibration.json: is no calibration' in capsys.readouterr().err
+    assert 'net.calibration.json: is not a calibration' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -431,14 +431,14 @@ def test_rows_and_branches_that_are_not_finite_are_named(photographs, tmp_path, 
     text = capsys.readouterr().out
     rows = {line.split(' | ')[2]: line.split(' | ')[4] for line in text.splitlines() if ' | float16 | ' in line}
     assert rows['tiled'] == rows['routed, budget 9'] == '-'
-    assert f'No PSNR, as values are no finite numbers: {path}, tiled, float16\n' in text
+    assert f'No PSNR, because values are not finite: {path}, tiled, float16\n' in text
     assert f'{path}, whole image (BasicSR)' not in text
 
     block, weights = overflowing(1e37)
     params.update({f'branches.1.{key}': value for key, value in weights.items()})
     save_checkpoint(dict(params=params, network_g=routed, scale=4), path)
     assert cli.main(['calibrate', *arguments, '-i', photographs]) == 2
-    assert f'{path}: branch 1 makes values that are no finite numbers' in capsys.readouterr().err
+    assert f'{path}: branch 1 computes values that are not finite' in capsys.readouterr().err
 
 
 def numbers(row):
@@ -527,12 +527,12 @@ def test_json_of_a_calibration_says_what_the_table_says(model, monkeypatch, capf
 @pytest.mark.parametrize('command,message', [
     (['benchmark', '-m', 'none.pth', '--data', '.'], 'none.pth: no such checkpoint file'),
     (['benchmark', '-m', 'MODEL', '--data', 'nowhere'], 'nowhere: no such folder'),
-    (['benchmark', '-m', 'MODEL', '--data', 'empty'], 'empty: holds no photographs'),
+    (['benchmark', '-m', 'MODEL', '--data', 'empty'], 'empty: contains no photographs'),
     (['benchmark', '-m', 'MODEL', '--data', '.', '--budgets', '0.5', '-1'], '--budgets -1.0: expected numbers above 0'),
-    (['benchmark', '-m', 'MODEL', '--data', '.', '--oracle'], '--oracle: goes with --budgets, unless a classifier is'),
-    (['benchmark', '-m', 'MODEL', 'PLAIN2', '--data', 'empty'], 'all models must have one scale, but have [2, 4]'),
+    (['benchmark', '-m', 'MODEL', '--data', '.', '--oracle'], '--oracle: requires --budgets, unless a classifier is'),
+    (['benchmark', '-m', 'MODEL', 'PLAIN2', '--data', 'empty'], 'all models must have the same scale, but have [2, 4]'),
     (['calibrate', '-m', 'PLAIN2', '-i', 'empty'], 'FSRCNN has no branches to choose from'),
-    (['calibrate', '-m', 'MODEL', '-i', 'empty'], 'empty: holds no photographs'),
+    (['calibrate', '-m', 'MODEL', '-i', 'empty'], 'empty: contains no photographs'),
 ])
 def test_mistakes_are_one_line(model, tmp_path, monkeypatch, capsys, command, message):
     monkeypatch.chdir(tmp_path)

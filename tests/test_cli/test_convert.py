@@ -108,11 +108,11 @@ def test_mistakes(folder, capsys):
         (['etds.pth', '-o', 'x.onnx'], '-o x.onnx: expected a name that ends in .pth or .safetensors'),
         (['etds.pth', '-o', 'no/x.pth'], 'no: no such folder'),
         (['etds.pth', '-o', 'fsrcnn.pth'], 'fsrcnn.pth: already exists; --overwrite replaces it'),
-        (['etds.pth', '-o', 'x.pth', '--clip'], '--clip: goes with --plain'),
+        (['etds.pth', '-o', 'x.pth', '--clip'], '--clip: requires --plain'),
         (['etds.pth', '-o', 'x.pth', '--from', 'esrgan'], '--from esrgan: accepted: auto, abpn, arm, carn'),
-        (['etds.pth', '-o', 'x.pth', '--scale', '3'], 'is described already'),
+        (['etds.pth', '-o', 'x.pth', '--scale', '3'], 'already has a description'),
         (['fsrcnn.pth', '-o', 'x.pth', '--plain'], 'FSRCNN cannot be made plain; accepted: ETDS, ECBSR, PlainConvSR'),
-        (['routed.pth', '-o', 'x.pth', '--plain', '--clip'], 'branches are clipped after they have been blended'),
+        (['routed.pth', '-o', 'x.pth', '--plain', '--clip'], 'a branch must not clip: its tiles are blended first'),
         (['bare.pth', '-o', 'x.pth'], 'of no known family'),
         (['bare.pth', '-o', 'x.pth', '-opt', 'no.yml'], 'no.yml: '),
     ]:
@@ -122,7 +122,7 @@ def test_mistakes(folder, capsys):
     assert cli.main(['convert', 'etds.pth', '-o', 'fsrcnn.pth', '--overwrite']) == 0
     assert Path('fsrcnn.pth').read_bytes() != before
     assert cli.main(['convert', 'etds.pth', '-o', 'etds.pth', '--plain', '--overwrite']) == 0
-    assert 'made of plain convs already' in refused(capsys, 'etds.pth', '-o', 'x.pth', '--plain')
+    assert 'is already plain, or cannot be' in refused(capsys, 'etds.pth', '-o', 'x.pth', '--plain')
 
 
 def test_nothing_is_written_when_a_plain_form_differs(folder, capsys, monkeypatch):

@@ -58,7 +58,7 @@ def test_json_says_what_the_text_says(installed, capfd, tmp_path, monkeypatch):
     assert os.path.isfile(os.path.join(paths['shipped_models'], 'models.json'))
     assert paths['own_models'] == str(tmp_path / 'experiments/pretrained_models')
     assert paths['speeds'] == os.path.join(os.environ['XDG_CACHE_HOME'], 'cdnsr_basicsr', 'speed.json')
-    assert f'{paths["own_models"]} (not there)' in plain and f'{paths["shipped_models"]}\n' in plain
+    assert f'{paths["own_models"]} (does not exist)' in plain and f'{paths["shipped_models"]}\n' in plain
     said = [*versions.values(), content['system'], content['cpu']['model'], *paths.values(), 'cdnsr_basicsr:register']
     assert [value for value in said if value and value not in plain] == []
 

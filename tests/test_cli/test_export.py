@@ -121,7 +121,7 @@ def test_what_torch_itself_loses_is_allowed_to_others():
 
     net = Wild(1.)
     assert export.compare(net, {'other': Wild(1.001)})['other'] > 0.1
-    with pytest.raises(export.OptionError, match='other makes an output that is'):
+    with pytest.raises(export.OptionError, match='other makes an output that differs by '):
         export.compare(net, {'other': Wild(2.)})
 
 
@@ -145,12 +145,12 @@ def test_an_exported_folder_is_not_replaced_unless_told(models, tmp_path, capsys
     out = tmp_path / 'out'
     shutil.copytree(models / 'routed', out)
     assert cli.main(['export', str(models / 'plain.pth'), '-o', str(out)]) == 2
-    assert one_line(capsys).endswith('is exported already; --overwrite replaces it')
+    assert one_line(capsys).endswith('is already exported; --overwrite replaces it')
     assert cli.main(['export', str(models / 'plain.pth'), '-o', str(out), '--overwrite']) == 0
     assert sorted(os.listdir(out)) == ['branch_0.onnx', 'export.json'] and os.listdir(tmp_path) == ['out']
     (out / 'thesis.tex').write_text('years of work')
     assert cli.main(['export', str(models / 'plain.pth'), '-o', str(out), '--overwrite']) == 2
-    assert 'holds thesis.tex, which is no part of an exported network' in one_line(capsys)
+    assert 'contains thesis.tex, no part of an exported network' in one_line(capsys)
     assert cli.main(['export', str(models / 'plain.pth'), '-o', str(out / 'thesis.tex')]) == 2
     assert 'is a file; expected a folder' in one_line(capsys)
 
@@ -235,7 +235,7 @@ def changed(folder, tmp_path, sign=True, **entries):
     (dict(branches=[]), 'branches: expected a list of 2 to 9'),
     (dict(branches=[1, 2]), 'branch_0: expected a block of options, but got 1'),
     (dict(branches=[dict(file='../x', sha256='', macs=1)] * 2), 'branch_0.file: accepted: branch_0.onnx; got '),
-    (dict(branches=[dict(file='branch_0.onnx', sha256=[], macs=1)] * 2), 'is not the file that was exported'),
+    (dict(branches=[dict(file='branch_0.onnx', sha256=[], macs=1)] * 2), 'has changed since the export'),
     (dict(branches=[dict(file='branch_0.onnx', sha256='', macs=-1)] * 2), 'branch_0.macs: expected an integer'),
     (dict(classifier=3), 'classifier: expected a block of options, but got 3'),
 ])
@@ -256,7 +256,7 @@ def test_every_edit_of_a_description_is_noticed(models, picture, tmp_path, capsy
         about=lambda: {},
         sha256=lambda: value[:-1]).get(key, lambda: value + 1)()
     assert upscale(changed(models / 'routed', tmp_path, sign=False, **{key: value}), picture) == 2
-    assert one_line(capsys).endswith('export.json: is not what was exported (its sha256 is another); export the '
+    assert one_line(capsys).endswith('export.json: has changed since the export (its SHA-256 differs); export the '
                                      'network again')
 
 
@@ -266,7 +266,7 @@ def test_broken_folders_are_one_line(models, picture, tmp_path, capsys):
     data = (folder / 'branch_1.onnx').read_bytes()
     (folder / 'branch_1.onnx').write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert upscale(folder, picture) == 2
-    assert 'branch_1.onnx: is not the file that was exported' in one_line(capsys)
+    assert 'branch_1.onnx: has changed since the export' in one_line(capsys)
     (folder / 'branch_1.onnx').unlink()
     assert upscale(folder, picture) == 2
     assert 'branch_1.onnx: no such file, which the exported network needs' in one_line(capsys)
@@ -347,4 +347,4 @@ def test_benchmark_has_rows_for_each_backend(models, tmp_path, monkeypatch, caps
             expected, actual = figures[method], figures[f'{method} ({backend})']
             assert [float(value) for value in actual] == pytest.approx([float(value) for value in expected], abs=0.011)
     assert cli.main(['benchmark', *arguments, '--backends', BACKENDS[0], '--device', 'cuda']) == 2
-    assert 'only torch runs on others than the CPU' in one_line(capsys)
+    assert 'only torch runs on other devices than the CPU' in one_line(capsys)

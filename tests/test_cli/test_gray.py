@@ -115,7 +115,7 @@ def test_the_quality_of_a_gray_network_is_that_of_luma(work, model, capsys):
     block = fsrcnn(4)
     save_checkpoint(dict(params=build_network(block).state_dict(), network_g=block, scale=4), 'rgb.pth')
     assert cli.main(['benchmark', '-m', model, 'rgb.pth', '--data', 'hr']) == 2
-    assert 'networks for gray pictures (gray.pth) cannot be compared' in capsys.readouterr().err
+    assert 'networks for grayscale images (gray.pth) cannot be compared' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ MISTAKES += [
     ('train:total_iter', 1.5, 'train.total_iter: expected a whole number'),
     ('train:total_iter', float('inf'), 'train.total_iter: expected a whole number'),
     ('train:total_iter', 10**9, 'train.total_iter: expected a whole number from 1 to 100000000'),
-    ('train:ema_decay', 1, 'train.ema_decay: 1 would keep the first weights for ever'),
+    ('train:ema_decay', 1, 'train.ema_decay: 1 would keep the first weights forever'),
     ('train:pixel_opt:loss_weight', float('nan'), 'train.pixel_opt.loss_weight: expected a number from 0'),
     ('train:pixel_opt:loss_weight', -1, 'train.pixel_opt.loss_weight: expected a number from 0'),
     ('train:pixel_opt:reduction', 'max', "train.pixel_opt.reduction: accepted: mean, sum, none; got 'max'"),
@@ -145,7 +145,7 @@ MISTAKES += [
     ('datasets:train:io_backend', 'lmdb', "datasets.train.io_backend: expected a block of options, but got 'lmdb'"),
     ('datasets:train:io_backend:type', 'zip', "datasets.train.io_backend.type: accepted: disk, lmdb, memcached; "),
     ('datasets:train:io_backend:path', 'x', 'datasets.train.io_backend.path: unknown key; accepted: client_keys, '),
-    ('datasets:train:mean', [0.5], 'datasets.train: mean and std go together'),
+    ('datasets:train:mean', [0.5], 'datasets.train: mean and std must be given together'),
     ('datasets:train:label_file', 1, 'datasets.train.label_file: no such file: 1'),
     ('datasets:train:filename_tmpl', '../{}', 'datasets.train.filename_tmpl: expected a name with one {}'),
     ('network_g', None, 'network_g: is missing from the option file'),
@@ -226,7 +226,7 @@ def test_pictures_are_looked_at_before_the_pipeline(work, train_opt, write, no_p
     train_opt['datasets']['val'].update(dataroot_gt='broken/gt', dataroot_lq='broken/lq')
     assert cli.main(['train', '-opt', write(train_opt)]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.endswith(f'datasets.val.dataroot_lq: broken/lq/{first.name} is cut off: its end is missing')
+    assert error.endswith(f'datasets.val.dataroot_lq: broken/lq/{first.name} is truncated: its end is missing')
     assert not no_pipeline
 
 
@@ -242,12 +242,12 @@ LEVELS = [f'l{i}: &l{i} [{", ".join([f"*l{i - 1}"] * 9)}]' for i in range(1, 30)
 def test_aliases_that_would_fill_the_memory(work, write, capsys, text):
     assert cli.main(['train', '-opt', write(text)]) == 2
     error = capsys.readouterr().err.strip()
-    assert 'aliases make more than 100000 values of it' in error and len(error.splitlines()) == 1
+    assert 'aliases expand it to more than 100000 values' in error and len(error.splitlines()) == 1
 
 
 def test_files_too_large_for_options(work, write, capsys):
     assert cli.main(['train', '-opt', write('a: 1\n' + '#' * 2**22)]) == 2
-    assert 'is larger than an option file can be, 4 MiB' in capsys.readouterr().err
+    assert 'is larger than an option file may be, 4 MiB' in capsys.readouterr().err
 
 
 def test_resuming_needs_no_start_weights(work, train_opt, write, no_pipeline):
@@ -286,7 +286,7 @@ def test_right_options_pass(work, train_opt, write, no_pipeline):
     ('name: !!python/object/apply:os.system ["touch owned"]', 'could not determine a constructor'),
     ('a: [1, 2', 'not valid YAML'),
     ('- a\n- b', 'expected a mapping of options, but got list'),
-    ('a: 1\na: 2', "line 2: key 'a' stands twice"),
+    ('a: 1\na: 2', "line 2: key 'a' appears twice"),
     ('', 'expected a mapping of options, but got NoneType'),
 ])
 def test_option_files_that_are_refused(work, write, capsys, text, message):
@@ -338,7 +338,7 @@ def test_force_yml_values():
     opt = {'train': {'lr': 1, 'sub': {}}}
     apply_force_yml(opt, ['train:lr=2', 'train:sub:new=x', 'name=y'])
     assert opt == {'train': {'lr': 2, 'sub': {'new': 'x'}}, 'name': 'y'}
-    with pytest.raises(OptionError, match="'trian' is no block of the option file; accepted: train"):
+    with pytest.raises(OptionError, match="'trian' is not a block of the file; accepted: train"):
         apply_force_yml(opt, ['trian:lr=2'])
 
 

@@ -69,5 +69,5 @@ def test_a_mistake_is_one_line(photo_opt, write, capfd):
     photo_opt['queue_size'] = 5
     assert cli.main(['train', '-opt', write(photo_opt)]) == 2
     error = capfd.readouterr().err
-    assert 'opt.yml: queue_size: 5 is no multiple of batch_size_per_gpu, 2' in error and error.count('\n') == 1
+    assert 'opt.yml: queue_size: 5 is not a multiple of batch_size_per_gpu, 2' in error and error.count('\n') == 1
     assert not Path('experiments').exists()

@@ -141,7 +141,7 @@ def test_a_lost_rank_is_named_and_ends_the_others(work, opt, write, lost, how):
     processes[lost].communicate()
     said = [line for line in output.splitlines() if line.startswith('basicsr: error: ')]
     assert other.returncode == 1 and len(said) == 1, output
-    assert said[0].startswith(f'basicsr: error: rank {lost} has given no sign of life for '), output
+    assert said[0].startswith(f'basicsr: error: rank {lost} has not reported for '), output
     assert 'Traceback' not in output.split('Start training')[-1]
     assert seconds < 20  # of 8 that were asked for, on a busy machine
     newest = max(states.glob('[0-9]*.state'), key=lambda path: int(path.stem))
@@ -159,5 +159,5 @@ def test_a_rank_that_ends_tells_the_others_why(work, opt, write):
         processes.append(start(command, BASICSR_RANK_TIMEOUT='8', **env))
     first, second = outputs(processes)
     assert [process.returncode for process in processes] == [1, 2], first + second
-    assert 'fill no batch of 2' in second.strip().splitlines()[-1]
+    assert 'do not fill a batch of 2' in second.strip().splitlines()[-1]
     assert 'basicsr: error: rank 1 has ended: datasets.train: 36 images x ' in first

@@ -107,7 +107,7 @@ def test_finished_training_is_resumed_without_an_iteration(train, opts, work):
 def test_no_full_batch_is_refused_for_every_dataset(train, opts, work, data):
     run = train(opts('SRModel', data, batch_size=37))
     assert run.code == 2 and len(run.error) == 1
-    assert 'datasets.train: 36 images x dataset_enlarge_ratio 1 fill no batch of 37' in run.error[0]
+    assert 'datasets.train: 36 images x dataset_enlarge_ratio 1 do not fill a batch of 37' in run.error[0]
     assert not list(work.glob('experiments/tiny/models/*'))
 
 
@@ -120,7 +120,7 @@ def test_no_full_batch_in_each_of_several_processes(opts, work):
     with contextlib.ExitStack() as stack:
         run = pipeline._Run(ARGS, '', pipeline.RankWatch(), stack)
         run.opt = opt
-        with pytest.raises(OptionError, match='fill no batch of 20 in each of 2 processes'):
+        with pytest.raises(OptionError, match='do not fill a batch of 20 in each of 2 processes'):
             run.of_training(basicsr_train)['create_train_val_dataloader'](opt, logging.getLogger('quiet'))
 
 
@@ -145,7 +145,7 @@ def test_data_that_end_too_soon_are_no_finished_training(train, opts, work, monk
     from torch.utils.data import DataLoader
     monkeypatch.setattr(DataLoader, '__len__', lambda self: 100)  # a dataset that promises more than it has
     run = train(opts('SRModel'))
-    assert run.code == 1 and 'the data have ended at iteration 9 of 20' in run.error[-1]
+    assert run.code == 1 and 'the data ended at iteration 9 of 20' in run.error[-1]
     assert not (work / 'experiments/tiny/models/net_g_latest.pth').exists()
 
 
@@ -158,8 +158,8 @@ def test_loss_that_is_not_finite_ends_the_training(train, opts, work, model_type
     run = train(opt, '--auto_resume')
     assert run.code == 1 and len(run.error) == 1
     # noticed by the weights when they were to be saved, before the first losses are printed
-    assert 'iteration 15: net_g holds values that are not finite' in run.error[0]
-    assert 'the newest good state is of iteration 12' in run.error[0]
+    assert 'iteration 15: net_g contains values that are not finite' in run.error[0]
+    assert 'the newest good state is that of iteration 12' in run.error[0]
     for path in [*work.glob('experiments/tiny/models/*.pth')]:
         assert all(torch.isfinite(value).all() for value in torch.load(path)['params'].values()), path
     opt['logger'].update(print_freq=2, save_checkpoint_freq=1000)
@@ -227,7 +227,7 @@ def test_the_file_s_learning_rate_and_schedule_hold_after_a_resume(train, opts, 
     opt['train']['optim_g'].update(lr=3e-4, betas=[0.8, 0.95])
     run = train(opt, '--auto_resume')
     assert run.code == 0 and run.iterations == list(range(13, 19))
-    said = [line for line in run.lines if 'as in the file from here on' in line]
+    said = [line for line in run.lines if 'applies from here on' in line]
     assert len(said) == 1 and 'betas' in said[0] and 'lr' in said[0]
     group = state(work, 18)['optimizers'][0]['param_groups'][0]
     assert list(group['betas']) == [0.8, 0.95] and group['initial_lr'] == 3e-4
@@ -269,7 +269,7 @@ def test_another_optimizer_begins_without_moments(train, opts, monkeypatch):
     opt['train'].update(optim_g=dict(type='SGD', lr=1e-3, momentum=0.9))
     run = train(opt, '--auto_resume')
     assert run.code == 0 and run.iterations == list(range(7, 13)), run.error
-    assert any('type (SGD begins without moments)' in line for line in run.lines)
+    assert any('type (SGD starts without moments)' in line for line in run.lines)
 
 
 def test_a_state_of_other_parameters_is_refused(train, opts, work):
@@ -306,7 +306,7 @@ def test_second_run_of_a_name_is_refused_while_the_first_is_alive(train, opts, w
         for arguments in ((), ('--auto_resume', )):
             run = train(opt, *arguments)
             assert run.code == 2 and len(run.error) == 1
-            assert f'belongs to a run that is still going on (process {first.pid} on ' in run.error[0]
+            assert f'belongs to a run that is still active (process {first.pid} on ' in run.error[0]
         assert sorted({path.name for path in work.glob('experiments/*')} - {'.tiny.lock'}) == before
         first.send_signal(signal.SIGKILL)  # which no program can clean up after
         first.wait()
@@ -330,7 +330,7 @@ def test_second_test_of_a_name_is_refused(train, opts, work):
     opt['datasets'] = dict(test=opt['datasets']['val'])
     with locked_elsewhere(work / 'results/tiny'):
         run = train(opt, command='test')
-        assert run.code == 2 and 'results/tiny: belongs to a run that is still going on' in run.error[0]
+        assert run.code == 2 and 'results/tiny: belongs to a run that is still active' in run.error[0]
     assert train(opt, command='test').code == 0
 
 
@@ -413,7 +413,7 @@ def test_a_vanished_experiment_is_made_again(train, opts, work, monkeypatch):
 
     monkeypatch.setattr(FastSRModel, 'optimize_parameters', optimize_parameters)
     run = train(opts('FastSRModel', total_iter=6))
-    assert run.code == 0 and any('has vanished, and is made again' in line for line in run.lines)
+    assert run.code == 0 and any('has disappeared and is created again' in line for line in run.lines)
     assert (work / 'experiments/tiny/models/net_g_latest.pth').is_file() and state(work, 6)['iter'] == 6
 
 

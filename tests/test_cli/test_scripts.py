@@ -164,7 +164,7 @@ def test_train_all_runs_the_stages_in_order_and_goes_on_after_any(work, tmp_path
     (('edsr', ), f'Usage: bash scripts/train_all.sh {"|".join(BACKBONES)} ['),
     (('carn|etds', ), 'Usage: bash scripts/train_all.sh carn|etds|'),
     (('etds_light', ), 'Usage: bash scripts/train_all.sh carn|etds|'),
-    (('fsrcnn', ), 'datasets/train holds no gt.lmdb: basicsr prepare -i YOUR_PHOTOGRAPHS -o datasets/train'),
+    (('fsrcnn', ), 'datasets/train contains no gt.lmdb: basicsr prepare -i YOUR_PHOTOGRAPHS -o datasets/train'),
 ])
 def test_train_all_says_what_is_missing(tmp_path, arguments, message, commands):
     folder = commands('basicsr', 'exit 1')
@@ -191,7 +191,7 @@ def test_reproduce_measures_named_models(tmp_path, commands):
     (('Set6=.', 'photographs=.'),
      'error: --images Set6: expected SET=FOLDER; sets: Set5, Set14, photographs, CID22, degraded'),
     (('Set5=.', ), 'error: --images: photographs=FOLDER is missing'),
-    (('photographs=.', ), 'error: --images: Set5=FOLDER is missing, which cdnsr-'),
+    (('photographs=.', ), 'error: --images: Set5=FOLDER is missing; cdnsr-'),
 ])
 def test_reproduce_says_what_is_missing(tmp_path, arguments, message):
     done = bash(ROOT / 'scripts/reproduce.sh', *arguments, cwd=tmp_path)
@@ -288,7 +288,7 @@ def test_a_model_for_degraded_images_is_shown_beside_the_best_for_clean_ones(scr
         cv2.imwrite(f'degraded/{name}/0.png', photograph(*sides))
     ship_model.main(['dirty', 'routed.pth', SHIP[0], 'degraded=degraded', *SHIP[1:], '--repeat', '1'])
     card = (root / 'docs/models/dirty.md').read_text()
-    assert '![Parts of photographs: bicubic x2, clean, dirty, HR](dirty.jpg)' in card
+    assert '![Crops of photographs: bicubic x2, clean, dirty, HR](dirty.jpg)' in card
     assert 'the degraded photographs' in card.replace('\n', ' ')
     assert cv2.imread(str(root / 'docs/models/dirty.jpg')).shape == (2 * 354, 4 * 320 + 18, 3)
     assert 'degraded' in zoo.shipped_models()['dirty'].psnr
@@ -304,10 +304,10 @@ def test_what_cannot_be_shipped(scripts_of_models, monkeypatch, capsys):
     monkeypatch.setattr(zoo, 'MOST_BYTES', 4000)
     for arguments, message in ((['a.pth', 'routed.pth', *SHIP], 'a.pth: expected a name without a folder and a suffix'),
                                (['a', 'routed.pth', *SHIP, '--teacher',
-                                 'Big'], '--teacher: goes with --teacher-licence'),
+                                 'Big'], '--teacher: requires --teacher-licence'),
                                (['a', 'none.pth', *SHIP], 'none.pth: no such checkpoint file'),
                                (['a', 'tiny_fsrcnn',
-                                 *SHIP], 'tiny_fsrcnn: FSRCNN is no routed network; see basicsr route'),
+                                 *SHIP], 'tiny_fsrcnn: FSRCNN is not a routed network; see basicsr route'),
                                (['a', 'routed.pth', *SHIP], 'routed.pth: takes ')):
         with pytest.raises(SystemExit) as end:
             ship_model.main(arguments)

@@ -75,7 +75,7 @@ def test_filters_take_images_in_any_layout(layout):
 def test_a_prefetcher_of_gpus_gives_way_to_that_of_cpus(work, stock_opt, write):
     stock_opt['datasets']['train'].update(prefetch_mode='cuda', pin_memory=True)
     output = run('-m', 'cdnsr_basicsr', 'train', '-opt', write(stock_opt))
-    assert output.count('prefetch_mode is cuda, but this runs on the CPU: going on with prefetch_mode cpu.') == 1
+    assert output.count('prefetch_mode is cuda, but this runs on the CPU: using prefetch_mode cpu.') == 1
 
 
 def test_cdnsr_under_a_stock_model_says_what_is_missing(work, stock_opt, write, tiny_net, capfd):

@@ -212,7 +212,7 @@ def test_gray_rgb_and_alpha_equal_the_network_and_keep_their_depth(run, models, 
         for channels in (1, 2, 3, 4)
     }
     assert run(model=model) == 0
-    assert capsys.readouterr().out.startswith('Upscaled 8 pictures x2 to out: ')
+    assert capsys.readouterr().out.startswith('Upscaled 8 images x2 to out: ')
     assert written() == sorted(pictures)
     for name, pixels in pictures.items():
         expected = slow(models[1][model], pixels)
@@ -269,7 +269,7 @@ def test_what_overflows_is_done_again_in_float32(run, large, caplog, kind):
     for name, pixels in pictures.items():
         save(f'in/{name}.{kind}', pixels)
     assert run('-m', model, '--precision', 'float16') == 0
-    assert caplog.text.count('done again in float32') == 1
+    assert caplog.text.count('computed again in float32') == 1
     assert written() == sorted(f'{name}.{kind}' for name in pictures)
     for name, pixels in pictures.items():
         expected = pixels.repeat(2, 0).repeat(2, 1)
@@ -284,7 +284,7 @@ def test_a_picture_of_what_is_no_number_is_never_written(run, large, capsys):
     for precision in ('float32', 'bfloat16'):
         assert run('-m', model, '--precision', precision, '--overwrite') == 1
         assert written() == ['black.png'] and (load(Path('out/black.png')) == 0).all()
-        reason = 'the network makes values of it that are no finite numbers, also in float32'
+        reason = 'the network computes values for it that are not finite, even in float32'
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('Failed')]
         assert errors == [f'Failed: in/{name}: {reason}' for name in ('alpha.png', 'white.tif')]
 
@@ -504,7 +504,7 @@ def test_a_folder_with_subfolders_and_junk(run, capsys):
     names = ['a_big', 'sub/a_big', 'sub/deeper/b_big']
     assert written() == sorted(f'{name}{kind}.png' for name in names for kind in ('', '_map'))
     output, errors = capsys.readouterr()
-    assert output.startswith('Upscaled 3 pictures x2 to out: ')
+    assert output.startswith('Upscaled 3 images x2 to out: ')
     failed = re.findall(r'^Failed: in/(.*?)\.(?:png|jpg): .*accepted are .*$', errors, re.M)
     assert failed == ['cut', 'empty', 'junk', 'lost', 'pipe'] and len(errors.splitlines()) == 5
 
@@ -527,16 +527,14 @@ def test_what_is_not_done_of_a_folder_is_named(run, models, capsys):
     assert_same(load(Path('out/a.png')), slow(models[1]['plain'], pixels))
     output, errors = capsys.readouterr()
     assert output.splitlines()[1:] == [
-        'Not the whole of in/frames.png: only the first of 3 frames.',
-        'Not the whole of in/g.gif: only the first of 3 frames.',
-        'Not the whole of in/pages.tif: only the first of 3 pages.',
-        'Left alone, no picture by its ending: .db: Thumbs.db',
-        'Left alone, no picture by its ending: .txt: notes.txt, sub/more.txt',
-        'Left alone, no picture by its ending: no ending: none'
+        'Read in part: in/frames.png: only the first of 3 frames.',
+        'Read in part: in/g.gif: only the first of 3 frames.', 'Read in part: in/pages.tif: only the first of 3 pages.',
+        'Skipped, not an image format: .db: Thumbs.db', 'Skipped, not an image format: .txt: notes.txt, sub/more.txt',
+        'Skipped, not an image format: no extension: none'
     ]
-    assert errors.startswith('Failed: in/e.hdr: holds HDR values') and len(errors.splitlines()) == 1
+    assert errors.startswith('Failed: in/e.hdr: contains HDR values') and len(errors.splitlines()) == 1
     assert run('--shard', '2/2', output='second', model='plain') in (0, 1)  # said once, by the first part
-    assert 'Left alone' not in capsys.readouterr().out
+    assert 'not an image format' not in capsys.readouterr().out
 
 
 def test_a_picture_that_crashes_decoders_does_not_stop_the_others(run, models, capsys, shared):
@@ -613,7 +611,7 @@ def test_of_two_pictures_with_one_result_the_first_is_done(run, models, capsys):
     for name in ('a.png', 'b.tif', 'b.webp', 'c.tif', 'c.tiff', 'd.png'):
         save(Path('in', name), photo(9, 9))
     first = save('in/a.bmp', photo(9, 9, seed=5))
-    error = 'Failed: in/a.png: its result would be out/a.png, as that of a.bmp; rename one of the two'
+    error = 'Failed: in/a.png: its result would be out/a.png, as that of a.bmp; rename one of them'
     assert run('--shard', '2/2', model='plain') == 1  # also if the first one's turn has not come yet
     assert one_line(capsys) == error
     assert run('--shard', '1/2', model='plain') == 0
@@ -621,7 +619,7 @@ def test_of_two_pictures_with_one_result_the_first_is_done(run, models, capsys):
     assert_same(load(Path('out/a.png')), slow(models[1]['plain'], first))
     assert run(model='plain') == 1
     output, errors = capsys.readouterr()
-    assert 'Upscaled 0 pictures' in output and 'already exist: 6' in output and errors == f'{error}\n'
+    assert 'Upscaled 0 images' in output and 'already exist: 6' in output and errors == f'{error}\n'
 
 
 @pytest.mark.slow
@@ -631,8 +629,8 @@ def test_a_map_replaces_no_result(run, capsys):
     assert run('--map') == 1
     errors = capsys.readouterr().err.splitlines()
     assert errors == [
-        'Failed: in/a.tif: its result would be out/a_map.png, as that of a.png; rename one of the two',
-        'Failed: in/a_map.png: its result would be out/a_map.png, as that of a.png; rename one of the two'
+        'Failed: in/a.tif: its result would be out/a_map.png, as that of a.png; rename one of them',
+        'Failed: in/a_map.png: its result would be out/a_map.png, as that of a.png; rename one of them'
     ]
     assert written() == ['a.png', 'a_map.png'] and load(Path('out/a.png')).shape == (18, 18, 3)
     assert run() == 0  # without maps only a_map.png has a result there
@@ -698,7 +696,7 @@ def test_a_result_is_replaced_only_if_asked_for(run, models, capsys):
     Path('out/.77.b.png').write_text('what a killed run left')
     assert run() == 0
     output = capsys.readouterr().out
-    assert output.startswith('Upscaled 1 picture x2') and 'Skipped, already exist: 1 (--overwrite' in output
+    assert output.startswith('Upscaled 1 image x2') and 'Skipped, already exist: 1 (--overwrite' in output
     assert Path('out/a.png').read_text() == 'mine'
     assert_same(load(Path('out/b.png')), slow(models[1]['cdnsr_x2'], second))
     assert run('--overwrite') == 0
@@ -720,7 +718,7 @@ def test_pictures_are_not_replaced_by_their_results(run, capsys, overwrite):
     before = {name: Path('in', name).read_bytes() for name in written('in')}
     for source, output in (('in', 'in'), ('in', 'link'), ('in/a.png', 'in'), ('in/a.png', 'link'), ('in', './in/')):
         assert run(*overwrite, source=source, output=output) == 2
-        assert one_line(capsys).startswith(f'basicsr: error: {output}: the results would replace the pictures; use ')
+        assert one_line(capsys).startswith(f'basicsr: error: {output}: the results would replace the images; use ')
     assert {name: Path('in', name).read_bytes() for name in written('in')} == before
     assert run(*overwrite, source='in/b.jpg', output='in') == 0
     assert written('in') == ['a.png', 'b.jpg', 'b.png']
@@ -736,7 +734,7 @@ def test_results_beside_the_pictures_are_not_upscaled_again(run, capsys, output,
     assert len(first) == 9
     for source in ('in', Path('in').resolve()):
         assert run('--suffix', suffix, output=output, source=source) == 0
-        assert 'Upscaled 0 pictures' in capsys.readouterr().out and written('in') == first
+        assert 'Upscaled 0 images' in capsys.readouterr().out and written('in') == first
 
 
 def signalled_in_the_middle(models, number):
@@ -845,7 +843,7 @@ def test_json_says_what_the_text_says(run, capfd):
     content = strict_json(output)
     assert set(content) == documented('upscale')
     assert (content['output'], content['scale'], content['done'], content['present']) == ('json', 2, 3, 1)
-    assert plain.startswith(f'Upscaled 3 pictures x2 to plain: {content["megapixels"]:.1f} megapixels in ')
+    assert plain.startswith(f'Upscaled 3 images x2 to plain: {content["megapixels"]:.1f} megapixels in ')
     assert content['megapixels'] == 4 * (31 * 40 + 32 * 40 + 20 * 33) / 1e6 and content['seconds'] > 0
     shares = ' / '.join(f'{share:.0f}' for share in content['shares'])
     assert f'Tiles of class 0 to 2: {shares} %; cost {content["cost"]:.3f} of' in plain and content['unit'] == 'tiles'
@@ -854,7 +852,7 @@ def test_json_says_what_the_text_says(run, capfd):
     assert content['left_out'] == ['in/notes.txt']
     assert [failure['path'] for failure in content['failed']] == ['in/broken.png']
     assert plain_errors == f'Failed: in/broken.png: {content["failed"][0]["reason"]}\n'
-    notes = [line for line in plain.splitlines() if line.startswith(('Not the whole of', 'Left alone, no picture'))]
+    notes = [line for line in plain.splitlines() if line.startswith(('Read in part: ', 'Skipped, not an image format'))]
     assert len(notes) == 2 and errors.splitlines() == [*notes, *plain_errors.splitlines()]
 
 
@@ -1045,11 +1043,11 @@ MISTAKES = [
     (('--step', 0), "argument --step: expected an integer of at least 1, but got '0'"),
     (('--nonsense', ), 'unrecognized arguments: --nonsense'),
     (('-i', 'nowhere'), 'nowhere: no such file or folder'),
-    (('-i', 'empty'), 'empty: holds no picture (.png, .jpg, '),
+    (('-i', 'empty'), 'empty: contains no image (.png, .jpg, '),
     (('-i', ''), '-i: expected a path, but got nothing'),
     (('-i', 'x' * 300), "[Errno 36] File name too long: 'xxx"),
-    (('-o', 'file'), 'file: no folder for results can be made there: File exists'),
-    (('-o', 'file/sub'), 'file/sub: no folder for results can be made there: Not a directory'),
+    (('-o', 'file'), 'file: the folder for the results cannot be created: File exists'),
+    (('-o', 'file/sub'), 'file/sub: the folder for the results cannot be created: Not a directory'),
     (('-o', ''), '-o: expected a path, but got nothing'),
     (('-m', 'nowhere.pth'), 'nowhere.pth: no such checkpoint file'),
     (('-m', 'in'), 'in: no such checkpoint file'),
@@ -1090,7 +1088,7 @@ def test_only_branches_can_be_chosen_from(run, capsys, flag):
 
 
 @pytest.mark.parametrize('key,value,message', [
-    ('network_g', None, 'is of no known family; known are'),
+    ('network_g', None, 'is of no known family; known:'),
     ('network_g', 'x', "network_g: expected a block of options with a key 'type'"),
     ('network_g', dict(type='Nix'), "network_g.type: unknown type 'Nix'; accepted: "),
     ('network_g', dict(fsrcnn(4, 2),
@@ -1098,7 +1096,7 @@ def test_only_branches_can_be_chosen_from(run, capsys, flag):
     ('network_g', pixels_block(3), 'does not fit the network SinglePixels: '),
     ('network_g', dict(cdnsr_block(), branches=3), 'network_g.branches: expected a list of 2 to 5 branches, but got 3'),
     ('params', None, "expected 'params' or 'params_ema', but found network_g, scale"),
-    ('params', 5, 'holds no weights: expected a dict of tensors'),
+    ('params', 5, 'contains no weights: expected a dict of tensors'),
 ])
 def test_models_that_are_refused(run, models, capsys, key, value, message):
     save('in/a.png', photo(9, 9))
@@ -1116,7 +1114,7 @@ def test_weights_that_are_not_finite_are_refused(run, models, capsys):
     next(iter(content['params'].values())).view(-1)[0] = torch.nan
     torch.save(content, 'nan.pth')
     assert cli.main(['upscale', '-m', 'nan.pth', '-i', 'in', '-o', 'out']) == 2
-    assert one_line(capsys).startswith('basicsr: error: nan.pth: holds values that are not finite in ')
+    assert one_line(capsys).startswith('basicsr: error: nan.pth: contains values that are not finite in ')
     assert not Path('out').exists()
 
 
@@ -1144,7 +1142,7 @@ def test_option_files(run, models, capsys, monkeypatch):
     opt = dict(network_g=pixels_block(), path=dict(pretrain_network_g='weights.pth'), tile=dict(patch_size=16, step=12))
     Path('a.yml').write_text(yaml.safe_dump(opt))
     assert run('-m', 'weights.pth', output='none') == 2
-    assert 'give the option file it was trained with by -opt' in one_line(capsys)
+    assert 'give the option file that it was trained with: -opt FILE' in one_line(capsys)
     for arguments in ((), ('-m', 'weights.pth'), ('--step', 16), ('--patch-size', 32)):
         assert run('-opt', 'a.yml', '--overwrite', *arguments, model=None) == 0
         assert_same(load(Path('out/a.png')), slow(models[1]['plain'], pixels))
@@ -1157,7 +1155,7 @@ def test_option_files(run, models, capsys, monkeypatch):
                              "a.yml: tile.step: expected an integer at least 1, but got 'x'"),
                             (dict(tile=dict(patch_size=16, step=20)),
                              'a.yml: tile.step: expected at most the patch size, 16, but got 20'),
-                            (dict(path={}), 'a.yml: names no checkpoint at path.pretrain_network_g; give one by -m'),
+                            (dict(path={}), 'a.yml: names no checkpoint at path.pretrain_network_g; give one with -m'),
                             (dict(path=dict(pretrain_network_g='no.pth')), 'no.pth: no such checkpoint file'),
                             (dict(network_g=None),
                              'a.yml: has no network_g block'), (dict(network_g=fsrcnn(4, 2)),

@@ -136,7 +136,7 @@ def test_no_weight_is_left_out_silently(shared, write, key, value, message):
 def test_weights_that_are_no_numbers_are_not_written(write, tmp_path):
     _, state = carn_of_classsr()
     state['entry.bias'][0] = float('nan')
-    with pytest.raises(OptionError, match='holds values that are not finite in conv_first.bias'):
+    with pytest.raises(OptionError, match='contains values that are not finite in conv_first.bias'):
         save(convert(write(state)), str(tmp_path / 'x.pth'))
     assert not (tmp_path / 'x.pth').exists()
 
@@ -214,14 +214,14 @@ def test_an_own_checkpoint_changes_its_format_only(write, tmp_path):
 
 
 @pytest.mark.parametrize('content, kwargs, message', [
-    ({'a': torch.zeros(1), 'b': torch.zeros(1)}, {}, r'of no known family; known are .*cdnsr.*First keys: a, b'),
+    ({'a': torch.zeros(1), 'b': torch.zeros(1)}, {}, r'of no known family; known: .*cdnsr.*First keys: a, b'),
     ({'a.weight': torch.zeros(1)}, {'family': 'carn'}, 'is not of family carn. First keys: a.weight'),
     ({'a.weight': torch.zeros(1)}, {'family': 'vgg'}, '--from vgg: accepted: auto, abpn, arm, carn'),
     ({}, {}, "expected 'params' or 'params_ema', but found nothing"),
     ({'epoch': 3, 'arch': 'x'}, {}, "expected 'params' or 'params_ema', but found epoch, arch"),
     ([1, 2], {}, 'expected a dict of weights, but got list'),
     (carn_of_classsr()[1], {'upscale': 2}, 'is of scale x4, not x2'),
-    (carn_of_classsr()[1], {'num_feat': 4}, 'only the first channels of an ARM-Net'),
+    (carn_of_classsr()[1], {'num_feat': 4}, 'only an ARM-Net contains narrower networks'),
 ])  # yapf: disable
 def test_what_cannot_be_converted_is_said_in_one_line(write, content, kwargs, message):
     with pytest.raises(OptionError, match=message) as caught:

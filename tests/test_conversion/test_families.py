@@ -83,14 +83,14 @@ def test_what_a_family_misses_is_said_in_one_line(toys, toy):
 
 def test_without_its_file_a_family_is_unknown(toy):
     with pytest.raises(
-            OptionError, match=r'of no known family; known are pcsr, cdnsr, .*: files of PCSR; .*First keys: 0'):
+            OptionError, match=r'of no known family; known: pcsr, cdnsr, .*: files of PCSR; .*First keys: 0'):
         convert(toy()[0])
     with pytest.raises(OptionError, match='--from toy: accepted: auto, abpn'):
         convert(toy()[0], 'toy')
 
 
 def test_a_name_is_taken_once(toys):
-    with pytest.raises(ValueError, match='ToyFamily: a family of the name brick exists already'):
+    with pytest.raises(ValueError, match='ToyFamily: a family of the name brick already exists'):
         register(ToyFamily)
 
 

@@ -129,7 +129,7 @@ def test_clip_is_taken_out(upscale):
     prove_equal(clipped, unclipped)
     prove_equal(clipped, to_plain(clipped, clip=True), clip=True)
     clipped.conv_clip.bias.data[0] = 0.9
-    with pytest.raises(ValueError, match='conv_clip does something else'):
+    with pytest.raises(ValueError, match='conv_clip does more than clip'):
         to_plain(clipped)
 
 

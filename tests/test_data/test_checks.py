@@ -79,30 +79,30 @@ def test_files_that_are_no_pictures(opt):
     Path('gt/.DS_Store').write_text('hidden: BasicSR passes over it')
     for part in ('gt', 'lq'):
         Path(part, 'Thumbs.db').write_text('no picture')
-    refused(opt, 'datasets.train.dataroot_gt: gt/Thumbs.db is no picture that can be read')
+    refused(opt, 'datasets.train.dataroot_gt: gt/Thumbs.db is not an image that can be read')
     Path('gt/Thumbs.db').unlink()
-    refused(opt, 'datasets.train.dataroot_gt: has no picture for lq/Thumbs.db')
+    refused(opt, 'datasets.train.dataroot_gt: has no image for lq/Thumbs.db')
     Path('lq/Thumbs.db').unlink()
     Path('lq/2.png').write_bytes(b'')
-    refused(opt, 'datasets.train.dataroot_lq: lq/2.png is no picture')
+    refused(opt, 'datasets.train.dataroot_lq: lq/2.png is not an image')
 
 
 def test_pairs_that_do_not_match(opt):
     os.rename('lq/3.png', 'lq/4.png')
-    refused(opt, 'datasets.train.dataroot_lq: lq/3.png is missing, of gt/3.png')
+    refused(opt, 'datasets.train.dataroot_lq: lq/3.png is missing, for gt/3.png')
     opt['datasets']['train']['filename_tmpl'] = '{}x4'
-    refused(opt, 'datasets.train.dataroot_lq: lq/0x4.png is missing, of gt/0.png')
+    refused(opt, 'datasets.train.dataroot_lq: lq/0x4.png is missing, for gt/0.png')
 
 
 @pytest.mark.parametrize('change,message', [
-    (dict(gt_size=60), 'datasets.train.gt_size: is 60, but gt/0.png is only 64x48 pixels large'),
-    (dict(gt_size=30), 'datasets.train.gt_size: 30 is no multiple of the scale, 4'),
+    (dict(gt_size=60), 'datasets.train.gt_size: is 60, but gt/0.png is only 64x48 pixels'),
+    (dict(gt_size=30), 'datasets.train.gt_size: 30 is not a multiple of the scale, 4'),
     (dict(dataroot_lq='gt'), 'datasets.train.dataroot_gt: gt/0.png is 64x48, but its LQ 64x48: not scale: 4 times'),
-    (dict(meta_info_file='names.txt'), 'datasets.train.dataroot_gt: gt/gone.png is missing, of names.txt'),
+    (dict(meta_info_file='names.txt'), 'datasets.train.dataroot_gt: gt/gone.png is missing, for names.txt'),
     (dict(meta_info_file='bom.txt'), 'datasets.train.meta_info_file: bom.txt begins with a byte order mark'),
     (dict(io_backend=dict(type='lmdb')), 'datasets.train.dataroot_gt: gt does not end in .lmdb'),
     (dict(mean=[0.5] * 2, std=[0.5] * 2), 'datasets.train: PairedImageDataset cannot read it: '),
-    (dict(color='y'), 'datasets.train: has pictures of 1 channels, but network_g takes 3; leave out color: y'),
+    (dict(color='y'), 'datasets.train: has images of 1 channels, but network_g takes 3; leave out color: y'),
     (dict(dataset_enlarge_ratio=10**9), 'datasets.train.dataset_enlarge_ratio: makes 4000000000 items of 4'),
 ])
 def test_options_that_do_not_fit_the_pictures(opt, change, message):
@@ -128,7 +128,7 @@ def test_validation_sets_are_looked_at_too(opt):
 
 def test_channels_that_do_not_fit_the_network(opt):
     opt['network_g'].update(num_in_ch=1, num_out_ch=1)
-    refused(opt, 'datasets.train: has pictures of 3 channels, but network_g takes 1; color: y makes them gray')
+    refused(opt, 'datasets.train: has images of 3 channels, but network_g takes 1; color: y makes them gray')
     for block in opt['datasets'].values():
         block['color'] = 'y'
     check_data(opt)
@@ -163,7 +163,7 @@ def test_lmdbs_that_are_cut_off_or_damaged(lmdb_opt):
         Path('patches/lq.lmdb/data.mdb').write_bytes(part)
         refused(lmdb_opt, 'datasets.train.dataroot_lq: patches/lq.lmdb is cut off or damaged')
     Path('patches/lq.lmdb/data.mdb').unlink()
-    refused(lmdb_opt, 'datasets.train.dataroot_lq: patches/lq.lmdb is no LMDB of pictures: it has no data.mdb')
+    refused(lmdb_opt, 'datasets.train.dataroot_lq: patches/lq.lmdb is not an LMDB of images: it has no data.mdb')
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_keys_that_are_not_there(lmdb_opt):
     for part in ('gt', 'lq'):
         with open(f'patches/{part}.lmdb/meta_info.txt', 'a') as file:
             file.write('gone.png (32,32,3) 1\n')
-    refused(lmdb_opt, 'datasets.train.dataroot_gt: patches/gt.lmdb: gone is not there, though meta_info.txt names it')
+    refused(lmdb_opt, 'datasets.train.dataroot_gt: patches/gt.lmdb: gone is missing, although meta_info.txt lists it')
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_meta_info_as_editors_write_it(lmdb_opt):
     path.write_text(text, encoding='utf-8-sig')
     refused(lmdb_opt, 'patches/gt.lmdb/meta_info.txt begins with a byte order mark')
     path.write_text(text + '\n')
-    refused(lmdb_opt, f"meta_info.txt, line {len(text.splitlines()) + 1}: names no picture")
+    refused(lmdb_opt, f"meta_info.txt, line {len(text.splitlines()) + 1}: names no image")
     path.write_text(''.join(text.splitlines(True)[1:]))
     refused(lmdb_opt, 'datasets.train: patches/gt.lmdb has no ')
 
@@ -214,7 +214,7 @@ def test_single_images(opt):
         test=dict(name='a', type='SingleImageDataset', dataroot_lq='lq', io_backend=dict(type='disk')))
     check_data(opt)
     Path('lq/Thumbs.db').write_text('no picture')
-    refused(opt, 'datasets.test.dataroot_lq: lq/Thumbs.db is no picture')
+    refused(opt, 'datasets.test.dataroot_lq: lq/Thumbs.db is not an image')
 
 
 def test_pictures_of_faces_are_as_large_as_the_network_makes_them(opt):
@@ -252,7 +252,7 @@ def test_clips(opt):
     opt['network_g'] = dict(type='EDVR', num_feat=8, num_frame=3, num_extract_block=1, num_reconstruct_block=1)
     check_data(opt)
     Path('clips/lq/000/00000001.png').write_bytes(b'x')
-    refused(opt, 'datasets.val.dataroot_lq: clips/lq/000/00000001.png is no picture')
+    refused(opt, 'datasets.val.dataroot_lq: clips/lq/000/00000001.png is not an image')
     shutil.copy('gt/1.png', 'clips/lq/000/00000001.png')
     refused(opt, 'datasets.val.dataroot_gt: clips/gt/000/00000001.png is 64x48, but its LQ 64x48: not scale: 4 times')
 
@@ -263,7 +263,7 @@ def test_datasets_of_others_are_judged_by_what_is_known_of_them(opt, monkeypatch
     opt['datasets'] = dict(train=dict(name='a', type='Broken', dataroot_gt='lq', dataroot_lq='gt'))
     check_data(opt)  # who knows how large its LQ are
     Path('gt/1.png').write_bytes(Path('gt/1.png').read_bytes()[:200])
-    refused(opt, 'datasets.train.dataroot_lq: gt/1.png is cut off')
+    refused(opt, 'datasets.train.dataroot_lq: gt/1.png is truncated')
 
 
 def png(**kwargs):
@@ -333,5 +333,5 @@ def test_other_processes_leave_it_to_the_first(opt, monkeypatch):
 
 
 def test_keys_need_their_files(data):
-    with pytest.raises(OptionError, match='here: lq is no LMDB of pictures: it has no data.mdb'):
+    with pytest.raises(OptionError, match='here: lq is not an LMDB of images: it has no data.mdb'):
         keys_of_lmdb('lq', 'here')

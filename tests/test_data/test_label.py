@@ -105,7 +105,7 @@ def test_branches_can_be_those_that_an_option_file_names(dataset, checkpoint, tm
     assert written.read_text() == expected
     opt['path']['pretrain_network_branches'] = paths[:2]
     (tmp_path / 'train.yml').write_text(yaml.safe_dump(opt))
-    with pytest.raises(OptionError, match='names no checkpoint for each of network_g.branches'):
+    with pytest.raises(OptionError, match='does not name a checkpoint for each of network_g.branches'):
         label(str(dataset), 'branches', opt_path=str(tmp_path / 'train.yml'), overwrite=True)
     assert written.read_text() == expected
 
@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
     torch.save({'params': {}}, stock)
     (tmp_path / 'broken.pth').write_bytes(b'PK broken')
     cases = [
-        (['-d', str(tmp_path / 'none'), '--by', 'bicubic'], 'holds no lq.lmdb'),
+        (['-d', str(tmp_path / 'none'), '--by', 'bicubic'], 'contains no lq.lmdb'),
         (['-d', str(dataset), '--by', 'psnr'], 'needs a network: -m MODEL'),
         (['-d', str(dataset), '--by', 'psnr', '-m', 'none.pth'], 'none.pth: no such checkpoint file'),
         (['-d', str(dataset), '--by', 'psnr', '-m',
@@ -160,10 +160,10 @@ def test_mistakes_are_one_line(dataset, checkpoint, tmp_path, capsys):
         (['-d', str(dataset), '--by', 'branches', '-m',
           str(checkpoint[0]), '--margin', 'nan'], '--margin nan: expected a finite'),
         (['-d', str(dataset), '--by', 'branches', '-m',
-          str(checkpoint[0]), '--classes', '3'], '--classes 3: goes with equal parts'),
+          str(checkpoint[0]), '--classes', '3'], '--classes 3: cannot be combined with'),
         (['-d', str(dataset), '--by', 'bicubic', '--thresholds', '30', '--classes',
-          '2'], '--classes 2: goes with equal'),
-        (['-d', str(dataset), '--by', 'bicubic', '--teacher'], '--teacher: goes with --by psnr only'),
+          '2'], '--classes 2: cannot be combined with'),
+        (['-d', str(dataset), '--by', 'bicubic', '--teacher'], '--teacher: requires --by psnr'),
         (['-d', str(dataset), '--by', 'bicubic', '--thresholds',
           'nan'], '--thresholds: expected 1 to 4 finite numbers'),
     ]
@@ -194,7 +194,7 @@ def test_values_that_are_not_finite_are_no_labels(dataset, tmp_path):
     net.deconv.bias.data.fill_(3e38)
     net.deconv.weight.data.fill_(3e38)
     save_checkpoint({'params': net.state_dict(), 'network_g': block, 'scale': 4}, str(tmp_path / 'huge.pth'))
-    with pytest.raises(OptionError, match='huge.pth: makes values that are no finite numbers of the patches of'):
+    with pytest.raises(OptionError, match='huge.pth: computes values that are not finite for the patches of'):
         label(str(dataset), 'psnr', str(tmp_path / 'huge.pth'))
     assert not (dataset / 'labels_psnr.txt').exists()
 

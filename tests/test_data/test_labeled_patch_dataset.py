@@ -83,7 +83,7 @@ def test_without_label_file_labels_are_minus_one(block):
     }, r'classes: expected a list of classes such as \[0\], but got 0'),
     ({
         'classes': [7]
-    }, r'has no patch of classes \[7\]; it holds \[0, 1, 2\]'),
+    }, r'has no patch of classes \[7\]; it has \[0, 1, 2\]'),
     ({
         'label_file': None,
         'balance': True
@@ -99,13 +99,13 @@ def test_without_label_file_labels_are_minus_one(block):
     }, 'gt_size: expected an integer from 4 to 32, but got 36'),
     ({
         'gt_size': 30
-    }, 'gt_size: 30 is no multiple of the scale, 4'),
+    }, 'gt_size: 30 is not a multiple of the scale, 4'),
     ({
         'gt_size': None
     }, 'gt_size: expected an integer from 4 to 32, but got None'),
     ({
         'scale': 2
-    }, r'dataroot_lq: its patches are not those of .*, 2 times as small'),
+    }, r'dataroot_lq: its patches are not those of .*, downscaled by 2'),
 ])
 def test_mistakes_are_named(block, change, message):
     with pytest.raises(OptionError, match=message):
@@ -177,14 +177,14 @@ def test_what_the_teacher_made_are_its_outputs_in_8_bits(taught):
 @pytest.mark.slow
 def test_outputs_of_other_patches_or_sizes_are_refused(taught, dataset, tmp_path):
     block, _ = taught
-    for change, message in [(dict(dataroot_teacher=block['dataroot_lq']), 'holds images of other sizes than'),
-                            (dict(dataroot_teacher=str(tmp_path / 'nowhere.lmdb')), 'is no LMDB of pictures'),
-                            (dict(io_backend=dict(type='disk')), 'goes with io_backend: {type: lmdb} only')]:
+    for change, message in [(dict(dataroot_teacher=block['dataroot_lq']), 'contains images of other sizes than'),
+                            (dict(dataroot_teacher=str(tmp_path / 'nowhere.lmdb')), 'is not an LMDB of images'),
+                            (dict(io_backend=dict(type='disk')), 'requires io_backend: {type: lmdb}')]:
         with pytest.raises(OptionError, match=f'datasets.patches.dataroot_teacher: .*{message}'):
             build_dataset({**block, **change})
     meta = dataset / 'teacher.lmdb' / 'meta_info.txt'
     meta.write_text(''.join(meta.read_text().splitlines(True)[1:]))
-    with pytest.raises(OptionError, match='was made of other patches than those of'):
+    with pytest.raises(OptionError, match='was made from other patches than those of'):
         build_dataset(block)
 
 
@@ -193,11 +193,11 @@ def test_a_teacher_is_replaced_only_when_asked_for_and_goes_with_psnr_alone(taug
     block, _ = taught
     (dataset / 'labels_psnr.txt').unlink()
     model, before = str(tmp_path / 'teacher.pth'), (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino
-    with pytest.raises(OptionError, match='teacher.lmdb: exists already; overwrite=True replaces it'):
+    with pytest.raises(OptionError, match='teacher.lmdb: already exists; overwrite=True replaces it'):
         label(str(dataset), 'psnr', model, teacher=True)
     assert (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino == before
     label(str(dataset), 'psnr', model, teacher=True, overwrite=True)
     assert (dataset / 'teacher.lmdb' / 'data.mdb').stat().st_ino != before
-    with pytest.raises(OptionError, match='teacher=True: goes with by=psnr only'):
+    with pytest.raises(OptionError, match='teacher=True: requires by=psnr'):
         label(str(dataset), 'bicubic', teacher=True, overwrite=True)
     assert not [path.name for path in dataset.iterdir() if path.name.startswith('.')]

@@ -133,7 +133,7 @@ def test_what_is_taken_is_not_written_over(command, capsys):
     command('out')
     with pytest.raises(SystemExit):
         command('out')
-    assert 'holds something; choose a new folder' in capsys.readouterr().err
+    assert 'is not empty; choose a new folder' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('arguments, message', [

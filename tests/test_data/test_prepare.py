@@ -192,9 +192,9 @@ def test_what_is_not_used_of_a_folder_is_named(photographs, tmp_path, capsys, sh
     (photographs / 'loop').symlink_to('.')
     assert main(['prepare', '-i', str(photographs), '-o', str(tmp_path / 'out'), '--whole']) == 1
     output, error = capsys.readouterr()
-    assert f'Not the whole of {photographs}/frames.gif: only the first of 3 frames.' in output
-    assert 'Left alone, no picture by its ending: .txt: notes.txt' in output
-    assert f'Left out, cannot be read: {photographs}/light.hdr: holds HDR values' in error
+    assert f'Read in part: {photographs}/frames.gif: only the first of 3 frames.' in output
+    assert 'Skipped, not an image format: .txt: notes.txt' in output
+    assert f'Left out, cannot be read: {photographs}/light.hdr: contains HDR values' in error
     assert f'Left out, cannot be read: {photographs}/float.tif: TIFF of 32 bits, floating point' in error
     assert error.count('Left out, cannot be read: ') == 2 + len(crashes) == len(error.splitlines())
     names = sorted(path.name for path in (tmp_path / 'out/gt').iterdir())
@@ -213,7 +213,7 @@ def test_evaluation_refuses_what_it_cannot_read_in_one_line(photographs):
     with pytest.raises(OptionError, match='z.png: is smaller than 8 pixels'):
         list(read_pairs(str(photographs), 4))
     (photographs / 'z.png').write_bytes(b'#?RADIANCE\n')
-    with pytest.raises(OptionError, match='z.png: cannot be read: holds HDR values'):
+    with pytest.raises(OptionError, match='z.png: cannot be read: contains HDR values'):
         list(read_pairs(str(photographs), 4))
 
 
@@ -221,7 +221,7 @@ def test_whole_photographs_that_no_png_holds_are_left_out(photographs, tmp_path)
     Image.fromarray(np.zeros((8, 1000008), np.uint8)).save(photographs / 'wide.bmp')
     done = prepare(str(photographs), str(tmp_path / 'out'), whole=True)
     assert done.pairs and [(Path(path).name, reason) for path, reason in done.unreadable
-                           ] == [('wide.bmp', '1000008x8, but PNG ends at 1000000 pixels a side')]
+                           ] == [('wide.bmp', '1000008x8, but PNG has at most 1000000 pixels a side')]
 
 
 def test_evaluation_can_leave_out_what_it_cannot_read(photographs):
@@ -235,7 +235,7 @@ def test_evaluation_can_leave_out_what_it_cannot_read(photographs):
     for path in photographs.rglob('*'):
         if path.is_file() and path.name not in ('small.png', 'broken.png'):
             path.unlink()
-    with pytest.raises(OptionError, match='holds no photograph that can be used, such as .*small.png: is smaller'):
+    with pytest.raises(OptionError, match='contains no photograph that can be used, such as .*small.png: is smaller'):
         list(read_pairs(str(photographs), 4, left_out=left_out))
 
 
@@ -248,7 +248,7 @@ def test_finished_folder_is_not_overwritten_unless_told(photographs, tmp_path, c
     (out / 'labels_psnr.txt').write_text('old')
     before = read_lmdb(out / 'gt.lmdb')
     assert main(command) == 2
-    assert 'is prepared already; --overwrite replaces it' in capsys.readouterr().err
+    assert 'is already prepared; --overwrite replaces it' in capsys.readouterr().err
     assert read_lmdb(out / 'gt.lmdb') == before and (out / 'labels_psnr.txt').exists()
     assert main(command + ['--overwrite', '--scales', '0.8']) == 0
     assert read_lmdb(out / 'gt.lmdb').keys() != before.keys() and not (out / 'labels_psnr.txt').exists()
@@ -259,7 +259,7 @@ def test_folder_with_other_things_is_never_replaced(photographs, tmp_path):
     out = tmp_path / 'out'
     out.mkdir()
     (out / 'thesis.tex').write_text('years of work')
-    with pytest.raises(OptionError, match='holds thesis.tex, which is no part of a prepared dataset'):
+    with pytest.raises(OptionError, match='contains thesis.tex, which is not part of a prepared dataset'):
         prepare(str(photographs), str(out), 4, (1, ), 48, 48, overwrite=True)
     assert (out / 'thesis.tex').read_text() == 'years of work'
 
@@ -320,7 +320,7 @@ def test_out_may_be_a_link(photographs, tmp_path):
 
 def test_out_must_not_lie_in_the_input(photographs):
     for out in (photographs, photographs / 'val', photographs.parent):
-        with pytest.raises(OptionError, match='must not lie in'):
+        with pytest.raises(OptionError, match='must not be inside'):
             prepare(str(photographs), str(out))
 
 

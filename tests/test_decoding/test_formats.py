@@ -147,7 +147,8 @@ def test_bombs_take_no_memory(name, tmp_path):
     data = BOMBS[name]()
     process._end_all()
     message = refusal(tmp_path, data)
-    assert re.search('do not hold|unpack to more|larger than|end too soon|no data|broken|truncated', message), message
+    assert re.search('bytes are too few|unpacks to more|larger than|ends too soon|no data|broken|truncated',
+                     message), message
     assert peak_of_decoder() < 250  # megabytes, of which libraries are 150
 
 
@@ -156,7 +157,7 @@ def test_bombs_take_no_memory(name, tmp_path):
     ['b03b_iccp_small_bomb.png', 'b04c_jpgprog20000.jpg', 'b10_tif_zerocount.tif', 'b11b_tif_manystrips_deflate.tif'])
 def test_bombs_of_others(name, shared):
     path = shared(f'cases/{name}')
-    with pytest.raises(ImageError, match='do not hold|unpack to more|larger than'):
+    with pytest.raises(ImageError, match='bytes are too few|unpacks to more|larger than'):
         read_image(path)
     assert peak_of_decoder() < 500
 
@@ -320,7 +321,7 @@ def test_kinds_that_hold_hdr_values_are_refused_by_name(tmp_path):
     hdr_png = encoded('PNG')
     (tmp_path / 'a.png').write_bytes(hdr_png[:33] + png_chunk(b'cICP', b'\x09\x10\0\1') + hdr_png[33:])
     for kind in ('hdr', 'pfm', 'exr', 'png'):
-        with pytest.raises(ImageError, match=f'a.{kind}: holds HDR values'):
+        with pytest.raises(ImageError, match=f'a.{kind}: contains HDR values'):
             read_image(tmp_path / f'a.{kind}')
 
 

@@ -286,4 +286,4 @@ def test_samplers_that_overflow_are_done_again_in_float32(net, tmp_path, caplog)
         done = upscale_files(upscaler, str(tmp_path / 'a.png'), str(tmp_path / precision))
         assert (done.done, done.failed) == (1, [])
         results.append(cv2.imread(str(tmp_path / precision / 'a.png')))
-    assert np.array_equal(*results) and caplog.text.count('done again in float32') == 1
+    assert np.array_equal(*results) and caplog.text.count('computed again in float32') == 1

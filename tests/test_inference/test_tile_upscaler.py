@@ -530,9 +530,9 @@ def test_windows_of_any_size(window_size):
 
 
 @pytest.mark.parametrize('accepted,words', [
-    ([64], 'takes no other square images than of 64 pixels'),
-    ([], 'takes no square image of 16 to 128 pixels, of 3 channels: not 16; of 1 channel: not 16'),
-    ([33, 41, 49], 'takes square images of 33 and 41 pixels, and none between'),
+    ([64], 'accepts no square images except those of 64 pixels'),
+    ([], 'accepts no square of 16 to 128 pixels, of 3 channels: not 16; of 1 channel: not 16'),
+    ([33, 41, 49], 'accepts square images of 33 and 41 pixels, but none between'),
 ])
 def test_sizes_that_are_no_multiples_are_named(accepted, words):
 
@@ -576,7 +576,7 @@ def test_gray_networks_have_one_channel():
 def test_branches_that_take_any_channels_are_gray_among_gray_ones(tiny_net):
     gray = dict(num_in_ch=1, num_out_ch=1)
     net = build_network(tiny_net(branches=[dict(type='Interpolation'), dict(fsrcnn(4), **gray)]))
-    with pytest.raises(ValueError, match='the classifier takes no images of 1 channel'):
+    with pytest.raises(ValueError, match='the classifier does not accept images of 1 channel'):
         TileUpscaler(net)
     block = tiny_net(branches=[dict(type='Interpolation'), dict(fsrcnn(4), **gray)])
     block['classifier']['num_in_ch'] = 1

@@ -87,7 +87,7 @@ def test_wrong_weights(tmp_path):
     with pytest.raises(ValueError, match='broken.pth cannot be read'):
         VGG19Features(['relu1_1'], str(tmp_path / 'broken.pth'))
     torch.save({'features.0.weight': torch.zeros(1)}, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match='other.pth holds no weights of VGG19'):
+    with pytest.raises(ValueError, match='other.pth contains no weights of VGG19'):
         VGG19Features(['relu1_1'], str(tmp_path / 'other.pth'))
     with pytest.raises(ValueError, match="unknown layer 'relu9_1' of VGG19; accepted: conv1_1, "):
         VGG19Features(['relu9_1'], 'random')

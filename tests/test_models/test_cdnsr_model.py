@@ -181,7 +181,7 @@ def test_half_written_states_are_passed_over(opt, tmp_path, capsys):
     (tmp_path / 'models' / '.saving_abc' / 'net_g_14.pth').write_bytes(b'killed')
     (tmp_path / 'models' / '.notes').write_bytes(b'of the user')
     assert load_resume_state({**opt, 'auto_resume': True})['iter'] == 10
-    assert capsys.readouterr().out.count('is not complete, trying the state before it') == 2
+    assert capsys.readouterr().out.count('is incomplete; trying the previous state') == 2
     assert [path.name for path in tmp_path.rglob('.*')] == ['.notes'], 'what killed runs left is still there'
 
 
@@ -204,7 +204,7 @@ def test_a_state_with_a_flipped_bit_is_an_error(opt, tmp_path):
     data[largest.header_offset + 30 + sum(lengths) + largest.file_size // 2] ^= 1
     path.write_bytes(data)
     torch.load(path, weights_only=True)
-    with pytest.raises(OptionError, match='8.state cannot be loaded: .*is damaged: .* is not what was written'):
+    with pytest.raises(OptionError, match='8.state cannot be loaded: .*is damaged: .* has changed'):
         load_resume_state({**opt, 'auto_resume': True})
 
 
@@ -347,7 +347,7 @@ def test_branches_out_of_order_are_warned_of(opt, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
     opt['network_g']['branches'].reverse()
     make(opt)
-    assert 'not listed from cheap to dear, their relative costs are [1.0, ' in caplog.text
+    assert 'not listed from cheap to expensive: relative costs are [1.0, ' in caplog.text
 
 
 def test_swapped_branch_checkpoint_is_one_line(opt, tmp_path):
@@ -431,7 +431,8 @@ def test_a_loss_that_reaches_frozen_parts_only_is_refused(file_opt, name):
     file_opt['train'].update({f'{other}_opt': None for other in ('class', 'average', 'flops')})
     file_opt['train'].update({f'{name}_opt': {'type': LOSSES[name].types[0]}, 'freeze': [trained]})
     file_opt['path'].update(pretrain_network_g='a.pth')
-    with pytest.raises(OptionError, match=f'train.{name}_opt: trains the {trained} only, which train.freeze keeps'):
+    with pytest.raises(
+            OptionError, match=f'train.{name}_opt: trains the {trained} only, but train.freeze freezes them'):
         CDNSRModel.check_options(file_opt, True)
 
 

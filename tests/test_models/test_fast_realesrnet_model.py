@@ -151,7 +151,7 @@ def test_the_pool_fills_and_then_mixes_pairs_that_stay_pairs():
         assert torch.equal(lq[:, 0, 0, 0], values[:, 0, 0, 0]) == (i < 3)
         seen += [] if i < 3 else (255 * lq[:, 0, 0, 0]).round().int().tolist()
     assert len(set(seen)) == len(seen) == 54, 'a pair is handed out once'
-    assert any(b - a not in (1, ) for a, b in zip(seen[::2], seen[1::2])), 'batches are mixed'
+    assert any(b - a not in (1, ) for a, b in zip(seen[::2], seen[1::2])), 'batches are drawn'
 
 
 def test_resumed_training_equals_the_uninterrupted_one(photo_opt, tmp_path):
@@ -253,9 +253,9 @@ def test_a_short_file_is_enough(checked):
     ('gray_noise_prob', 2, 'gray_noise_prob: expected a number from 0 to 1, but got 2'),
     ('gt_usm', 'no', "gt_usm: accepted: true, false; got 'no'"),
     ('queue_size', 100,
-     'queue_size: 100 is no multiple of batch_size_per_gpu, 16; accepted are multiples, such as 96 or '
+     'queue_size: 100 is not a multiple of batch_size_per_gpu, 16; accepted: multiples, such as 96 or '
      '112'),
-    ('queue_size', 4, 'queue_size: 4 is no multiple of batch_size_per_gpu, 16; accepted are multiples, such as 16'),
+    ('queue_size', 4, 'queue_size: 4 is not a multiple of batch_size_per_gpu, 16; accepted: multiples, such as 16'),
     ('nosie_range', [1, 2], 'nosie_range: unknown key; accepted: '),
     ('datasets.train.kernel_prob', [1], 'datasets.train.kernel_prob: expected 2 probabilities, one for each of '
      'kernel_list, but got [1]'),

@@ -250,7 +250,7 @@ def test_outputs_of_a_teacher_in_the_batch_teach_as_it_would(taught_opt):
 @pytest.mark.parametrize('block, key, message', [
     (None, 'network_t', 'network_t: a teacher needs both network_t and path.pretrain_network_t'),
     ('path', 'pretrain_network_t', 'network_t: a teacher needs both network_t and path.pretrain_network_t'),
-    ('train', 'teacher_opt', 'train.teacher_opt: goes with a teacher'),
+    ('train', 'teacher_opt', 'train.teacher_opt: requires a teacher'),
 ])
 def test_half_a_teacher_is_refused(taught_opt, block, key, message):
     taught_opt['datasets'] = dict(train={})
@@ -261,12 +261,12 @@ def test_half_a_teacher_is_refused(taught_opt, block, key, message):
 
 def test_a_loss_needs_a_teacher_and_one_only(taught_opt):
     taught_opt['datasets'] = dict(train=dict(dataroot_teacher='teacher.lmdb'))
-    with pytest.raises(OptionError, match='datasets.train.dataroot_teacher: one teacher is enough: this, or network_t'):
+    with pytest.raises(OptionError, match='datasets.train.dataroot_teacher: expected one teacher: this, or network_t'):
         check_training(taught_opt)
     del taught_opt['network_t'], taught_opt['path']['pretrain_network_t']
     check_training(taught_opt)
     del taught_opt['datasets']['train']['dataroot_teacher']
-    with pytest.raises(OptionError, match='train.teacher_opt: goes with a teacher, .* or datasets.train.dataroot_te'):
+    with pytest.raises(OptionError, match='train.teacher_opt: requires a teacher, .* or datasets.train.dataroot_te'):
         check_training(taught_opt)
 
 

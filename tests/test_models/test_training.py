@@ -180,7 +180,7 @@ def test_a_router_that_knows_distances_to_the_hardest_branch_is_not_taught_the_g
     error_opt['datasets'] = {}
     check_training(error_opt)
     error_opt['network_g']['classifier'] = {'type': 'ErrorMap', 'num_feat': 4, 'reference': 'hardest'}
-    with pytest.raises(OptionError, match='error_opt: teaches errors towards the ground truth.*basicsr route'):
+    with pytest.raises(OptionError, match='error_opt: trains on errors relative to the ground truth.*basicsr route'):
         check_training(error_opt)
 
 
@@ -290,7 +290,7 @@ def test_guard_raises_the_average_loss_so_often_and_no_more(warnings):
     for _ in range(12):
         guard(class_counts(torch.eye(3)[[0]]))
     assert loss.loss_weight == 0.5 * 2**10
-    assert 'is raised to 1.' in warnings()[0] and 'is 512 and stays so' in warnings()[-1]
+    assert 'is raised to 1.' in warnings()[0] and 'stays at 512: ' in warnings()[-1]
     guard.iterations = 9
     guard(class_counts(torch.eye(3)[[0]]))  # a window that was longer before resuming
     assert guard.iterations == 0
