@@ -48,6 +48,7 @@ HELD_BACK = 3  # one in so many photographs (or parts, if there are fewer photog
 MOST_PHOTOGRAPHS, MOST_VIEWS = 256, 6
 LONG_PASS = 30.  # seconds of the heavy network on all that is measured
 DIFFERENT = 1.5  # ratio of two relative times, in tiles and alone, from which they count as different
+MISSED = 0.5  # dB of fidelity: less is chance
 HARDLY = 0.005  # fraction of the area that counts as nothing
 PAYS = 1.25  # speed relative to the heavy network; a smaller gain is not worth two networks
 
@@ -516,24 +517,28 @@ def markdown(routed: Routed) -> str:
 
 
 def verdict(routed: Routed) -> str:
-    """The result in one sentence."""
+    """The result in one sentence, and in another one that the goal was missed."""
     basic, heavy, *others = routed.rows
     row, lighter = routed.rows[routed.chosen], others[:len(others[-1].shares) - 1]
     seconds = min(basic.seconds, heavy.seconds) if basic.seconds > 0 else heavy.seconds
     times = seconds / row.seconds
     if routed.goal.reference == 'hardest':
-        at = f'at {row.fidelity:.1f} dB relative to its image'
+        at, missed = f'at {row.fidelity:.1f} dB relative to its image', row.fidelity < routed.goal.decibels - MISSED
     else:
         lost = heavy.psnr - row.psnr
         at = f'at {abs(lost):.3f} dB {"below" if lost >= 0 else "above"} it'
+        missed = lost > 2 * routed.goal.decibels
+    more = (
+        f' That misses {routed.goal}: the photographs that were held back differ from those learnt from; give more, '
+        'of more kinds.') if missed else ''
     if row.shares[-1] < HARDLY:
-        more = '--fidelity above' if routed.goal.reference == 'hardest' else '--max-loss below'
+        higher = '--fidelity above' if routed.goal.reference == 'hardest' else '--max-loss below'
         return (f'{lighter[0].name} alone is enough: {times:.1f} times as fast as {heavy.name}, {at}; there is nothing '
-                f'to route. For a higher quality, give {more} {routed.goal.decibels:g}.')
+                f'to route. For a higher quality, give {higher} {routed.goal.decibels:g}.{more}')
     if times >= PAYS:
-        return f'{times:.1f} times as fast as {heavy.name}, {at}.'
+        return f'{times:.1f} times as fast as {heavy.name}, {at}.{more}'
     return (f'Does not pay with {" and ".join(other.name for other in lighter)}: at {routed.goal}, '
-            f'{100 * row.shares[-1]:.0f} % of the area needs {heavy.name}, and it is {times:.2f} times as fast.')
+            f'{100 * row.shares[-1]:.0f} % of the area needs {heavy.name}, and it is {times:.2f} times as fast.{more}')
 
 
 def draw(routed: Routed, path: Path) -> None:

@@ -348,7 +348,8 @@ def test_every_command_refuses_in_one_line(tests_folder, content, capsys, comman
     assert cli.main(list(command)) == 2
     line, = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        'basicsr: error: x.pth: network_g.branches[0].type: VGGFeatureExtractor is not a network that ')
+        'basicsr: error: x.pth: network_g.branches[0].type: VGGFeatureExtractor is not a network that '
+        'enlarges an image')
     assert sorted(os.listdir()) == before
 
 
