@@ -505,7 +505,7 @@ def test_a_folder_with_subfolders_and_junk(run, capsys):
     assert written() == sorted(f'{name}{kind}.png' for name in names for kind in ('', '_map'))
     output, errors = capsys.readouterr()
     assert output.startswith('Upscaled 3 images x2 to out: ')
-    failed = re.findall(r'^Failed: in/(.*?)\.(?:png|jpg): .*accepted are .*$', errors, re.M)
+    failed = re.findall(r'^Failed: in/(.*?)\.(?:png|jpg): .*; accepted: .*$', errors, re.M)
     assert failed == ['cut', 'empty', 'junk', 'lost', 'pipe'] and len(errors.splitlines()) == 5
 
 
@@ -1123,7 +1123,8 @@ def test_a_network_that_upscales_nothing_is_refused(run, capsys):
     block = dict(type='PatchClassifier', num_classes=3, num_feat=8)
     save_checkpoint(dict(params=build_network(dict(block)).state_dict(), network_g=block), 'bad.pth')
     assert run('-m', 'bad.pth') == 2
-    assert one_line(capsys).startswith('basicsr: error: bad.pth: network_g.type: PatchClassifier is no network that')
+    assert one_line(capsys).startswith('basicsr: error: bad.pth: network_g.type: PatchClassifier is not a network that '
+                                       'enlarges an image')
 
 
 @pytest.mark.slow

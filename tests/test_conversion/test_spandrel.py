@@ -107,7 +107,7 @@ def test_what_is_no_super_resolution_network_is_refused_by_name(here):
     for net, words in ((RRDBNet(3, 3, scale=1, num_feat=8, num_block=1,
                                 num_grow_ch=32), 'ESRGAN is a network for Restoration'),
                        (DnCNN(in_nc=3, out_nc=3, nc=8, nb=17, act_mode='R'), 'DnCNN is a network for Restoration'),
-                       (RRDBNet(4, 4, scale=4, num_feat=8, num_block=1, num_grow_ch=32), 'makes 4 channels of 4')):
+                       (RRDBNet(4, 4, scale=4, num_feat=8, num_block=1, num_grow_ch=32), 'makes 4 channels from 4')):
         with pytest.raises(OptionError, match=rf'other\.pth.*{words}'):
             convert(write(net, 'other.pth'))
 
@@ -125,8 +125,8 @@ def test_without_the_extra_a_line_names_it(here, monkeypatch, capsys):
 
 @pytest.mark.parametrize('block, words', [
     (dict(architecture='Nothing'), "unknown architecture 'Nothing'; accepted: .*DAT"),
-    (dict(architecture='DAT'), 'makes no DAT of these weights'),
-    (dict(architecture='Compact', upscale=4), 'of a Compact of x2 and 3 channels, not x4 and 3'),
+    (dict(architecture='DAT'), 'cannot build a DAT from these weights'),
+    (dict(architecture='Compact', upscale=4), 'belong to a Compact of x2 and 3 channels, not x4 and 3'),
     (dict(architecture='Compact', num_in_ch=1, upscale=2), 'not x2 and 1'),
 ])
 def test_a_description_that_does_not_fit_is_refused(here, block, words):

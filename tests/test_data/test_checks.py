@@ -161,7 +161,7 @@ def test_lmdbs_that_are_cut_off_or_damaged(lmdb_opt):
     whole = Path('patches/lq.lmdb/data.mdb').read_bytes()
     for part in (whole[:len(whole) // 2], whole[:5000], b'', b'\xff' * len(whole)):
         Path('patches/lq.lmdb/data.mdb').write_bytes(part)
-        refused(lmdb_opt, 'datasets.train.dataroot_lq: patches/lq.lmdb is cut off or damaged')
+        refused(lmdb_opt, 'datasets.train.dataroot_lq: patches/lq.lmdb is truncated or damaged')
     Path('patches/lq.lmdb/data.mdb').unlink()
     refused(lmdb_opt, 'datasets.train.dataroot_lq: patches/lq.lmdb is not an LMDB of images: it has no data.mdb')
 
@@ -173,14 +173,14 @@ def test_what_a_teacher_made_is_walked_through_too(lmdb_opt):
     check_data(lmdb_opt)
     path = Path('patches/teacher.lmdb/data.mdb')
     path.write_bytes(path.read_bytes()[:5000])
-    refused(lmdb_opt, 'datasets.train.dataroot_teacher: patches/teacher.lmdb is cut off or damaged')
+    refused(lmdb_opt, 'datasets.train.dataroot_teacher: patches/teacher.lmdb is truncated or damaged')
 
 
 def test_label_survives_a_damaged_lmdb(databases, capsys):
     path = databases / 'gt.lmdb' / 'data.mdb'
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
     assert cli.main(['label', '-d', 'patches', '--by', 'bicubic']) == 2
-    assert 'patches/gt.lmdb is cut off or damaged' in capsys.readouterr().err
+    assert 'patches/gt.lmdb is truncated or damaged' in capsys.readouterr().err
 
 
 def test_keys_that_are_not_there(lmdb_opt):
@@ -238,7 +238,7 @@ def test_pictures_to_be_degraded(opt):
     opt.update(model_type='RealESRNetModel', datasets=dict(train=degraded))
     check_data(opt)
     Path('gt/1.png').write_bytes(Path('gt/1.png').read_bytes()[:200])
-    refused(opt, 'datasets.train.dataroot_gt: gt/1.png is cut off')
+    refused(opt, 'datasets.train.dataroot_gt: gt/1.png is truncated')
 
 
 def test_clips(opt):

@@ -53,7 +53,7 @@ def assert_refused(path, *words):
     with pytest.raises(ImageError) as info:
         read_image(path)
     message = str(info.value)
-    assert message.startswith(f'{path}: ') and 'accepted are' in message and '\n' not in message
+    assert message.startswith(f'{path}: ') and '; accepted: ' in message and '\n' not in message
     for word in words:
         assert word in message
 

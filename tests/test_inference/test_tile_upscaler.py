@@ -464,7 +464,7 @@ def test_tiles_are_classified_by_themselves_however_many_together(tiny_net, monk
 
 
 def test_a_network_that_makes_no_larger_image_is_named():
-    with pytest.raises(ValueError, match='Conv2d makes .* no super-resolution network'):
+    with pytest.raises(ValueError, match='Conv2d makes .* not a super-resolution network'):
         TileUpscaler(torch.nn.Conv2d(3, 5, 3, padding=1))
 
 

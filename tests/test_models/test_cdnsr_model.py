@@ -379,7 +379,8 @@ MISTAKES = [
             type='CDNSR',
             branches=[fsrcnn(), dict(type='Spandrel', architecture='DAT')],
             classifier=dict(type='PatchClassifier'))),
-     'network_g.branches[1].type: Spandrel networks are not trained as branches; basicsr route makes'),
+     'network_g.branches[1].type: Spandrel networks are not trained as branches; basicsr route combines '
+     'them without training'),
 ]
 
 

@@ -165,7 +165,7 @@ def test_an_error_predictor_that_nothing_trains_is_refused(error_opt):
 def test_errors_of_another_network_are_refused(error_opt):
     model = make(error_opt)
     model.feed_data({**batch(2), 'errors': torch.ones(2, 4)})
-    with pytest.raises(OptionError, match='holds 4 errors for each patch, but there are 3 branches'):
+    with pytest.raises(OptionError, match='contains 4 errors for each patch, but there are 3 branches'):
         model.optimize_parameters(1)
 
 
@@ -258,7 +258,7 @@ def test_labels_teach_the_classifier(opt):
 @pytest.mark.parametrize('labels', [[0, 3], [-1, 0]])
 def test_labels_of_other_classes_are_refused(opt, labels):
     opt['train']['label_opt'] = dict(type='LabelLoss')
-    with pytest.raises(OptionError, match='datasets.train.label_file: holds labels .* accepted: 0 to 2'):
+    with pytest.raises(OptionError, match='datasets.train.label_file: contains labels .* accepted: 0 to 2'):
         model = make(opt)
         model.feed_data(labelled(labels))
         model.optimize_parameters(1)
