@@ -18,7 +18,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     cdnsr_basicsr.load_plugins()
     cdnsr_basicsr.load_plugins()
-messages = [str(warning.message) for warning in caught if 'has registered' in str(warning.message)]
+messages = [str(warning.message) for warning in caught if 'already registered' in str(warning.message)]
 '''
 OTHERS = '''
 import torch
@@ -84,7 +84,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 from cdnsr_basicsr import archs, data, losses, models
 from cdnsr_basicsr.options import check_network
 expected = ['arch CARN_M', 'arch SPAN', 'dataset LabeledPatchDataset', 'loss ClassLoss', 'model CDNSRModel']
-assert sorted(messages) == [f'others has registered a {name} in BasicSR already; that of cdnsr_basicsr is '
+assert sorted(messages) == [f'others has already registered a {name} in BasicSR; that of cdnsr_basicsr is '
                             f'{name.split()[1]}_cdnsr' for name in expected], messages
 for registry, ours, name in ((ARCH_REGISTRY, archs, 'SPAN'), (LOSS_REGISTRY, losses, 'ClassLoss'),
                              (MODEL_REGISTRY, models, 'CDNSRModel'), (DATASET_REGISTRY, data, 'LabeledPatchDataset')):
@@ -128,7 +128,7 @@ try:
     build(dict(type='PatchClassifier', num_feat=4), {}, 'a', 'b')
     raise AssertionError('a classifier is not a network that upscales')
 except OptionError as error:
-    assert 'no network that makes a larger image' in str(error)
+    assert 'not a network that enlarges an image' in str(error)
 net = load_network('cdnsr-etds-x4')
 assert type(net).__module__ == 'basicsr.archs.cdnsr_arch'
 assert type(net.branches[0]).__module__.startswith('cdnsr_basicsr.')

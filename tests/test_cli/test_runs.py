@@ -281,7 +281,7 @@ def test_a_state_of_other_parameters_is_refused(train, opts, work):
     content['optimizers'][0]['param_groups'][0]['params'].pop()
     torch.save(content, path)
     run = train(opts('FastSRModel', total_iter=12), '--auto_resume')
-    assert run.code == 2 and 'path.resume_state: is of a training of other parameters' in run.error[-1]
+    assert run.code == 2 and 'path.resume_state: belongs to a training of other parameters' in run.error[-1]
 
 
 @contextlib.contextmanager
