@@ -26,8 +26,8 @@ from .network import (
     routed,
 )
 from .speed import Speed, is_out_of_memory, measured_speed
-from .tiling import OVERLAP, PATCH_SIZE, Block, Canvas, Rows, Tiling, pad_to
-from .upscaler import Upscaler, algorithm_search, say, to_device
+from .tiling import OVERLAP, PATCH_SIZE, Block, Canvas, Rows, Tiling, pad_to, to_device
+from .upscaler import Upscaler, algorithm_search, say
 
 CANVAS_BYTES = {'cpu': 2**26, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
 MERGED_BYTES = 2**26  # of the rows of tiles, upscaled, that are merged up and down
@@ -61,7 +61,7 @@ class Prediction(NamedTuple):
     """What the classifier says of an image: all that has to be computed before its classes are decided.
 
     Attributes:
-        logits: of shape (n, M); None of a classifier that maps errors.
+        logits: of shape (n, M), on the CPU; None of a classifier that maps errors.
         errors: Predicted errors of the tiles, of shape (n, M), on the CPU; None if the classifier predicts none.
     """
     logits: Optional[torch.Tensor]
@@ -300,7 +300,9 @@ class TileUpscaler(Upscaler):
         if self.classifier is None or mapper is not None:
             return Prediction(None, None if mapper is None else self._errors(image, tiling))
         logits = self._classify(self.classifier, image, tiling)
-        return Prediction(logits, None if predictor is None else predictor.errors(logits).cpu())
+        if predictor is None:
+            return Prediction(logits.cpu(), None)
+        return Prediction(*torch.stack([logits, predictor.errors(logits)]).cpu())  # one copy, for one wait
 
     @torch.inference_mode()
     def plan(self,
