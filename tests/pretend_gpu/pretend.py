@@ -12,6 +12,7 @@ preloaded. What a GPU does differently from a CPU is pretended, and noticed:
 """
 from __future__ import annotations
 
+import os
 import sys
 import torch
 import weakref
@@ -304,6 +305,7 @@ class NoGrad(torch.no_grad):
         super().__init__()
 
 
-torch.inference_mode = NoGrad
-torch.cuda.Event, torch.cuda.synchronize = Event, synchronize
-torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.data =` would leave `values` behind
+if 'libcuda.so.1' in os.environ.get('LD_PRELOAD', ''):  # else this is only looked at, for doctests
+    torch.inference_mode = NoGrad
+    torch.cuda.Event, torch.cuda.synchronize = Event, synchronize
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.data =` would leave `values` behind
