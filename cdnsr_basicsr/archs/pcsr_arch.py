@@ -45,12 +45,15 @@ class PixelGrid(NamedTuple):
         y (Tensor): of shape (H, ). Position relative to its centre, -1 and 1 being its borders.
         x (Tensor): of shape (W, ).
         cell (Tensor): of shape (2, ). Twice the height and the width of a pixel, in LR pixels.
+        heights (tuple[int]): Of the whole LR image and of the whole upscaled one. What the host has to know is computed
+            of them, for the tensors may be on a GPU.
     """
     rows: torch.Tensor
     columns: torch.Tensor
     y: torch.Tensor
     x: torch.Tensor
     cell: torch.Tensor
+    heights: tuple
 
     def band(self, top, bottom):
         """The rows from `top` to `bottom`, on an LR image that begins with the first LR row that they need.
@@ -58,14 +61,19 @@ class PixelGrid(NamedTuple):
         Returns:
             tuple: That grid, the first LR row and the one behind the last (int).
         """
-        rows = self.rows[top:bottom]
-        first, last = rows[[0, -1]].tolist()
-        return self._replace(rows=rows - first, y=self.y[top:bottom]), first, last + 1
+        height, out_height = self.heights
+        first, last = ((2 * row + 1) * height // (2 * out_height) for row in (top, bottom - 1))
+        return self._replace(rows=self.rows[top:bottom] - first, y=self.y[top:bottom]), first, last + 1
+
+    def first_row(self, row):
+        """The first row of the upscaled image that lies in an LR row (int) or below it."""
+        height, out_height = self.heights
+        return max(0, -((height - 2 * out_height * row) // (2 * height)))
 
 
-def _nearest(length, out_length):
+def _nearest(length, out_length, device):
     """Index of the nearest of `length` pixels, and the position relative to it, for each of `out_length` pixels."""
-    doubled = (2 * torch.arange(out_length) + 1) * length  # in whole numbers: no rounding decides
+    doubled = (2 * torch.arange(out_length, device=device) + 1) * length  # in whole numbers: no rounding decides
     index = doubled.div(2 * out_length, rounding_mode='floor')
     return index, (doubled - 2 * out_length * index).double().div(out_length).sub(1).float()
 
@@ -80,9 +88,10 @@ def pixel_grid(size, out_size, device=None):
     Returns:
         PixelGrid: of the whole image.
     """
-    (rows, y), (columns, x) = (_nearest(*lengths) for lengths in zip(size, out_size))
-    cell = torch.tensor([2 * length / out_length for length, out_length in zip(size, out_size)])
-    return PixelGrid(*(part.to(device) for part in (rows, columns, y, x, cell)))
+    (rows, y), (columns, x) = (_nearest(*lengths, device) for lengths in zip(size, out_size))
+    # made where it is wanted, as all of it: a copy from the host would be waited for
+    cell = torch.cat([torch.full((1, ), 2 * length / out, device=device) for length, out in zip(size, out_size)])
+    return PixelGrid(rows, columns, y, x, cell, (size[0], out_size[0]))
 
 
 def bilinear(x, size, out_size, top=0, bottom=None, first=0):
@@ -99,19 +108,21 @@ def bilinear(x, size, out_size, top=0, bottom=None, first=0):
         Tensor: of shape (b, bottom - top, W, c).
     """
     bottom = out_size[0] if bottom is None else bottom
-    low, high, weight = _between(size[0], out_size[0], top, bottom)
-    begin, end = int(low[0]), int(high[-1]) + 1
-    rows = x[:, begin - first:end - first]
-    left, right, across = (part.to(x.device) for part in _between(size[1], out_size[1], 0, out_size[1]))
+    positions = ((row + 0.5) * (size[0] / out_size[0]) - 0.5 for row in (top, bottom - 1))
+    begin, last = (int(min(max(position, 0), size[0] - 1)) for position in positions)  # as in _between
+    rows = x[:, begin - first:min(last + 1, size[0] - 1) + 1 - first]
+    low, high, weight = _between(size[0], out_size[0], top, bottom, x.device)
+    left, right, across = _between(size[1], out_size[1], 0, out_size[1], x.device)
     across = across.to(x.dtype).unsqueeze(1).expand(-1, x.shape[3]).contiguous()  # faster than one for three values
     rows = torch.lerp(rows.index_select(2, left), rows.index_select(2, right), across)
-    low, high, weight = (low - begin).to(x.device), (high - begin).to(x.device), weight.to(x).view(-1, 1, 1)
-    return torch.lerp(rows.index_select(1, low), rows.index_select(1, high), weight)
+    low, high = (rows.index_select(1, index - begin) for index in (low, high))
+    return torch.lerp(low, high, weight.to(x).view(-1, 1, 1))
 
 
-def _between(length, out_length, start, stop):
+def _between(length, out_length, start, stop, device):
     """Indices of the two pixels, of `length`, that some of `out_length` lie between, and the weights of the second."""
-    position = (torch.arange(start, stop).double() + 0.5).mul(length / out_length).sub(0.5).clamp(0, length - 1)
+    position = torch.arange(start, stop, device=device).double() + 0.5
+    position = position.mul(length / out_length).sub(0.5).clamp(0, length - 1)
     low = position.long()
     return low, (low + 1).clamp(max=length - 1), position - low
 
@@ -325,13 +336,14 @@ class PCSR(nn.Module):
         probability = two_means_threshold(torch.sigmoid(margin).flatten(1))
         return torch.logit(probability).nan_to_num(nan=0).to(margin).view(-1, 1, 1)
 
-    def sample(self, features, grid, heavy):
+    def sample(self, features, grid, heavy, count=None):
         """What the samplers add to the upsampled input; at each pixel only the chosen one is computed.
 
         Args:
             features (Tensor): of shape (b, h, w, num_feat), the LR rows that the grid refers to.
             grid (PixelGrid): of H rows.
             heavy (Tensor): of shape (b, H, W), bool. In phase 0 all must be True.
+            count (int | None): How many are True. Default: None, that is counted; a GPU is waited for then.
 
         Returns:
             Tensor: of shape (b, H, W, c).
@@ -342,8 +354,11 @@ class PCSR(nn.Module):
         positions = torch.stack(torch.broadcast_tensors(grid.y.unsqueeze(1), grid.x), dim=2)
         positions = positions.expand(b, -1, -1, -1).flatten(0, 2)
         output = None
-        for mlp, chosen in zip(self.samplers[::-1], (heavy, ~heavy)):
-            chosen = chosen.flatten().nonzero().squeeze(1)
+        if count is None:
+            parts = [chosen.flatten().nonzero().squeeze(1) for chosen in (heavy, ~heavy)]
+        else:
+            parts = (~heavy).flatten().byte().argsort(stable=True).tensor_split([count])
+        for mlp, chosen in zip(self.samplers[::-1], parts):
             if len(chosen) == 0:
                 continue
             projected, weight = mlp.project(features, grid.cell).flatten(0, 2), mlp.position_weight

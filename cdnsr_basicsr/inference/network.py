@@ -54,7 +54,7 @@ class PixelRouted(Protocol):
     def threshold(self, margin: torch.Tensor) -> torch.Tensor:
         """The margin from which on the heavy sampler is taken."""
 
-    def sample(self, features: torch.Tensor, grid: Any, heavy: torch.Tensor) -> torch.Tensor:
+    def sample(self, features: torch.Tensor, grid: Any, heavy: torch.Tensor, count: Optional[int]) -> torch.Tensor:
         """Pixels, each by its sampler."""
 
     def bilinear(self, lq: torch.Tensor, size: tuple[int, int], out_size: tuple[int, int], top: int, bottom: int,

@@ -8,8 +8,8 @@ from typing import Any, Iterator, Optional, Sequence, cast
 
 from .network import PRECISIONS, PixelRouted, deployed
 from .speed import is_out_of_memory
-from .tiling import LEAST_SIZE, Rows, fit
-from .upscaler import Upscaler, algorithm_search, to_device
+from .tiling import LEAST_SIZE, Rows, fit, to_device
+from .upscaler import Upscaler, algorithm_search
 
 PATCH_SIZE = 128  # largest side of a tile if none is given, in LR pixels
 MAX_SCALE = 64
@@ -157,27 +157,32 @@ class PixelUpscaler(Upscaler):
 
     def _sampled(self, image: Rows, plan: PixelPlan, grid: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Bands of the result before refinement, of shape (rows, W, c), and which of their pixels are heavy."""
-        owner = grid.rows.cpu()
-        band_rows = max(1, BAND_PIXELS[self.kind] // plan.out_size[1])
         for row in range(0, len(plan.rows.starts), plan.tile_rows):
-            lq, lq_top, features, tiled = self._features(image, plan, row)
-            bounds = plan.rows.bounds
-            first, last = bounds[row], bounds[min(row + plan.tile_rows, len(plan.rows.starts))]
-            top, bottom = torch.searchsorted(owner, torch.tensor([first, last])).tolist()
-            bands = [(y, min(bottom, y + band_rows)) for y in range(top, bottom, band_rows)]
-            heavy = self._choose(features, grid, bands, first, plan, tiled)
-            middles = (2 * torch.arange(first, last) + 1) * plan.out_size[0] // (2 * plan.size[0]) - top
-            columns = (2 * torch.arange(plan.size[1]) + 1) * plan.out_size[1] // (2 * plan.size[1])
-            seen = heavy[middles.to(heavy.device)][:, columns.to(heavy.device)]
-            plan.classes.append((seen & self.routed).to(torch.uint8))
-            for y, end in bands:
-                band, start, stop = grid.band(y, end)
-                part = heavy[y - top:end - top]
-                picture = self.fast.sample(features[:, start - first:stop - first], band, part.unsqueeze(0))[0].float()
-                picture += self.source.bilinear(lq, plan.size, plan.out_size, y, end, lq_top)[0]
-                self.watch(end / plan.out_size[0])
-                yield picture, part
-            del lq, features, heavy, part, picture  # not beside those of the next strip
+            yield from self._sampled_strip(image, plan, grid, row)
+
+    def _sampled_strip(self, image: Rows, plan: PixelPlan, grid: Any,
+                       row: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """As _sampled, of the strip that begins with a row of tiles."""
+        most = max(1, BAND_PIXELS[self.kind] // plan.out_size[1])
+        lq, lq_top, features, tiled = self._features(image, plan, row)
+        first, last = (plan.rows.bounds[min(end, len(plan.rows.starts))] for end in (row, row + plan.tile_rows))
+        top, bottom = grid.first_row(first), grid.first_row(last)
+        heavy, counts = self._choose(features, grid, top, bottom, first, plan, tiled, most)
+        rows, columns = (torch.arange(*ends, device=heavy.device) for ends in ((first, last), (plan.size[1], )))
+        middles = (2 * rows + 1) * plan.out_size[0] // (2 * plan.size[0]) - top
+        columns = (2 * columns + 1) * plan.out_size[1] // (2 * plan.size[1])
+        plan.classes.append((heavy[middles][:, columns] & self.routed).to(torch.uint8))
+
+        def band_of(begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+            band, start, stop = grid.band(top + begin, top + end)
+            part, count = heavy[begin:end], sum(counts[begin:end]) if heavy.is_cuda else None
+            picture = self.fast.sample(features[:, start - first:stop - first], band, part.unsqueeze(0), count)
+            picture = picture[0].float()
+            picture += self.source.bilinear(lq, plan.size, plan.out_size, top + begin, top + end, lq_top)[0]
+            self.watch((top + end) / plan.out_size[0])
+            return picture, part
+
+        yield from self._in_parts('rows sampled', band_of, bottom - top, most)
 
     def _features(self, image: Rows, plan: PixelPlan, row: int) -> tuple[torch.Tensor, int, torch.Tensor, int]:
         """Runs the backbone on the tiles of a strip.
@@ -228,19 +233,24 @@ class PixelUpscaler(Upscaler):
         with algorithm_search(False), torch.autocast(self.device.type, dtype, enabled=half, cache_enabled=False):
             return self.fast.features(together)
 
-    def _choose(self, features: torch.Tensor, grid: Any, bands: Sequence[tuple[int, int]], first: int, plan: PixelPlan,
-                tiled: int) -> torch.Tensor:
-        """Which pixels of a strip are heavy, of shape (rows, W), bool; and what they cost, into the plan."""
-        width, rows = plan.out_size[1], sum(end - y for y, end in bands)
+    def _choose(self, features: torch.Tensor, grid: Any, top: int, bottom: int, first: int, plan: PixelPlan, tiled: int,
+                most: int) -> tuple[torch.Tensor, list[int]]:
+        """Which pixels of a strip are heavy; and what they cost, into the plan.
+
+        Returns:
+            Of shape (rows, W), bool; and how many they are in each row.
+        """
+        width, rows = plan.out_size[1], bottom - top
         pixels, lq_pixels = rows * width, features.shape[1] * features.shape[2]
         if not self.routed:
-            heavy, count = torch.ones(rows, width, dtype=torch.bool, device=features.device), pixels
+            heavy, counts = torch.ones(rows, width, dtype=torch.bool, device=features.device), [width] * rows
         else:
-            margin = features.new_empty(rows, width, dtype=torch.float32)
-            for y, end in bands:
-                band, start, stop = grid.band(y, end)
-                part = features[:, start - first:stop - first]
-                margin[y - bands[0][0]:end - bands[0][0]] = self.fast.margin(part, band)[0]
+
+            def margin_of(begin: int, end: int) -> torch.Tensor:
+                band, start, stop = grid.band(top + begin, top + end)
+                return cast(torch.Tensor, self.fast.margin(features[:, start - first:stop - first], band)[0].float())
+
+            margin = torch.cat(list(self._in_parts('rows classified', margin_of, rows, most)))
             if self.budget is None:
                 heavy = margin > self.source.threshold(margin.unsqueeze(0))[0]
             else:
@@ -248,12 +258,13 @@ class PixelUpscaler(Upscaler):
                 left = self._left(plan) * pixels / (plan.out_size[0] * width)
                 count = pixels if dear <= light else int(max(0, min(pixels, left / (dear - light))))
                 heavy = largest(margin.nan_to_num(), count)
-            count = int(heavy.sum())
-        counts = [pixels - count, count][-self.num_classes:]
-        plan.counts = [total + more for total, more in zip(plan.counts, counts)]
+            counts = heavy.sum(dim=1).tolist()  # all that the host waits for in a strip
+        count = sum(counts)
+        by_sampler = [pixels - count, count][-self.num_classes:]
+        plan.counts = [total + more for total, more in zip(plan.counts, by_sampler)]
         height, length = plan.size
-        plan.cost += self.spent(tiled, lq_pixels, counts) / self.whole(height * length, plan.out_size[0] * width)
-        return heavy
+        plan.cost += self.spent(tiled, lq_pixels, by_sampler) / self.whole(height * length, plan.out_size[0] * width)
+        return heavy, counts
 
     def _left(self, plan: PixelPlan) -> float:
         """MACs that a budget leaves for heavy pixels, beyond what the whole image costs with light ones."""

@@ -26,8 +26,8 @@ from .network import (
     routed,
 )
 from .speed import Speed, is_out_of_memory, measured_speed
-from .tiling import OVERLAP, PATCH_SIZE, Block, Canvas, Rows, Tiling, pad_to
-from .upscaler import Upscaler, algorithm_search, say, to_device
+from .tiling import OVERLAP, PATCH_SIZE, Block, Canvas, Rows, Tiling, pad_to, to_device
+from .upscaler import Upscaler, algorithm_search, say
 
 CANVAS_BYTES = {'cpu': 2**26, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
 MERGED_BYTES = 2**26  # of the rows of tiles, upscaled, that are merged up and down
@@ -61,7 +61,7 @@ class Prediction(NamedTuple):
     """What the classifier says of an image: all that has to be computed before its classes are decided.
 
     Attributes:
-        logits: of shape (n, M); None of a classifier that maps errors.
+        logits: of shape (n, M), on the CPU; None of a classifier that maps errors.
         errors: Predicted errors of the tiles, of shape (n, M), on the CPU; None if the classifier predicts none.
     """
     logits: Optional[torch.Tensor]
@@ -101,6 +101,17 @@ class TilePlan(NamedTuple):
     def class_map(self) -> torch.Tensor:
         """Class of each LR pixel, of shape (h, w)."""
         return self.tiling.class_map(self.classes)
+
+    def in_lower_strips(self) -> Optional[TilePlan]:
+        """The same blocks in strips of about half as many tile rows; None if blocks are as high as strips."""
+        high = max(block.rows for strip in self.strips for _, block in strip)
+        tile_rows = max(1, self.tile_rows // 2 // high) * high
+        if tile_rows >= self.tile_rows:
+            return None
+        strips: Strips = [[] for _ in range(-(-len(self.tiling.tops) // tile_rows))]
+        for kind, block in itertools.chain(*self.strips):
+            strips[block.row // tile_rows].append((kind, block))
+        return self._replace(strips=strips, tile_rows=tile_rows)
 
 
 class TileUpscaler(Upscaler):
@@ -289,7 +300,9 @@ class TileUpscaler(Upscaler):
         if self.classifier is None or mapper is not None:
             return Prediction(None, None if mapper is None else self._errors(image, tiling))
         logits = self._classify(self.classifier, image, tiling)
-        return Prediction(logits, None if predictor is None else predictor.errors(logits).cpu())
+        if predictor is None:
+            return Prediction(logits.cpu(), None)
+        return Prediction(*torch.stack([logits, predictor.errors(logits)]).cpu())  # one copy, for one wait
 
     @torch.inference_mode()
     def plan(self,
@@ -331,13 +344,14 @@ class TileUpscaler(Upscaler):
     def _look(self, image: Rows, by_errors: bool, errors: Optional[torch.Tensor] = None) -> Look:
         """Cuts an image and, if its classes are a matter of errors and these are not known, predicts them."""
         tiling = self.tiling_of(image.height, image.width)
-        row_bytes = int(4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2)
+        row_bytes = self._row_bytes(tiling)
         # by the image alone, not by the device: the same tiles are merged everywhere
         high = 2**max(1, (MERGED_SIDE // self.step).bit_length() - 1)
         merged = high**2 if self.max_tiles is None else min(self.max_tiles, high**2)
         while high > 1 and (high > merged or high * row_bytes > MERGED_BYTES):
             high //= 2
-        tile_rows = min(len(tiling.tops), max(1, CANVAS_BYTES[self.kind] // row_bytes // high) * high)
+        canvas_bytes = min(CANVAS_BYTES[self.kind], self.known_to_fit.get('canvas', CANVAS_BYTES[self.kind]))
+        tile_rows = min(len(tiling.tops), max(1, canvas_bytes // row_bytes // high) * high)
 
         def merge(classes: torch.Tensor) -> Strips:
             return tiling.merge(classes, merged, tile_rows, high)
@@ -349,6 +363,10 @@ class TileUpscaler(Upscaler):
         if self.weigh == 'pictures':  # decibels of an image grow with what it loses of its own error
             weight = 1e6 / max(float(errors[:, self.hardest].mean()), 1e-3) / (tiling.height * tiling.width)
         return Look(tiling, tile_rows, merge, errors.view(len(tiling.tops), len(tiling.lefts), -1), weight)
+
+    def _row_bytes(self, tiling: Tiling) -> int:
+        """Bytes of a row of tiles on the canvas."""
+        return int(4 * (self.channels + 1) * tiling.padded[1] * tiling.size[0] * self.scale**2)
 
     def _errors(self, image: Rows, tiling: Tiling) -> torch.Tensor:
         """Predicted errors of the tiles, of shape (n, M), on the CPU."""
@@ -492,34 +510,51 @@ class TileUpscaler(Upscaler):
 
     def _error_map(self, mapper: MapsErrors, image: Rows) -> torch.Tensor:
         """Predicted errors of all cells of an image, of shape (M, rows, columns), on the CPU."""
-        parts, cell = [], mapper.cell
-        for top in range(0, image.height, MAPPED_ROWS):
-            bottom = min(top + MAPPED_ROWS, image.height)
+        cell = mapper.cell
+
+        def errors_of(top: int, bottom: int) -> torch.Tensor:
             first, last = max(0, top - mapper.reach), min(bottom + mapper.reach, image.height)
             rows = to_device(image.rows(first, last), self.device).unsqueeze(0)
             with algorithm_search(False):
                 errors = mapper.error_map(rows.contiguous(memory_format=torch.channels_last))[0]
-            parts.append(errors[:, (top - first) // cell:][:, :-(-(bottom - top) // cell)].cpu())
-        return torch.cat(parts, dim=1)
+            return errors[:, (top - first) // cell:][:, :-(-(bottom - top) // cell)]
+
+        return torch.cat(list(self._in_parts('rows mapped', errors_of, image.height, MAPPED_ROWS, cell)), dim=1).cpu()
 
     def _classify(self, classifier: nn.Module, image: Rows, tiling: Tiling) -> torch.Tensor:
         """What the classifier says of the tiles, of shape (n, M)."""
-        (height, width), tops, logits = tiling.size, tiling.tops, []
-        together = CLASSIFIED_TOGETHER[self.kind]
-        tile_rows = max(1, together // len(tiling.lefts))
-        for first in range(0, len(tops), tile_rows):
-            last = min(first + tile_rows, len(tops)) - 1
-            rows = self._lq_rows(image, tiling, first, last)
-            starts = [(top - tops[first], left) for top in tops[first:last + 1] for left in tiling.lefts]
+        (height, width), tops, columns = tiling.size, tiling.tops, len(tiling.lefts)
+
+        def logits_of(first: int, last: int) -> torch.Tensor:
+            rows = self._lq_rows(image, tiling, first // columns, (last - 1) // columns)
+            places = [divmod(number, columns) for number in range(first, last)]
+            starts = [(tops[row] - tops[first // columns], tiling.lefts[column]) for row, column in places]
             tiles = torch.stack([rows[:, y:y + height, x:x + width] for y, x in starts])
             with algorithm_search(False):
-                logits += [
-                    classifier(part.contiguous(memory_format=torch.channels_last)) for part in tiles.split(together)
-                ]
-        return torch.cat(logits)
+                return cast(torch.Tensor, classifier(tiles.contiguous(memory_format=torch.channels_last)))
+
+        together = CLASSIFIED_TOGETHER[self.kind]
+        most = together // columns * columns or together  # whole rows, if they are not too long
+        return torch.cat(list(self._in_parts('tiles classified', logits_of, len(tiling), most)))
 
     @torch.inference_mode()
     def strips(self, image: Rows, plan: TilePlan) -> Iterator[torch.Tensor]:
+        while True:
+            strips = self._strips(image, plan)
+            try:
+                first = next(strips)
+                break
+            except RuntimeError as error:
+                lower = plan.in_lower_strips()
+                if lower is None or not is_out_of_memory(error):
+                    raise
+            plan = lower  # not above, where the error still holds the canvas
+            self.known_to_fit['canvas'] = plan.tile_rows * self._row_bytes(plan.tiling)
+            self._give_memory_back()
+        yield first
+        yield from strips
+
+    def _strips(self, image: Rows, plan: TilePlan) -> Iterator[torch.Tensor]:
         tiling, done = plan.tiling, 0
         canvas: Optional[Canvas] = None
         for number, blocks in enumerate(plan.strips):

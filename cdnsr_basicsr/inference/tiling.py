@@ -33,6 +33,17 @@ class TensorRows:
         return self.image[:, top:bottom]
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; to a GPU without waiting."""
+    if tensor.device == device:
+        return tensor
+    if device.type != 'cuda':
+        return tensor.to(device)
+    if tensor.device.type == 'cpu':
+        tensor = tensor.contiguous().pin_memory()  # of an expanded tensor, or one within a larger, too much is pinned
+    return tensor.to(device, non_blocking=True)
+
+
 def pad_to(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Pads an image at the bottom and right: reflected as far as there are pixels, the last one repeated beyond.
 
@@ -310,7 +321,7 @@ class Canvas:
             share = own / self.totals[axis][self.starts[axis][first] * self.scale:][:len(own)]
             alone = (share == 1).nonzero().flatten().tolist()
             bounds = (alone[0], alone[-1] + 1) if alone else (len(own), len(own))
-            self.weights[key] = (share.to(self.image.device, non_blocking=True), *bounds)
+            self.weights[key] = (to_device(share, self.image.device), *bounds)
         return self.weights[key]
 
     def add(self, block: Block, image: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Prot
 from .difficulty_map import draw_over
 from .network import Weights, device_of, same_weights, weights_of
 from .pictures import NotFinite, opened, upscaled_strips
-from .speed import Speed, kind_of
+from .speed import Speed, is_out_of_memory, kind_of
 from .tiling import Rows, TensorRows
 
 Result = TypeVar('Result')
@@ -121,6 +121,7 @@ class Upscaler(ABC):
         self.exact: Optional[Upscaler] = None  # the same in float32, once that is wanted
         self.measured: Optional[Speed] = None
         self.short_of_memory = False
+        self.known_to_fit: dict[str, int] = {}  # what is done at once, less than is usual, by what it is
         self.watch: Callable[[float], None] = lambda share: None
 
     @abstractmethod
@@ -277,6 +278,44 @@ class Upscaler(ABC):
     def _save_memory(self, max_tiles: int) -> None:
         """Goes on with at most so many tiles per forward pass, also for further images; says so once."""
         self.max_tiles = max_tiles if self.max_tiles is None else min(max_tiles, self.max_tiles)
+        self._give_memory_back()
+
+    def _in_parts(self,
+                  what: str,
+                  run: Callable[[int, int], Result],
+                  count: int,
+                  most: int,
+                  unit: int = 1) -> Iterator[Result]:
+        """Does something to rows or tiles, to many at once; to fewer, also of further images, if memory does not
+        suffice.
+
+        Args:
+            what: What it is, by a name of its own.
+            run: Does it, from a number to the one behind the last.
+            count: How many there are.
+            most: How many at once, if memory suffices; a multiple of `unit`.
+            unit: What the first number of each part is a multiple of.
+
+        Yields:
+            What was made of each part.
+        """
+        first, most = 0, min(most, self.known_to_fit.get(what, most))
+        while first < count:
+            last, made = min(first + most, count), None
+            try:
+                made = run(first, last)
+            except RuntimeError as error:
+                if last - first <= unit or not is_out_of_memory(error):
+                    raise
+            if made is None:  # not above, where the error still holds what has been allocated
+                most = self.known_to_fit[what] = max(unit, (last - first) // 2 // unit * unit)
+                self._give_memory_back()
+                continue
+            first = last
+            yield made
+
+    def _give_memory_back(self) -> None:
+        """Lets go of what torch keeps of a GPU's memory, after a shortage; says once that there was one."""
         if not self.short_of_memory:
             say('Out of memory: continuing with smaller batches.')
         self.short_of_memory = True
@@ -297,14 +336,3 @@ def algorithm_search(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Rows of an image on a device; to a GPU without waiting."""
-    if rows.device == device:
-        return rows
-    if device.type != 'cuda':
-        return rows.to(device)
-    if rows.device.type == 'cpu':
-        rows = rows.contiguous().pin_memory()  # of an expanded tensor, or one within a larger, too much is pinned
-    return rows.to(device, non_blocking=True)

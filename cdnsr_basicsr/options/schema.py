@@ -219,7 +219,8 @@ class Head:
     name: str = key(..., NAME, 'name of the run and of its folder')
     model_type: str = key(..., word('registered model'), 'model to train or test')
     scale: Optional[float] = key(None, optional(number(1, 16)), 'upscaling factor')
-    num_gpu: Any = key(..., Kind('auto, or integer from 0 to 1024', {}, _check_gpus), 'number of GPUs of this machine')
+    num_gpu: Any = key(..., Kind('auto, or integer from 0 to 1024', {}, _check_gpus),
+                       'GPUs of this machine; one process for each')
     manual_seed: Optional[int] = key(None, optional(integer(0, MAX_SEED)), 'random seed; ~: a new one each time')
     find_unused_parameters: bool = key(False, FLAG, "argument of DistributedDataParallel")
     dist_params: DistParams = key(None, block(DistParams), 'how processes of Slurm communicate')

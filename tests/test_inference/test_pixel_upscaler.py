@@ -239,6 +239,35 @@ def test_out_of_memory_makes_smaller_batches(net, monkeypatch):
     assert tried[0] > 2 and tried[-1] <= 2 == upscaler.max_tiles
 
 
+@pytest.mark.parametrize('part', ['margin', 'sample'])
+def test_out_of_memory_makes_lower_bands(net, monkeypatch, part):
+    lq, tried, original = photograph(61, 47), [], getattr(pcsr_arch.PCSR, part)
+    expected = PixelUpscaler(net, 30, 18).upscale(lq)
+
+    def short(self, features, grid, *args):
+        tried.append(len(grid.rows))
+        if len(grid.rows) > 70:
+            raise torch.OutOfMemoryError
+        return original(self, features, grid, *args)
+
+    monkeypatch.setattr(pcsr_arch.PCSR, part, short)
+    upscaler = PixelUpscaler(net, 30, 18)
+    for _ in range(2):
+        found = upscaler.upscale(lq)
+        torch.testing.assert_close(found.image, expected.image, atol=1e-5, rtol=0)
+        assert found.counts == expected.counts
+    assert [rows for rows in tried if rows > 70] == [244, 122]  # and not again for the second image
+
+
+@torch.no_grad()
+def test_samplers_that_are_told_how_many_pixels_are_heavy_make_the_same(net):
+    features, grid = net.features(photograph(9, 11)).permute(0, 2, 3, 1), pcsr_arch.pixel_grid((9, 11), (30, 31))
+    for share in (0, 0.3, 1):
+        heavy = torch.rand(1, 30, 31) < share
+        counted = net.sample(features, grid, heavy)
+        assert torch.equal(net.sample(features, grid, heavy, int(heavy.sum())), counted)
+
+
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
 def test_files_of_any_channels_at_a_fractional_scale(net, tmp_path, channels, monkeypatch):
     monkeypatch.setattr(pixel_upscaler, 'STRIP_PIXELS', 1)

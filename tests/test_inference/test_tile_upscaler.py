@@ -18,7 +18,7 @@ from cdnsr_basicsr.conversion.weights import slice_to
 from cdnsr_basicsr.data.prepare import make_lq
 from cdnsr_basicsr.inference import TileUpscaler, Tiling, network, tile_upscaler, upscaler
 from cdnsr_basicsr.inference.speed import Speed
-from cdnsr_basicsr.inference.tiling import TensorRows, pad_to
+from cdnsr_basicsr.inference.tiling import Canvas, TensorRows, pad_to
 from tests.helpers import carn, fsrcnn, spread, swinir
 
 
@@ -404,6 +404,61 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_net, monkeypatch, error
     assert max(upscaler.plan(TensorRows(lq)).max_tiles) == 1  # the next image begins there
     upscaler.run = lambda branch, tiles: (_ for _ in ()).throw(torch.OutOfMemoryError('one tile is too much'))
     with pytest.raises(torch.OutOfMemoryError, match='one tile'):
+        upscaler.upscale(lq)
+
+
+def falls_short(function, large):
+    """A function that runs out of memory where `large` is true of its arguments; and how often it has."""
+    failed = []
+
+    def short(*args, **kwargs):
+        if large(*args):
+            failed.append(args)
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        return function(*args, **kwargs)
+
+    return short, failed
+
+
+def test_out_of_memory_in_the_classifier_has_it_see_fewer_tiles(tiny_net):
+    net, lq = spread(build_network(tiny_net()).eval()), torch.rand(1, 3, 75, 50)
+    expected = TileUpscaler(net, 16, 12).upscale(lq)
+    upscaler = TileUpscaler(net, 16, 12)
+    upscaler._update()
+    upscaler.classifier.forward, failed = falls_short(upscaler.classifier.forward, lambda tiles: len(tiles) > 3)
+    found = [upscaler.upscale(lq) for _ in range(2)]
+    assert all(torch.equal(one.plan.classes, expected.plan.classes) for one in found)
+    assert [len(tiles) for tiles, in failed] == [24, 12, 6]  # and not again for the second image
+    upscaler.classifier.forward, _ = falls_short(upscaler.classifier.forward, lambda tiles: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        upscaler.upscale(lq)
+
+
+def test_out_of_memory_in_an_error_map_has_fewer_rows_mapped(tiny_net):
+    net, lq = mapped(tiny_net), torch.rand(1, 3, 101, 70)
+    upscaler = TileUpscaler(net, 20, 16)
+    upscaler._update()
+    short, failed = falls_short(upscaler.classifier.error_map, lambda rows: rows.shape[2] > 60)
+    upscaler.classifier.error_map = short
+    found, expected = (one.predict(TensorRows(lq)).errors for one in (upscaler, TileUpscaler(net, 20, 16)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    assert failed
+
+
+def test_out_of_memory_for_a_strip_makes_lower_strips_of_the_same_blocks(tiny_net, monkeypatch):
+    net, lq = spread(build_network(tiny_net()).eval()), torch.rand(1, 3, 150, 50)
+    monkeypatch.setattr(tile_upscaler, 'MERGED_BYTES', 2 * 4 * 4 * 52 * 16 * 4**2)  # blocks of up to two rows of tiles
+    expected = TileUpscaler(net, 16, 12).upscale(lq)
+    init, failed = falls_short(Canvas.__init__, lambda *args: args[4] > 4)
+    monkeypatch.setattr(Canvas, '__init__', init)
+    upscaler = TileUpscaler(net, 16, 12)
+    found = [upscaler.upscale(lq) for _ in range(2)]
+    assert max(block.rows for strip in expected.plan.strips for _, block in strip) == 2
+    assert [args[4] for args in failed] == [13, 6]  # and not again for the second image
+    for one in found:
+        torch.testing.assert_close(one.image, expected.image, atol=1e-5, rtol=0)
+    monkeypatch.setattr(Canvas, '__init__', falls_short(init, lambda *args: True)[0])
+    with pytest.raises(torch.OutOfMemoryError):
         upscaler.upscale(lq)
 
 
