@@ -410,6 +410,17 @@ def _begun_once(prefetcher: type) -> None:
     prefetcher.__init__, prefetcher.next = __init__, next_
 
 
+@_around
+def _used_on_this_stream(original: Callable, self: Any) -> Any:
+    """CUDAPrefetcher fills tensors on a stream of its own, which may fill them again while they are still in use."""
+    import torch
+    batch = original(self)
+    for value in (batch or {}).values():
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            value.record_stream(torch.cuda.current_stream(value.device))
+    return batch
+
+
 def _sharing_backend(backend: type) -> type:
     """LMDB opens a database once in a process, but BasicSR for every dataset: for training and validation, say."""
     import lmdb
@@ -478,6 +489,7 @@ def patch_basicsr() -> None:
         model.feed_data = _of_views(model.feed_data)
     _prefetched_errors(prefetch_dataloader.PrefetchGenerator)
     _begun_once(prefetch_dataloader.CPUPrefetcher)
+    prefetch_dataloader.CUDAPrefetcher.next = _used_on_this_stream(prefetch_dataloader.CUDAPrefetcher.next)
     registry.Registry.get = _get_quietly(registry.Registry.get)
     backends = file_client.FileClient._backends
     backends['lmdb'] = _sharing_backend(backends['lmdb'])

@@ -21,8 +21,16 @@ FSRCNN = dict(type='FSRCNN', num_feat=56, num_shrink=12, num_map=4, upscale=4)
 NETWORKS = dict(
     SMFANet=dict(type='SMFANet', upscale=4),
     SwinIR=dict(
-        type='SwinIR', upscale=4, img_size=64, window_size=8, img_range=1., depths=[6] * 4, embed_dim=60,
-        num_heads=[6] * 4, mlp_ratio=2, upsampler='pixelshuffledirect'),
+        type='SwinIR',
+        upscale=4,
+        img_size=64,
+        window_size=8,
+        img_range=1.,
+        depths=[6] * 4,
+        embed_dim=60,
+        num_heads=[6] * 4,
+        mlp_ratio=2,
+        upsampler='pixelshuffledirect'),
     PCSR=dict(type='PCSR', backbone=FSRCNN))
 RUN = [sys.executable, '-m', 'cdnsr_basicsr', 'upscale']
 
@@ -57,7 +65,9 @@ def resident(pid):
     """Bytes of a process and of those that it has started."""
     try:
         size = int(Path('/proc', pid, 'statm').read_text().split()[1]) * os.sysconf('SC_PAGESIZE')
-        children = [child for path in Path('/proc', pid, 'task').glob('*/children') for child in path.read_text().split()]
+        children = [
+            child for path in Path('/proc', pid, 'task').glob('*/children') for child in path.read_text().split()
+        ]
         called = Path('/proc', pid, 'cmdline').read_bytes()
         # one that has not begun its own program yet is in the memory of the other
         return size + sum(
@@ -91,7 +101,8 @@ def least(*arguments, **kwargs):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--models', nargs='+', default=['cdnsr-modern-x4', 'cdnsr-etds-x4', 'cdnsr-fsrcnn-x4', *NETWORKS])
+    parser.add_argument(
+        '--models', nargs='+', default=['cdnsr-modern-x4', 'cdnsr-etds-x4', 'cdnsr-fsrcnn-x4', *NETWORKS])
     parser.add_argument('--sizes', nargs='+', default=['256x256', '1280x720'])
     parser.add_argument('--memory', nargs='+', default=['4G', 'least'])
     parser.add_argument('--threads', default='1')

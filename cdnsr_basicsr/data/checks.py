@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterator, Mapping, Optional
 from ..options import OptionError, built_network, check_number, find_registered, is_first_process, one_line
 from ..options.checks import names_in
 from ..options.networks import of_basicsr_or_ours
+from .labels import read_labels
 from .pictures import Database, Folder, NotAPicture, Pictures, check_decodes, decoded, keys_of_lmdb, read_names
 
 DECODED = 2**25  # bytes of a dataset's pictures that are decoded; the others' headers and ends are looked at
@@ -274,6 +275,8 @@ def check_pictures(dataset: Any, block: Mapping, where: str, opt: Mapping) -> No
         check_pairs(block, where, metrics)
         if block.get('dataroot_teacher'):
             keys_of_lmdb(block['dataroot_teacher'], f'{where}.dataroot_teacher')
+        if block.get('label_file') and (opt.get('train') or {}).get('label_opt'):
+            check_labels(block, where, len(opt['network_g']['branches']))
     elif 'SingleImageDataset' in names:
         check_singles(block, where, 'dataroot_lq', lambda name, size: None)
     elif 'RealESRGANDataset' in names:
@@ -292,6 +295,15 @@ def check_pictures(dataset: Any, block: Mapping, where: str, opt: Mapping) -> No
         check_singles(block, where, 'dataroot_gt', check)
     else:
         check_frames(block, where, of_basicsr_or_ours(dataset))
+
+
+def check_labels(block: Mapping, where: str, num_classes: int) -> None:
+    """Refuses labels of other classes, all at once: a step that looked at its own would wait for a GPU."""
+    labels = {entry.label for entry in read_labels(block['label_file']).values()}
+    highest = max(labels.intersection(block.get('classes') or labels), default=0)
+    if highest >= num_classes:
+        raise OptionError(f'{where}.label_file',
+                          f'holds labels such as {highest}; accepted: 0 to {num_classes - 1}, one class per branch')
 
 
 def first_item(dataset: Any, block: dict, where: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from typing import Iterable, Iterator
 
-from .tiling import Rows
+from .tiling import Rows, to_device
 
 BLACK, SPAN = 16 / 255, 219 / 255
 KEYS_A = -0.75  # of the bicubic kernel, as torch has it
@@ -55,11 +55,11 @@ def bicubic(image: Rows, out_size: tuple[int, int], top: int, bottom: int, devic
         Rows of shape (c, bottom - top, width).
     """
     rows, row_weights = _taps(image.height, out_size[0], top, bottom)
-    columns, column_weights = (part.to(device) for part in _taps(image.width, out_size[1], 0, out_size[1]))
+    columns, column_weights = (to_device(part, device) for part in _taps(image.width, out_size[1], 0, out_size[1]))
     first, last = int(rows.min()), int(rows.max()) + 1
-    lq = image.rows(first, last).to(device)
+    lq = to_device(image.rows(first, last), device)
     wide = sum(lq.index_select(2, index) * weight for index, weight in zip(columns, column_weights))
-    rows, row_weights = (rows - first).to(device), row_weights.unsqueeze(2).to(device)
+    rows, row_weights = to_device(rows - first, device), to_device(row_weights.unsqueeze(2), device)
     high: torch.Tensor = sum(wide.index_select(1, index) * weight for index, weight in zip(rows, row_weights))
     return high
 

@@ -1,12 +1,13 @@
 """Images as their owners have them, files, PIL images and arrays, and as networks take them."""
 from __future__ import annotations
 
+import itertools
 import math
 import numpy as np
 import torch
 from pathlib import Path
 from PIL import Image, ImageOps
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple, Optional, Sequence
 
 from ..memory import Promise
 from ..options import OptionError, shown
@@ -126,7 +127,7 @@ def rows_together(width: int) -> int:
 
 
 def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> Iterator[np.ndarray]:
-    """Turns strips of an image into pixels on the host. On a GPU the copy runs while the next strip is computed.
+    """Turns strips of an image into pixels on the host. While a GPU computes one, the one before is handed out.
 
     Args:
         strips: of shape (rows, w, c), in about [0, 1].
@@ -136,36 +137,44 @@ def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> It
     Raises:
         NotFinite: Some values are no finite numbers, which pixels would not tell.
     """
-    white, waiting = white_of(dtype), None
+    white = white_of(dtype)
+
+    def converted(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        part = to_gray(part, 2) if gray and part.shape[2] == 3 else part
+        total = part.sum()  # finite where all values are
+        if dtype.kind == 'f':
+            return part.clamp(0, 1), total
+        return part.mul(white).round_().clamp_(0, white).to(torch.uint8 if white == 255 else torch.int32), total
 
     def finished(values: torch.Tensor, total: torch.Tensor) -> np.ndarray:
         if not math.isfinite(total):
             raise NotFinite
         return values.numpy().astype(dtype, copy=False)
 
+    def arrived(parts: Sequence[tuple[torch.Tensor, torch.Tensor]],
+                copied: Optional[torch.cuda.Event]) -> Iterator[np.ndarray]:
+        if copied is not None:
+            copied.synchronize()
+        return itertools.starmap(finished, parts)
+
+    waiting: tuple[list[tuple[torch.Tensor, torch.Tensor]], Optional[torch.cuda.Event]] = ([], None)
     for strip in strips:
-        for part in strip.split(rows_together(strip.shape[1])):
-            part = to_gray(part, 2) if gray and part.shape[2] == 3 else part
-            total = part.sum()  # finite where all values are
-            if dtype.kind == 'f':
-                values = part.clamp(0, 1)
-            else:
-                values = part.mul(white).round_().clamp_(0, white).to(torch.uint8 if white == 255 else torch.int32)
-            if not values.is_cuda:
-                yield finished(values, total)
-                continue
-            host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in (values, total)]
-            for there, here in zip(host, (values, total)):
-                there.copy_(here, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record(torch.cuda.current_stream(values.device))
-            if waiting:
-                waiting[1].synchronize()
-                yield finished(*waiting[0])
-            waiting = (host, copied)
-    if waiting:
-        waiting[1].synchronize()
-        yield finished(*waiting[0])
+        parts = map(converted, strip.split(rows_together(strip.shape[1])))
+        if not strip.is_cuda:
+            yield from itertools.starmap(finished, parts)
+            continue
+        host = [(in_pinned_memory(values), in_pinned_memory(total)) for values, total in parts]
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(strip.device))
+        yield from arrived(*waiting)  # of the strip before, while the GPU is busy with this one
+        waiting = host, copied
+    yield from arrived(*waiting)
+
+
+def in_pinned_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """What a tensor on a GPU will be on the host when the GPU gets to it."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def upscaled_strips(upscaler: Upscaler,

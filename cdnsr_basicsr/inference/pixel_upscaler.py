@@ -9,8 +9,8 @@ from typing import Any, Iterator, NamedTuple, Optional, Sequence, cast
 
 from .network import PRECISIONS, PixelRouted, deployed
 from .speed import is_out_of_memory
-from .tiling import LEAST_SIZE, Rows, fit
-from .upscaler import Upscaler, algorithm_search, to_device
+from .tiling import LEAST_SIZE, Rows, fit, to_device
+from .upscaler import Upscaler, algorithm_search
 
 PATCH_SIZE = 128  # largest side of a tile if none is given, in LR pixels
 MAX_SCALE = 64

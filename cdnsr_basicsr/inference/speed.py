@@ -110,8 +110,8 @@ def measure_part(part: Callable[[torch.Tensor], Any], patch_size: int, channels:
     """
     best_count, best_ms, all_steady = 1, float('inf'), True
     for count in counts:
-        tiles = torch.rand(count, channels, patch_size, patch_size, device=device)
         try:
+            tiles = torch.rand(count, channels, patch_size, patch_size, device=device)
             seconds, steady = measure_latency(part, tiles.to(memory_format=torch.channels_last))
         except RuntimeError as error:
             if count == 1 or not is_out_of_memory(error):

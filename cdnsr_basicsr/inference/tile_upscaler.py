@@ -38,8 +38,9 @@ from .tiling import (
     pad_to,
     parts_within,
     shared_out,
+    to_device,
 )
-from .upscaler import Upscaler, algorithm_search, say, to_device
+from .upscaler import Upscaler, algorithm_search, say
 
 CANVAS_BYTES = {'cpu': 2**26, 'cuda': 2**29}  # of the strip that is being blended: bounds memory, and tiles per pass
 MERGED_BYTES = 2**26  # of the rows of tiles, upscaled, that are merged up and down
@@ -77,7 +78,7 @@ class Prediction(NamedTuple):
     """What the classifier says of an image: all that has to be computed before its classes are decided.
 
     Attributes:
-        logits: of shape (n, M); None of a classifier that maps errors.
+        logits: of shape (n, M), on the CPU; None of a classifier that maps errors.
         errors: Predicted errors of the tiles, of shape (n, M), on the CPU; None if the classifier predicts none.
     """
     logits: Optional[torch.Tensor]
@@ -371,7 +372,9 @@ class TileUpscaler(Upscaler):
         if self.classifier is None or mapper is not None:
             return Prediction(None, None if mapper is None else self._errors(image, tiling))
         logits = self._classify(self.classifier, image, tiling)
-        return Prediction(logits, None if predictor is None else predictor.errors(logits).cpu())
+        if predictor is None:
+            return Prediction(logits.cpu(), None)
+        return Prediction(*torch.stack([logits, predictor.errors(logits)]).cpu())  # one copy, for one wait
 
     @torch.inference_mode()
     def plan(self,
@@ -395,9 +398,8 @@ class TileUpscaler(Upscaler):
             logits, errors = (None, prediction.errors) if by_errors else (prediction.logits, None)
         look = self._look(image, by_errors, errors)
         tiling = look.tiling
-        max_pixels = [look.pass_bytes / size for size in self.bytes_per_pixel[:self.num_classes]] or [
-            math.inf
-        ] * self.num_classes
+        max_pixels = [look.pass_bytes / size
+                      for size in self.bytes_per_pixel[:self.num_classes]] or [math.inf] * self.num_classes
         max_tiles = self._max_tiles(len(tiling), [most / math.prod(tiling.size) for most in max_pixels])
         if self.classifier is None:
             classes = torch.zeros(len(tiling), dtype=torch.int64)
@@ -462,8 +464,8 @@ class TileUpscaler(Upscaler):
 
         def strip(rows: int) -> int:
             lq = 8 * self.channels * (tiling.tops[rows - 1] + height) * tiling.padded[1]
-            return put_together + lq + Canvas.bytes_of(tiling, int(self.scale), self.channels, rows,
-                                                       self.kind == 'cuda')
+            return put_together + lq + Canvas.bytes_of(tiling, int(self.scale), self.channels, rows, self.kind
+                                                       == 'cuda')
 
         least = per_pixel * math.prod(min(side, self._least_side()) for side in block)
         wanted = per_pixel * max(merged, MAX_TILES[self.kind][-1]) * height * width
@@ -744,9 +746,9 @@ class TileUpscaler(Upscaler):
             part = self._run_boxes(kind, [(top + y.first, top + y.last, left + x.first, left + x.last)], lq)
             if not len(whole):
                 whole = part.new_empty(1, part.shape[1], (bottom - top) * scale, (right - left) * scale)
-            whole[:, :, y.start * scale:y.end * scale, x.start * scale:x.end * scale] = part[
-                :, :, (y.start - y.first) * scale:(y.end - y.first) * scale,
-                (x.start - x.first) * scale:(x.end - x.first) * scale]
+            whole[:, :, y.start * scale:y.end * scale,
+                  x.start * scale:x.end * scale] = part[:, :, (y.start - y.first) * scale:(y.end - y.first) * scale,
+                                                        (x.start - x.first) * scale:(x.end - x.first) * scale]
             del part
         return whole
 

@@ -33,6 +33,17 @@ class TensorRows:
         return self.image[:, top:bottom]
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; to a GPU without waiting."""
+    if tensor.device == device:
+        return tensor
+    if device.type != 'cuda':
+        return tensor.to(device)
+    if tensor.device.type == 'cpu':
+        tensor = tensor.contiguous().pin_memory()  # of an expanded tensor, or one within a larger, too much is pinned
+    return tensor.to(device, non_blocking=True)
+
+
 def pad_to(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Pads an image at the bottom and right: reflected as far as there are pixels, the last one repeated beyond.
 
@@ -133,9 +144,7 @@ def parted(length: int, count: int, around: int, multiple: int = 1) -> list[Part
     """
     edges = [multiple * round(number * length / count / multiple) for number in range(count)]
     edges = [*dict.fromkeys(edge for edge in edges if edge < length), length]
-    return [
-        Part(start, end, max(0, start - around), min(length, end + around)) for start, end in zip(edges, edges[1:])
-    ]
+    return [Part(start, end, max(0, start - around), min(length, end + around)) for start, end in zip(edges, edges[1:])]
 
 
 def parts_within(height: int, width: int, most: float, around: int, multiple: int = 1) -> tuple[list[Part], list[Part]]:
@@ -143,7 +152,8 @@ def parts_within(height: int, width: int, most: float, around: int, multiple: in
 
     Of all ways the one with the fewest pixels altogether is taken; if there is none, the one with the smallest parts.
     """
-    cuts = [[parted(length, count, around, multiple) for count in range(1, max(1, length // LEAST_SIZE) + 1)]
+    cuts = [[parted(length, count, around, multiple) for count in range(1,
+                                                                        max(1, length // LEAST_SIZE) + 1)]
             for length in (height, width)]
 
     def sizes(pair: tuple[list[Part], list[Part]]) -> tuple[int, int]:
@@ -392,7 +402,7 @@ class Canvas:
             share = own / self.totals[axis][self.starts[axis][first] * self.scale:][:len(own)]
             alone = (share == 1).nonzero().flatten().tolist()
             bounds = (alone[0], alone[-1] + 1) if alone else (len(own), len(own))
-            self.weights[key] = (share.to(self.image.device, non_blocking=True), *bounds)
+            self.weights[key] = (to_device(share, self.image.device), *bounds)
         return self.weights[key]
 
     def add(self, block: Block, image: torch.Tensor) -> None:

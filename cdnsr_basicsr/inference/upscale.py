@@ -15,7 +15,17 @@ from ..memory import ShortOfMemory, mib
 from ..options import OptionError, check_choice
 from ..settings import MAX_MEGAPIXELS, WEIGHED
 from .difficulty_map import map_bytes, save_difficulty_map
-from .image_io import EXTENSIONS, MAX_SIDES, Found, ImageError, bytes_to_write, check_writable, list_images, read_image, write_image
+from .image_io import (
+    EXTENSIONS,
+    MAX_SIDES,
+    Found,
+    ImageError,
+    bytes_to_write,
+    check_writable,
+    list_images,
+    read_image,
+    write_image,
+)
 from .pictures import planned_rows, upscaled_strips
 from .tiling import Rows
 from .upscaler import Plan, Upscaler

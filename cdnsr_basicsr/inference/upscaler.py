@@ -395,14 +395,3 @@ def algorithm_search(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Rows of an image on a device; to a GPU without waiting."""
-    if rows.device == device:
-        return rows
-    if device.type != 'cuda':
-        return rows.to(device)
-    if rows.device.type == 'cpu':
-        rows = rows.contiguous().pin_memory()  # of an expanded tensor, or one within a larger, too much is pinned
-    return rows.to(device, non_blocking=True)

@@ -124,14 +124,6 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
         self.label = data.get('label')
         self.errors = data.get('errors')
 
-    def _checked_labels(self):
-        labels, num_classes = self.label, len(self.costs)
-        if not 0 <= labels.min() <= labels.max() < num_classes:
-            raise OptionError(
-                'datasets.train.label_file',
-                f'holds labels such as {labels.max()}; accepted: 0 to {num_classes - 1}, one class per branch')
-        return self.to_device(labels)
-
     def _checked_errors(self):
         if self.errors is None:
             return None
@@ -171,7 +163,7 @@ class CDNSRModel(RoutedValidation, FastTraining, SRModel):
             weights = routing.weights[..., None, None, None].expand_as(outputs)
             arguments['branch'] = (outputs, gt.unsqueeze(1).expand_as(outputs), weights)
         if 'label' in self.losses:
-            arguments['label'] = (routing.logits, self._checked_labels(), current_iter)
+            arguments['label'] = (routing.logits, self.to_device(self.label), current_iter)
         log = OrderedDict((f'l_{name}', loss(*arguments[name])) for name, loss in self.losses.items())
         with torch.no_grad():
             log['cost'] = (routing.weights @ self.costs).mean()

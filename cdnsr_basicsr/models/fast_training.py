@@ -42,8 +42,6 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
 
     def to_device(self, tensor):
         """Part of a batch, where the network is."""
-        if tensor.is_cuda:  # of BasicSR's CUDAPrefetcher: filled on another stream, which may fill it again too early
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return tensor.to(self.device, non_blocking=True)
 
     def feed_data(self, data):

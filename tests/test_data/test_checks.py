@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cdnsr_basicsr import cli
 from cdnsr_basicsr.data.checks import Named, Unreadable, check_data
+from cdnsr_basicsr.data.labels import Label, write_labels
 from cdnsr_basicsr.data.pictures import NotAPicture, check_decodes, keys_of_lmdb, picture_size
 from cdnsr_basicsr.data.prepare import prepare
 from cdnsr_basicsr.options import OptionError
@@ -181,6 +182,21 @@ def test_label_survives_a_damaged_lmdb(databases, capsys):
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
     assert cli.main(['label', '-d', 'patches', '--by', 'bicubic']) == 2
     assert 'patches/gt.lmdb is cut off or damaged' in capsys.readouterr().err
+
+
+def test_labels_of_other_classes(lmdb_opt):
+    keys = keys_of_lmdb('patches/gt.lmdb', 'datasets.train')
+    write_labels('labels.txt', {key: Label(2 * (i == 0), 0.5) for i, key in enumerate(keys)})
+    lmdb_opt['datasets']['train'].update(type='LabeledPatchDataset', label_file='labels.txt')
+    lmdb_opt.update(
+        network_g=dict(
+            type='CDNSR', branches=[FSRCNN, FSRCNN], classifier=dict(type='PatchClassifier', num_feat=4), upscale=4),
+        train=dict(label_opt=dict(type='LabelLoss')))
+    refused(lmdb_opt, 'datasets.train.label_file: holds labels such as 2; accepted: 0 to 1, one class per branch')
+    lmdb_opt['datasets']['train']['classes'] = [0, 1]
+    check_data(lmdb_opt)  # the others are left out
+    del lmdb_opt['datasets']['train']['classes'], lmdb_opt['train']
+    check_data(lmdb_opt)  # nothing asks for labels
 
 
 def test_keys_that_are_not_there(lmdb_opt):
