@@ -89,14 +89,15 @@ def peak_of(*arguments, **kwargs):
 
 
 def least(*arguments, **kwargs):
-    """The smallest promise with which the command says that it can do it."""
+    """The smallest promise with which the command says that it can do it, and what `peak_of` says of that."""
     memory = '1M'
     for _ in range(4):  # first it is said of the network, then of the image
-        code, _, _, said = peak_of(*arguments, '--memory', memory, **kwargs)
-        if code != 2:
-            return memory
-        memory = re.search(r'needs (\d+M) of memory', said)[1]
-    raise RuntimeError(said)
+        code, peak, seconds, said = peak_of(*arguments, '--memory', memory, **kwargs)
+        needed = re.search(r'needs (\d+M) of memory', said)
+        if code != 2 or not needed:
+            break
+        memory = needed[1]
+    return memory, code, peak, seconds, said
 
 
 def main():
@@ -118,10 +119,12 @@ def main():
                 arguments = ['-m', model, '-i', path, '-o', str(Path(folder, 'out')), '--overwrite']
                 arguments += ['--threads', args.threads]
                 for memory in args.memory:
-                    memory = least(*arguments) if memory == 'least' else memory
-                    code, peak, seconds, said = peak_of(*arguments, '--memory', memory)
+                    if memory == 'least':
+                        promised, code, peak, seconds, said = least(*arguments)
+                    else:
+                        promised, (code, peak, seconds, said) = memory, peak_of(*arguments, '--memory', memory)
                     failed = '' if code == 0 else f' {said}'
-                    print(f'| {name} | {size} | {memory} | {peak:.0f} | {seconds:.0f} |{failed}', flush=True)
+                    print(f'| {name} | {size} | {promised} | {peak:.0f} | {seconds:.0f} |{failed}', flush=True)
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Iterator, NamedTuple, Optional, Tuple
 
 HEADER_BYTES = 2**28  # that a decoder may take to read a header
 WORK_BYTES = 12  # and further ones for each byte of pixels: JPEG 2000 and AVIF take the most
-# bytes for each byte of pixels that decoders mostly take, with what they give back, and beside twice their file; measured
+# bytes for each byte of pixels that decoders mostly take, with what they give back; beside twice their file. Measured
 USUAL_BYTES = {'JPEG': 2.6, 'PNG': 2.6, 'TIFF': 2.6, 'BMP': 2.6, 'PNM': 2.6, 'GIF': 3.4, 'AVIF': 3.6, 'WEBP': 5.2}
 OTHERS_BYTES, LEAST_BYTES = 8, 2**24  # of other kinds; and beside
 CPU_SECONDS = 10  # for a header, and one more for each megabyte of pixels

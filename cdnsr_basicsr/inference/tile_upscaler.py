@@ -623,6 +623,7 @@ class TileUpscaler(Upscaler):
         """Predicted errors of all cells of an image, of shape (M, rows, columns), on the CPU."""
         cell, most = mapper.cell, MAPPED_ROWS
         if self.promise is not None:
+            self._take_bytes(self.promise)
             # of the image itself, too: as it comes, and on the device
             row = (self.bytes_per_pixel[-1] + 8 * self.channels) * image.width
             rows = int(self.promise.free() / row) - 2 * mapper.reach
@@ -653,6 +654,7 @@ class TileUpscaler(Upscaler):
 
         together = CLASSIFIED_TOGETHER[self.kind]
         if self.promise is not None:
+            self._take_bytes(self.promise)
             tile, rows = self.bytes_per_pixel[-1] * height * width, 8 * self.channels * height * tiling.padded[1]
             together = max(1, min(together, int((self.promise.free() - rows) / tile)))
         most = together // columns * columns or together  # whole rows, if they are not too long
