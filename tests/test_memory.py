@@ -14,8 +14,8 @@ from pathlib import Path
 import cdnsr_basicsr as sr
 from basicsr.archs import build_network
 from cdnsr_basicsr import cli, memory
-from cdnsr_basicsr.inference import PixelUpscaler, TileUpscaler, image_io, tile_upscaler
-from cdnsr_basicsr.inference.image_io import bytes_to_write, read_image, write_image
+from cdnsr_basicsr.inference import PixelUpscaler, TileUpscaler, tile_upscaler
+from cdnsr_basicsr.inference.image_io import read_image
 from cdnsr_basicsr.inference.pictures import side_by_side
 from cdnsr_basicsr.inference.tiling import Canvas, TensorRows, Tiling, parts_within, shared_out
 from cdnsr_basicsr.loading import promise_of
@@ -213,7 +213,7 @@ def test_room_is_made_when_it_is_needed():
     assert not promise.has_room(101 * MIB) and promise.has_room(80 * MIB)
     fake.take(80 * MIB)
     assert promise.has_room(80 * MIB) and fake.kept  # what was freed is taken again
-    assert promise.has_room(100 * MIB) and fake.kept == 80 * MIB
+    assert promise.has_room(100 * MIB) and not fake.kept  # a larger one might not fit into that
     promise.trim()
     fake.take(50 * MIB)  # by something else, so that it may not fit
     assert promise.has_room(80 * MIB) and not fake.kept

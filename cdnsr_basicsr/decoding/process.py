@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import warnings
-from typing import Any, BinaryIO, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 HEADER_BYTES = 2**28  # that a decoder may take to read a header
 WORK_BYTES = 12  # and further ones for each byte of pixels: JPEG 2000 and AVIF take the most
@@ -44,7 +44,7 @@ class TooLittleRoom(DecodingError):
     """An image that takes more memory than it may.
 
     Attributes:
-        needs: Bytes that its pixels and decoding them take.
+        needs: Bytes that its pixels and its decoder take.
     """
 
     def __init__(self, message: str, needs: int) -> None:
@@ -76,7 +76,8 @@ def decode(file: BinaryIO, max_pixels: int, room: Optional[int] = None) -> Pictu
     Args:
         file: It.
         max_pixels: More are refused.
-        room: Bytes that its pixels and decoding them may take. Default: as many as its size can need.
+        room: Bytes that its pixels and its decoder, the program itself too, may take. Default: as many as its size can
+            need.
 
     Raises:
         DecodingError: The file is broken, too large, of no kind that is accepted, or killed its decoder; TooLittleRoom,
@@ -157,6 +158,12 @@ _idle: list[_Decoder] = []
 _lock = threading.Lock()
 
 
+def resident() -> int:
+    """Bytes that the decoders hold which are waiting for an image."""
+    with _lock:
+        return sum(_pages(decoder.process.pid)[1] for decoder in _idle)
+
+
 @contextlib.contextmanager
 def _decoder() -> Iterator[_Decoder]:
     """A decoder that no other thread uses; a new one if there is none."""
@@ -214,25 +221,28 @@ def _end_with(parent: int) -> None:
 def _decode(file: BinaryIO, max_pixels: int, room: Optional[int]) -> tuple[dict[str, Any], list[int]]:
     from .formats import kind_of, read_header
 
+    own = _pages()[1]
+
     def allow(size: int) -> None:
         """Lets this process decode that many bytes of pixels."""
-        needs = math.ceil(usual * size) + 2 * os.fstat(file.fileno()).st_size + LEAST_BYTES
+        needs = own + math.ceil(usual * size) + 2 * os.fstat(file.fileno()).st_size * (size > 0) + LEAST_BYTES
         if room is not None and needs > room:
             raise TooLittleRoom(f'takes {needs} bytes to decode', needs)
-        _limit(HEADER_BYTES + WORK_BYTES * size, CPU_SECONDS + size / 1e6, room and room - size)
+        _limit(HEADER_BYTES + WORK_BYTES * size, CPU_SECONDS + size / 1e6, None if room is None else room - own - size)
 
     try:
-        _limit(HEADER_BYTES, CPU_SECONDS, room)
+        usual = 0.
+        allow(0)  # to read the header
         usual = USUAL_BYTES.get(kind_of(file.read(64)) or '', OTHERS_BYTES)
         file.seek(0)
         stored = read_header(file, max_pixels, allow)
         height, width, _ = stored.shape
         metadata = _clean(stored)
         size = math.prod(stored.shape) * stored.dtype.itemsize
-        if not stored.mapped:
-            allow(size)
         turned = stored.orientation in range(2, 9)
         mapped = None if turned else stored.mapped
+        if not mapped:
+            allow(size)
         shape = (width, height, stored.shape[2]) if turned and stored.orientation >= 5 else stored.shape
         size = 0 if mapped else size
         number = os.memfd_create('image')
@@ -260,6 +270,15 @@ def _clean(stored: Any) -> list[bytes]:
     return [part if isinstance(part, bytes) else b'' for part in parts]
 
 
+def _pages(pid: Union[int, str] = 'self') -> List[int]:
+    """What /proc says of a process's memory, in bytes: all, resident, shared, code, 0, written, 0; 0 if it is gone."""
+    try:
+        with open(f'/proc/{pid}/statm') as file:
+            return [int(pages) * mmap.PAGESIZE for pages in file.read().split()]
+    except OSError:
+        return [0] * 7
+
+
 def _limit(size: int, seconds: float, room: Optional[int]) -> None:
     """Lets this process take so much more memory and time of a CPU than it has by now.
 
@@ -268,8 +287,7 @@ def _limit(size: int, seconds: float, room: Optional[int]) -> None:
         seconds: Time.
         room: Bytes of what it writes itself, which are resident sooner or later. Default: as many.
     """
-    with open('/proc/self/statm') as file:
-        taken, _, _, _, _, written, _ = (int(pages) * mmap.PAGESIZE for pages in file.read().split())
+    taken, _, _, _, _, written, _ = _pages()
     ends = {resource.RLIMIT_AS: taken + size, resource.RLIMIT_CPU: math.ceil(time.process_time() + seconds)}
     ends[resource.RLIMIT_DATA] = resource.RLIM_INFINITY if room is None else written + room
     for kind, wanted in ends.items():

@@ -16,7 +16,7 @@ from typing import Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ..decoding.formats import ACCEPTED, PNG_END, PROFILE_TAG, kind_of, png_chunk
 from ..decoding.metadata import MAKER_NOTE, add_to_tiff, resized_exif, resized_xmp
-from ..decoding.process import DecodingError, Picture, TooLittleRoom, decode
+from ..decoding.process import DecodingError, Picture, TooLittleRoom, decode, resident
 from ..files import replace_when_done
 from ..memory import Promise
 from ..settings import MAX_MEGAPIXELS
@@ -117,11 +117,12 @@ def read_image(path: Union[str, Path],
         if path.exists() and not path.is_file():
             raise ImageError(f'{path}: not a file; {ACCEPTED}')
         with open(path, 'rb') as file:
-            return decode(file, round(max_megapixels * 10**6), None if promise is None else promise.free())
+            room = None if promise is None else promise.free() + resident()
+            return decode(file, round(max_megapixels * 10**6), room)
     except TooLittleRoom as error:
         if promise is None:
             raise
-        raise promise.short_of(error.needs, 'reading it') from error
+        raise promise.short_of(error.needs - resident(), 'reading it') from error
     except (OSError, DecodingError) as error:
         raise ImageError(f'{path}: {getattr(error, "strerror", None) or error}; {ACCEPTED}') from error
 
