@@ -185,6 +185,18 @@ def _one_pretended_gpu() -> Iterator[None]:
         torch.cuda.device_count, torch.cuda.set_device = device_count, set_device
 
 
+def _share_gpus() -> bool:
+    """Whether two processes have the same GPU. That each sees fewer than there are processes does not say so: on some
+    clusters each task of Slurm sees its own alone.
+    """
+    import socket
+    import torch
+    own = socket.gethostname(), str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    taken = [own] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(taken, own)
+    return len(set(taken)) < len(taken)
+
+
 @_around
 def _init_dist_anywhere(original: Callable, launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
     """Starts distributed training with gloo where there is no GPU, and beside NCCL, BasicSR's choice, where there is
@@ -199,11 +211,11 @@ def _init_dist_anywhere(original: Callable, launcher: str, backend: str = 'nccl'
         raise OptionError('--launcher pytorch', 'start it by torchrun --nproc_per_node=N -m cdnsr_basicsr ...')
     gpus = torch.cuda.device_count()
     processes = int(os.environ.get('LOCAL_WORLD_SIZE' if launcher == 'pytorch' else 'SLURM_NTASKS_PER_NODE') or 1)
-    if 0 < gpus < processes:
-        raise OptionError(f'--launcher {launcher}', f'{processes} processes on a machine with {gpus} GPUs: each '
-                          'needs one')
     if gpus > 0:
         original(launcher, 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend, **kwargs)
+        if gpus < processes and _share_gpus():
+            raise OptionError(f'--launcher {launcher}', f'{processes} processes on a machine with {gpus} GPUs: each '
+                              'needs one')
         return
     with _one_pretended_gpu():
         original(launcher, 'gloo', **kwargs)

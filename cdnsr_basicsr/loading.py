@@ -21,13 +21,14 @@ from .settings import AUTO, LIMITS, Settings, bytes_of
 
 
 def choose_device(name: Optional[str]) -> torch.device:
-    """The device of a name. Default: the process's GPU if there is one, otherwise the CPU.
+    """The device of a name. Default: the process's GPU if there is one, of those that it sees, otherwise the CPU.
 
     Raises:
         OptionError: There is none such.
     """
     if name in (None, 'cuda'):
-        name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if name or torch.cuda.is_available() else 'cpu'
+        number = int(os.environ.get('LOCAL_RANK') or 0) % max(1, torch.cuda.device_count())
+        name = f'cuda:{number}' if name or torch.cuda.is_available() else 'cpu'
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

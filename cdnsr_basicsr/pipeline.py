@@ -59,6 +59,9 @@ def run_pipeline(args: Namespace) -> int:
     """
     is_train = args.command == 'train'
     opt, text = resolve_options(args.opt, args.force_yml)
+    processes = _wanted_processes(args, opt)
+    if processes > 1:
+        return _run_processes(args, processes)
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(RankWatch())
         try:
@@ -105,6 +108,38 @@ def run_pipeline(args: Namespace) -> int:
                 raise RunFailed(one_line(error)) from error
             raise
         ranks.part()
+    return 0
+
+
+def _wanted_processes(args: Namespace, opt: Mapping) -> int:
+    """How many processes a run begins with: one for each GPU that it is to have. BasicSR would have one process share
+    its batches among them, thread by thread, which is slower and ignores precision.
+    """
+    wanted = opt.get('num_gpu')
+    if args.launcher != 'none' or 'RANK' in os.environ or wanted != 'auto' and not (type(wanted) is int and wanted > 1):
+        return 1
+    import torch
+    return torch.cuda.device_count() if wanted == 'auto' else min(wanted, torch.cuda.device_count())
+
+
+def _run_processes(args: Namespace, processes: int) -> int:
+    """Runs the same with a process for each GPU, as torchrun does.
+
+    Returns:
+        The exit code of the first process that failed, otherwise 0.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+    print(f'Starting a process for each of {processes} GPUs (num_gpu: 1 trains or tests on one).', flush=True)
+    # torchrun's own default of one thread each is too few for what is done on the CPU
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // processes)))
+    command = ['-m', 'cdnsr_basicsr', args.command, '-opt', args.opt, '--launcher', 'pytorch']
+    command += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
+    command += ['--force_yml', *args.force_yml] if args.force_yml else []
+    try:
+        main(['--standalone', f'--nproc_per_node={processes}', *command])
+    except ChildFailedError as error:  # which has said in one line what it failed of
+        return error.get_first_failure()[1].exitcode
     return 0
 
 

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import torch
+from types import SimpleNamespace
 
 from cdnsr_basicsr import _compat
 from cdnsr_basicsr.options import OptionError
@@ -64,20 +65,32 @@ def test_launcher_without_torchrun_is_explained(monkeypatch):
 
 
 @pytest.mark.parametrize('launcher,variable', [('pytorch', 'LOCAL_WORLD_SIZE'), ('slurm', 'SLURM_NTASKS_PER_NODE')])
-def test_more_processes_than_gpus_are_refused(monkeypatch, launcher, variable):
+def test_processes_need_a_gpu_each(monkeypatch, launcher, variable):
     for name, value in (('RANK', '0'), ('SLURM_NODELIST', 'node1'), (variable, '3')):
         monkeypatch.setenv(name, value)
+    backends, uuids = [], ['a', 'b', 'a']
     monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
-    backends = []
+    monkeypatch.setattr('torch.cuda.current_device', lambda: 0)
+    monkeypatch.setattr('torch.cuda.get_device_properties', lambda device: SimpleNamespace(uuid=uuids[0]))
+    monkeypatch.setattr('torch.distributed.get_world_size', lambda: 3)
+
+    def all_gather_object(objects, own):
+        assert own[1] == uuids[0]
+        objects[:] = [(own[0], uuid) for uuid in uuids]
+
+    monkeypatch.setattr('torch.distributed.all_gather_object', all_gather_object)
     init_dist = _compat._init_dist_anywhere(lambda launcher, backend, **kwargs: backends.append(backend))
     with pytest.raises(OptionError, match='3 processes on a machine with 2 GPUs: each needs one'):
         init_dist(launcher)
+    uuids[2] = 'c'
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 1)  # its own, as each of the others sees its own
+    init_dist(launcher)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 3)
     init_dist(launcher)
     init_dist(launcher, 'mpi')
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     init_dist(launcher)
-    assert backends == ['cpu:gloo,cuda:nccl', 'mpi', 'gloo']
+    assert backends == ['cpu:gloo,cuda:nccl'] * 3 + ['mpi', 'gloo']
 
 
 @pytest.mark.parametrize('gpu,given,pinned', [(True, {}, True), (True, {

@@ -1,6 +1,7 @@
 import torch
 
 from basicsr.utils.registry import MODEL_REGISTRY
+from ..inference.tiling import to_device
 from .degradation import BLURS, Degradation
 from .fast_training import FastSRModel
 from .photo_options import PhotoFile, check_options
@@ -29,14 +30,15 @@ class PairPool:
             self.pairs = [images.new_zeros(self.size, *images.shape[1:], dtype=torch.uint8) for images in batch]
         given = [(255 * images).round().byte() for images in batch]
         count = len(given[0])
-        if self.count + count <= self.size:
-            places = torch.arange(self.count, self.count + count)
-            self.count += count
+        full = self.count + count > self.size
+        places = torch.randperm(self.count)[:count] if full else torch.arange(self.count, self.count + count)
+        places = to_device(places, given[0].device)
+        if full:
+            batch = [images[places] / 255. for images in self.pairs]
         else:
-            places = torch.randperm(self.count)[:count]
-            batch = [images[places.to(images.device)] / 255. for images in self.pairs]
+            self.count += count
         for images, new in zip(self.pairs, given):
-            images[places.to(images.device)] = new
+            images[places] = new
         return tuple(batch)
 
     def state(self):

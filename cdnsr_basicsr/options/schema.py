@@ -219,7 +219,8 @@ class Head:
     name: str = key(..., NAME, 'name of the run, and of its folder')
     model_type: str = key(..., word('registered model'), 'what is trained or tested')
     scale: Optional[float] = key(None, optional(number(1, 16)), 'how many times larger images become')
-    num_gpu: Any = key(..., Kind('auto, or integer from 0 to 1024', {}, _check_gpus), 'GPUs of this machine')
+    num_gpu: Any = key(..., Kind('auto, or integer from 0 to 1024', {}, _check_gpus),
+                       'GPUs of this machine; several get a process each')
     manual_seed: Optional[int] = key(None, optional(integer(0, MAX_SEED)),
                                      'seed of random numbers; ~: another each time')
     find_unused_parameters: bool = key(False, FLAG, "DistributedDataParallel's, for several processes")

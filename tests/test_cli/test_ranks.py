@@ -121,6 +121,44 @@ def test_slurm(work, opt, write):
     assert iterations(first) == [1, 2, 3, 4]
 
 
+# the command, on a machine that says it has two GPUs; its processes then train on the CPU
+TWO_GPUS = 'import sys, torch; torch.cuda.device_count = lambda: 2; from cdnsr_basicsr import cli; ' \
+    'sys.exit(cli.main(sys.argv[1:]))'
+
+
+def on_two_gpus(*arguments):
+    return start([sys.executable, '-c', TWO_GPUS, 'train', *arguments])
+
+
+def test_each_gpu_gets_a_process(work, opt, write):
+    name = write({**opt, 'num_gpu': 'auto'})
+    process = on_two_gpus('-opt', name, '--force_yml', 'name=both')
+    output, = outputs([process], 300)
+    assert process.returncode == 0, output
+    assert 'Starting a process for each of 2 GPUs' in output and 'world_size: 2' in output
+    assert iterations(output) == [1, 2, 3, 4]
+    assert Path('experiments/both/models/net_g_latest.pth').is_file()
+    process = on_two_gpus('-opt', name, '--force_yml', 'scale=0')
+    output, = outputs([process], 300)
+    assert process.returncode == 2 and 'basicsr: error: ' in output and 'Traceback' not in output, output
+
+
+def test_what_ends_the_command_ends_its_processes(work, opt, write):
+    opt['train'].update(total_iter=100000)
+    opt['train']['scheduler'].update(periods=[100000])
+    opt['logger'].update(save_checkpoint_freq=5)
+    opt['val'].update(val_freq=100000)
+    process = on_two_gpus('-opt', write({**opt, 'num_gpu': 2}))
+    states = work / 'experiments/tiny/training_states'
+    while process.poll() is None and not list(states.glob('*.state')):
+        time.sleep(0.05)
+    process.terminate()
+    outputs([process], 300)
+    number = len(list(states.glob('*.state')))
+    time.sleep(2)
+    assert process.returncode != 0 and len(list(states.glob('*.state'))) == number
+
+
 @pytest.mark.parametrize('lost', [0, 1])
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_rank_is_named_and_ends_the_others(work, opt, write, lost, how):
