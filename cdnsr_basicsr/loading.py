@@ -1,6 +1,7 @@
 """From settings to an upscaler: finds the network, puts it on its device, takes its calibration, routes."""
 from __future__ import annotations
 
+import cv2
 import os
 import torch
 from dataclasses import replace
@@ -13,10 +14,10 @@ from .export import check_backend, in_backend, is_exported, load_exported, needs
 from .inference import TileUpscaler, Upscaler, default_patch_size, make_upscaler
 from .inference.network import pixel_routed, route
 from .inference.runtime import installed
-from .memory import keep_freed_memory
+from .memory import GpuMemory, HostMemory, Memory, Promise, ShortOfMemory, keep_freed_memory
 from .options import OptionError, check_keys, check_number, one_line, read_options, read_routing
 from .options.schema import Routing, filled
-from .settings import LIMITS, Settings
+from .settings import AUTO, LIMITS, Settings, bytes_of
 
 
 def choose_device(name: Optional[str]) -> torch.device:
@@ -50,7 +51,28 @@ def choose_backend(settings: Settings) -> str:
     check_backend(backend, settings.precision)
     if backend != 'torch' and settings.device not in (None, 'cpu'):
         raise OptionError(f'device={settings.device}', f'{backend} runs on the CPU; backend=torch runs on others')
+    if backend != 'torch' and settings.memory is not None:
+        raise OptionError(f'memory={settings.memory}', f'what {backend} takes cannot be promised; backend=torch can')
     return backend
+
+
+def use_threads(count: int) -> None:
+    """Lets this process compute in so many threads."""
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)
+
+
+def promise_of(memory: str, device: torch.device) -> Promise:
+    """What `memory` of Settings promises.
+
+    Raises:
+        OptionError: It cannot be promised on this system.
+    """
+    try:
+        promised: Memory = HostMemory() if device.type == 'cpu' else GpuMemory(device.index)
+    except OSError as error:
+        raise OptionError(f'memory={memory}', str(error)) from error
+    return Promise(promised, None if memory == AUTO else bytes_of(memory))
 
 
 def load_on_device(settings: Settings) -> nn.Module:
@@ -105,6 +127,8 @@ def route_by(opt: str, net: nn.Module) -> Optional[float]:
 def upscaler_for(settings: Settings) -> Upscaler:
     """The upscaler that settings describe; see `load`."""
     backend, exported = choose_backend(settings), is_exported(settings.model)
+    if settings.threads is not None:
+        use_threads(settings.threads)
     if exported:
         keep_freed_memory()
         model, net = str(settings.model), load_exported(str(settings.model), backend)
@@ -142,6 +166,12 @@ def upscaler_for(settings: Settings) -> Upscaler:
     if calibration and backend == 'torch' and isinstance(upscaler, TileUpscaler):
         upscaler.measured = speed_of(calibration, upscaler)
         upscaler.take_hardest(calibration.hardest)
+    if settings.memory is not None:
+        promise = promise_of(settings.memory, upscaler.device)
+        try:
+            upscaler.keep_to(promise)
+        except ShortOfMemory as error:
+            raise OptionError(f'memory={settings.memory}', f'{model} {error}') from error
     return upscaler
 
 
@@ -158,15 +188,17 @@ def load(model: Optional[str | os.PathLike[str]] = None,
          precision: str = Settings.precision,
          patch_size: Optional[int] = Settings.patch_size,
          step: Optional[int] = Settings.step,
-         device: Optional[str] = Settings.device) -> Upscaler:
+         device: Optional[str] = Settings.device,
+         memory: Optional[str] = Settings.memory,
+         threads: Optional[int] = Settings.threads) -> Upscaler:
     """Loads a network and all that upscaling needs: the settings of `basicsr upscale`, by the same names.
 
     On a CPU the process keeps freed memory from then on, which makes it faster.
 
     Args:
         model: Checkpoint, name of a shipped model, or folder of an exported network.
-        opt, backend, budget, target_ms, max_loss, fidelity, cost, scale, precision, patch_size, step, device: See
-            Settings.
+        opt, backend, budget, target_ms, max_loss, fidelity, cost, scale, precision, patch_size, step, device, memory,
+            threads: See Settings.
 
     Returns:
         What upscales images, `upscale`, and folders of them, `upscale_folder`.
@@ -176,4 +208,4 @@ def load(model: Optional[str | os.PathLike[str]] = None,
     """
     return upscaler_for(
         Settings(None if model is None else os.fspath(model), opt, backend, budget, target_ms, max_loss, fidelity, cost,
-                 scale, precision, patch_size, step, device))
+                 scale, precision, patch_size, step, device, memory, threads))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Optional
 
@@ -13,6 +14,8 @@ BACKENDS = ('torch', 'onnxruntime', 'openvino')
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 WEIGHED = ('pixels', 'pictures')
 MAX_MEGAPIXELS = 1000  # larger images are refused
+AUTO = 'auto'  # of memory: most of what is free
+UNITS = {'M': 2**20, 'G': 2**30}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Settings:
         patch_size: Largest side of a tile in LR pixels. Default: 96; 68 for a router that maps errors, 128 for PCSR.
         step: Patch size less the overlap of tiles. Default: 4 less; 8 for a network without branches, 12 for PCSR.
         device: 'cpu', 'cuda', 'cuda:1' ... Default: a GPU if there is one.
+        memory: What the process may hold at most, such as '4G', or 'auto', three quarters of what is free; see Promise.
+            Default: no limit.
+        threads: Threads that compute, of the whole process. Default: torch's and OpenCV's own choice.
 
     Raises:
         OptionError: One of them is out of range, or they do not go together.
@@ -55,18 +61,22 @@ class Settings:
     patch_size: Optional[int] = None
     step: Optional[int] = None
     device: Optional[str] = None
+    memory: Optional[str] = None
+    threads: Optional[int] = None
 
     def __post_init__(self) -> None:
         for name in (*LIMITS, 'scale'):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise OptionError(f'{name}={value}', 'expected a number above 0')
-        for name in ('patch_size', 'step'):
+        for name in ('patch_size', 'step', 'threads'):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise OptionError(f'{name}={value}', 'expected an integer of at least 1')
         for name, accepted in (('cost', (None, *COSTS)), ('backend', (None, *BACKENDS)), ('precision', PRECISIONS)):
             check_choice(getattr(self, name), name, accepted)
+        if self.memory not in (None, AUTO):
+            bytes_of(self.memory)
         limits = [name for name in LIMITS if getattr(self, name) is not None]
         if len(limits) > 1:
             raise OptionError(f'{limits[1]}={getattr(self, limits[1])}', f'cannot be combined with {limits[0]}')
@@ -74,3 +84,16 @@ class Settings:
             raise OptionError('cost=latency', 'requires a budget')
         if not self.model and not self.opt:
             raise OptionError('model', 'a checkpoint is needed, its name, or an option file that names one')
+
+
+def bytes_of(memory: object) -> int:
+    """How many bytes a size such as '4G', '4GiB', '1.5G' or '512M' is; G and M are powers of 1024.
+
+    Raises:
+        OptionError: It is none.
+    """
+    match = re.fullmatch(r'(\d+|\d+\.\d+)([MG])(iB)?', memory, re.IGNORECASE) if isinstance(memory, str) else None
+    size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    if not size:
+        raise OptionError(f'memory={memory}', 'expected a size such as 4G, 4GiB or 512M, or auto')
+    return size

@@ -36,7 +36,7 @@ ALLOWED = {
     'zoo': {'options'},
     'checkpoint': {'files', 'inference', 'options', 'registration', 'zoo'},
     'evaluation': {'data', 'inference', 'options'},
-    'inference': {'complexity', 'decoding', 'files', 'machine', 'options', 'settings'},
+    'inference': {'complexity', 'decoding', 'files', 'machine', 'memory', 'options', 'settings'},
     'settings': {'options'},
     'loading': {'__init__', 'calibration', 'conversion', 'export', 'inference', 'memory', 'options', 'settings'},
     'benchmark': {

@@ -122,6 +122,16 @@ def add_engine(command: argparse.ArgumentParser, precisions: Optional[str] = Non
     command.add_argument('--device', metavar='DEVICE', help='cpu, cuda, cuda:1, ... (default: a GPU if available)')
 
 
+def add_resources(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--memory',
+        metavar='SIZE',
+        help='stay below this, for example 4G, 4GiB or 512M; auto: three quarters of what is free. On a CPU, the '
+        'resident memory of the process and its decoders; on a GPU, what torch reserves there (default: no limit)')
+    command.add_argument(
+        '--threads', type=count, metavar='N', help='number of threads that compute (default: one for each CPU core)')
+
+
 @contextlib.contextmanager
 def said_by_flags(**others: str) -> Iterator[None]:
     """Makes errors of a function name flags instead of its arguments: '--scale 0' for 'scale=0'.

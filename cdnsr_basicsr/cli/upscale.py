@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ..memory import MIB, mib
 from ..options import OptionError
 from ..settings import BACKENDS, COSTS, WEIGHED, Settings
 from . import arguments
@@ -64,6 +65,7 @@ def add_parser(commands: arguments.Commands) -> None:
         metavar='S',
         help='upscaling factor of a PCSR network, for example 2.5 (default: its own)')
     arguments.add_engine(command)
+    arguments.add_resources(command)
     command.add_argument('--suffix', default='', help='appended to the names of the results')
     command.add_argument(
         '--ext',
@@ -83,12 +85,13 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
     for flag, value in (('-i', args.input), ('-o', args.output)):
         if not value:
             raise OptionError(flag, 'expected a path, but got nothing')
-    from ..inference.upscale import check_naming, parse_shard
-    from ..loading import upscaler_for
     with arguments.said_by_flags(suffix='--suffix', ext='--ext', shard='--shard', map='--map', weigh='--weigh'):
+        settings = arguments.settings_of(args)
+        from ..inference.upscale import check_naming, parse_shard
+        from ..loading import upscaler_for
         check_naming(args.suffix, args.ext)
         parse_shard(args.shard)
-        upscaler = upscaler_for(arguments.settings_of(args))
+        upscaler = upscaler_for(settings)
         named = ('suffix', 'ext', 'map', 'overwrite', 'shard', 'max_megapixels', 'strip_metadata', 'per_picture',
                  'weigh')
         done = upscaler.upscale_folder(args.input, args.output, **{name: getattr(args, name) for name in named})
@@ -103,6 +106,8 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
                  f'whole images{counted}, including classifier and tile overlap.\n')
     if done.present:
         text += f'Skipped, already exist: {done.present} (--overwrite replaces them{", with maps" * args.map}).\n'
+    if done.promised is not None and done.peak is not None:
+        text += f'Memory: {mib(done.peak)} at most, of {mib(done.promised)} promised.\n'
     say(
         text,
         dict(
@@ -118,7 +123,9 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
             cost=done.cost if routed else None,
             unit=upscaler.unit.lower() if routed else None,
             counts=done.counts if routed else [],
-            shares=shares))
+            shares=shares,
+            memory_mib=None if done.promised is None else done.promised / MIB,
+            peak_mib=None if done.peak is None else done.peak / MIB))
     arguments.say_what_is_missing(args.input, done.notes, done.left_out)
     for path, reason in done.failed:
         print(f'Failed: {path}: {reason}', file=sys.stderr)

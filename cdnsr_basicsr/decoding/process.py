@@ -21,10 +21,13 @@ import sys
 import threading
 import time
 import warnings
-from typing import Any, BinaryIO, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 HEADER_BYTES = 2**28  # that a decoder may take to read a header
 WORK_BYTES = 12  # and further ones for each byte of pixels: JPEG 2000 and AVIF take the most
+# bytes for each byte of pixels that decoders mostly take, with what they give back; beside twice their file. Measured
+USUAL_BYTES = {'JPEG': 2.6, 'PNG': 2.6, 'TIFF': 2.6, 'BMP': 2.6, 'PNM': 2.6, 'GIF': 3.4, 'AVIF': 3.6, 'WEBP': 5.2}
+OTHERS_BYTES, LEAST_BYTES = 8, 2**24  # of other kinds; and beside
 CPU_SECONDS = 10  # for a header, and one more for each megabyte of pixels
 LONGEST = 2**16  # bytes of a message
 ENVIRONMENT = dict(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MALLOC_ARENA_MAX='2')
@@ -35,6 +38,18 @@ PROGRAM = 'import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} impo
 
 class DecodingError(ValueError):
     """An image that cannot be read; one line that says why."""
+
+
+class TooLittleRoom(DecodingError):
+    """An image that takes more memory than it may.
+
+    Attributes:
+        needs: Bytes that its pixels and its decoder take.
+    """
+
+    def __init__(self, message: str, needs: int) -> None:
+        super().__init__(message)
+        self.needs = needs
 
 
 class Picture(NamedTuple):
@@ -55,14 +70,23 @@ class Picture(NamedTuple):
     notes: Tuple[str, ...] = ()
 
 
-def decode(file: BinaryIO, max_pixels: int) -> Picture:
+def decode(file: BinaryIO, max_pixels: int, room: Optional[int] = None) -> Picture:
     """Decodes an open file in a process of its own; as many threads as call it have one each.
 
+    Args:
+        file: It.
+        max_pixels: More are refused.
+        room: Bytes that its pixels and its decoder, the program itself too, may take. Default: as many as its size can
+            need.
+
     Raises:
-        DecodingError: The file is broken, too large, of no kind that is accepted, or killed its decoder.
+        DecodingError: The file is broken, too large, of no kind that is accepted, or killed its decoder; TooLittleRoom,
+            if it is known how much it needs.
     """
     with _decoder() as decoder:
-        reply, data = decoder.ask(file, max_pixels)
+        reply, data = decoder.ask(file, max_pixels, room)
+    if 'needs' in reply:
+        raise TooLittleRoom(reply['error'], reply['needs'])
     if 'error' in reply:
         raise DecodingError(reply['error'])
     shape, dtype = tuple(reply['shape']), np.dtype(reply['dtype'])
@@ -94,15 +118,16 @@ class _Decoder:
                                             env=dict(os.environ, **ENVIRONMENT),
                                             start_new_session=True)
 
-    def ask(self, file: BinaryIO, max_pixels: int) -> tuple[dict[str, Any], Any]:
+    def ask(self, file: BinaryIO, max_pixels: int, room: Optional[int]) -> tuple[dict[str, Any], Any]:
         """The reply, and the memory that holds what does not fit into it."""
         try:
-            socket.send_fds(self.socket, [str(max_pixels).encode()], [file.fileno()])
+            question = json.dumps([max_pixels, room]).encode()
+            socket.send_fds(self.socket, [question], [file.fileno()])
             message, files, _, _ = socket.recv_fds(self.socket, LONGEST, 1)
         except (BrokenPipeError, ConnectionResetError):
             message = b''
         if not message:
-            return {'error': self._cause_of_death()}, b''
+            return {'error': self._cause_of_death() + ', or has too little memory' * (room is not None)}, b''
         data: Any = b''
         for number in files:
             size = os.fstat(number).st_size
@@ -131,6 +156,12 @@ class _Decoder:
 
 _idle: list[_Decoder] = []
 _lock = threading.Lock()
+
+
+def resident() -> int:
+    """Bytes that the decoders hold which are waiting for an image."""
+    with _lock:
+        return sum(_pages(decoder.process.pid)[1] for decoder in _idle)
 
 
 @contextlib.contextmanager
@@ -174,7 +205,7 @@ def serve() -> None:
         if not message:
             os._exit(0)
         with os.fdopen(files[0], 'rb') as file:
-            reply, data = _decode(file, int(message))
+            reply, data = _decode(file, *json.loads(message))
             socket.send_fds(channel, [json.dumps(reply).encode()], data)
             for number in data:
                 os.close(number)
@@ -187,17 +218,31 @@ def _end_with(parent: int) -> None:
     os._exit(0)
 
 
-def _decode(file: BinaryIO, max_pixels: int) -> tuple[dict[str, Any], list[int]]:
-    from .formats import read_header
+def _decode(file: BinaryIO, max_pixels: int, room: Optional[int]) -> tuple[dict[str, Any], list[int]]:
+    from .formats import kind_of, read_header
+
+    own = _pages()[1]
+
+    def allow(size: int) -> None:
+        """Lets this process decode that many bytes of pixels."""
+        needs = own + math.ceil(usual * size) + 2 * os.fstat(file.fileno()).st_size * (size > 0) + LEAST_BYTES
+        if room is not None and needs > room:
+            raise TooLittleRoom(f'takes {needs} bytes to decode', needs)
+        _limit(HEADER_BYTES + WORK_BYTES * size, CPU_SECONDS + size / 1e6, None if room is None else room - own - size)
+
     try:
-        _limit(HEADER_BYTES, CPU_SECONDS)
-        stored = read_header(file, max_pixels, _allow)
+        usual = 0.
+        allow(0)  # to read the header
+        usual = USUAL_BYTES.get(kind_of(file.read(64)) or '', OTHERS_BYTES)
+        file.seek(0)
+        stored = read_header(file, max_pixels, allow)
         height, width, _ = stored.shape
         metadata = _clean(stored)
         size = math.prod(stored.shape) * stored.dtype.itemsize
-        _allow(size)
         turned = stored.orientation in range(2, 9)
         mapped = None if turned else stored.mapped
+        if not mapped:
+            allow(size)
         shape = (width, height, stored.shape[2]) if turned and stored.orientation >= 5 else stored.shape
         size = 0 if mapped else size
         number = os.memfd_create('image')
@@ -210,6 +255,8 @@ def _decode(file: BinaryIO, max_pixels: int) -> tuple[dict[str, Any], list[int]]
             memory.write(b''.join(metadata))
         reply = dict(shape=shape, dtype=stored.dtype.name, mapped=mapped, notes=stored.notes)
         return dict(reply, metadata=[len(part) for part in metadata]), [number]
+    except TooLittleRoom as error:
+        return {'error': str(error), 'needs': error.needs}, []
     # decoders meet broken files with errors of any type, from SyntaxError to MemoryError
     except Exception as error:
         reason = 'takes too much memory' if isinstance(error, MemoryError) else str(error) or type(error).__name__
@@ -223,19 +270,31 @@ def _clean(stored: Any) -> list[bytes]:
     return [part if isinstance(part, bytes) else b'' for part in parts]
 
 
-def _allow(size: int) -> None:
-    """Lets this process decode that many bytes of pixels."""
-    _limit(HEADER_BYTES + WORK_BYTES * size, CPU_SECONDS + size / 1e6)
+def _pages(pid: Union[int, str] = 'self') -> List[int]:
+    """What /proc says of a process's memory, in bytes: all, resident, shared, code, 0, written, 0; 0 if it is gone."""
+    try:
+        with open(f'/proc/{pid}/statm') as file:
+            return [int(pages) * mmap.PAGESIZE for pages in file.read().split()]
+    except OSError:
+        return [0] * 7
 
 
-def _limit(size: int, seconds: float) -> None:
-    """Lets this process take so much more memory and time of a CPU than it has by now."""
-    with open('/proc/self/statm') as file:
-        taken = int(file.read().split()[0]) * mmap.PAGESIZE
+def _limit(size: int, seconds: float, room: Optional[int]) -> None:
+    """Lets this process take so much more memory and time of a CPU than it has by now.
+
+    Args:
+        size: Bytes of its address space.
+        seconds: Time.
+        room: Bytes of what it writes itself, which are resident sooner or later. Default: as many.
+    """
+    taken, _, _, _, _, written, _ = _pages()
     ends = {resource.RLIMIT_AS: taken + size, resource.RLIMIT_CPU: math.ceil(time.process_time() + seconds)}
+    ends[resource.RLIMIT_DATA] = resource.RLIM_INFINITY if room is None else written + room
     for kind, wanted in ends.items():
         most = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+        unlimited = resource.RLIM_INFINITY  # -1
+        resource.setrlimit(kind,
+                           (wanted if most == unlimited else most if wanted == unlimited else min(wanted, most), most))
 
 
 def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:

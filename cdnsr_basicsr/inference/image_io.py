@@ -16,8 +16,9 @@ from typing import Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ..decoding.formats import ACCEPTED, PNG_END, PROFILE_TAG, kind_of, png_chunk
 from ..decoding.metadata import MAKER_NOTE, add_to_tiff, resized_exif, resized_xmp
-from ..decoding.process import DecodingError, Picture, decode
+from ..decoding.process import DecodingError, Picture, TooLittleRoom, decode, resident
 from ..files import replace_when_done
+from ..memory import Promise
 from ..settings import MAX_MEGAPIXELS
 
 # what is read, by ending; the last line only to say of each file why it is not
@@ -29,6 +30,8 @@ MAX_SIDES = {'.png': 10**6, '.jpg': 65500, '.jpeg': 65500, '.webp': 16383, '.tif
 TIFF = ('.tif', '.tiff')
 MAX_PIXELS_IN_MEMORY = 2**28
 BIGTIFF_BYTES = 2**30  # of pixels, from which a TIFF becomes a BigTIFF: many programs count to 2 GiB only in others
+# bytes for each pixel, of 8 bits, that a format takes beside the pixels when it is written; measured
+ENCODED = {'.png': 0.6, '.jpg': 6, '.jpeg': 6, '.webp': 16}
 JPEG_BLOCK = 65502  # bytes of EXIF or XMP that fit into a JPEG
 TILE = 256
 
@@ -91,7 +94,9 @@ def _begins_like_an_image(path: Path) -> bool:
     return False
 
 
-def read_image(path: Union[str, Path], max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
+def read_image(path: Union[str, Path],
+               max_megapixels: float = MAX_MEGAPIXELS,
+               promise: Optional[Promise] = None) -> Picture:
     """Reads the first image of a file, upright.
 
     The kind is told by the file's content. 16 bits a channel stay 16, fewer than 8 are scaled to 8; palettes and CMYK
@@ -101,16 +106,23 @@ def read_image(path: Union[str, Path], max_megapixels: float = MAX_MEGAPIXELS) -
     Args:
         path: The file.
         max_megapixels: Larger ones are refused, before there is memory for them.
+        promise: Of the memory in which it is read. Default: it takes as much as its size can need.
 
     Raises:
         ImageError: The file cannot be read, is broken or of a kind that is not accepted.
+        ShortOfMemory: Reading it would break the promise.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
             raise ImageError(f'{path}: not a file; {ACCEPTED}')
         with open(path, 'rb') as file:
-            return decode(file, round(max_megapixels * 10**6))
+            room = None if promise is None else promise.free() + resident()
+            return decode(file, round(max_megapixels * 10**6), room)
+    except TooLittleRoom as error:
+        if promise is None:
+            raise
+        raise promise.short_of(error.needs - resident(), 'reading it') from error
     except (OSError, DecodingError) as error:
         raise ImageError(f'{path}: {getattr(error, "strerror", None) or error}; {ACCEPTED}') from error
 
@@ -130,6 +142,21 @@ def check_writable(path: Union[str, Path], shape: Tuple[int, int, int], dtype: n
         raise ImageError(f'{path}: {extension} has 8 bits a channel, not {np.dtype(dtype).name}; use .png or .tif')
     if channels in (2, 4) and extension in ('.jpg', '.jpeg'):
         raise ImageError(f'{path}: {extension} does not support alpha; use .png, .webp or .tif')
+
+
+def bytes_to_write(path: Union[str, Path], shape: Tuple[int, int, int], dtype: np.dtype) -> int:
+    """The most memory that writing an image takes, the image included; see `write_image`."""
+    (height, width, channels), itemsize, extension = shape, np.dtype(dtype).itemsize, Path(path).suffix.lower()
+    if extension in TIFF:  # a row of tiles, as it comes and deflated
+        return 3 * TILE * -(-width // TILE) * TILE * channels * itemsize
+    with_alpha = channels in (2, 4)
+    if extension == '.png' and (itemsize == 2 or channels != 2):
+        stored = {1: 1, 2: 4, 3: 3, 4: 4}[channels] * itemsize
+        return int(height * width * stored * (1 + ENCODED['.png'] / 3))
+    if extension == '.png':
+        return height * width * (channels + 8)
+    more = ENCODED[extension] * (1 if channels >= 3 or extension == '.webp' else 0.5)
+    return int(height * width * (channels + more * (1 + 1.5 * (extension == '.webp' and with_alpha))))
 
 
 def write_image(path: Union[str, Path],
@@ -171,7 +198,8 @@ def write_image(path: Union[str, Path],
         elif extension == '.png' and (dtype == np.uint16 or channels != 2):
             order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
             profile = None if channels == 2 else icc_profile
-            _write_png(temporary, _gathered(strips, shape, dtype, order), profile, exif, xmp)
+            _write_png(temporary, _gathered(strips, shape, dtype, order))
+            _add_to_png(temporary, profile, exif, xmp)
         else:
             # without the last axis if that is 1, as Pillow wants it
             pixels = _gathered(strips, shape, dtype, list(range(channels))).reshape(shape[:2 if channels == 1 else 3])
@@ -221,8 +249,7 @@ def _gathered(strips: Iterator[np.ndarray], shape: Tuple[int, int, int], dtype: 
     return pixels
 
 
-def _write_png(path: Path, pixels: np.ndarray, profile: Optional[bytes], exif: Optional[bytes],
-               xmp: Optional[bytes]) -> None:
+def _write_png(path: Path, pixels: np.ndarray) -> None:
     # photographs become about as small as with Pillow's level 4, in half the time
     fast = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
     try:
@@ -232,7 +259,6 @@ def _write_png(path: Path, pixels: np.ndarray, profile: Optional[bytes], exif: O
         written = path.write_bytes(cv2.imencode('.png', pixels, fast)[1].tobytes()) > 0
     if not (written and _png_is_whole(path)):
         raise OSError(f'{path}: cannot be written; is the disk full?')
-    _add_to_png(path, profile, exif, xmp)
 
 
 def _add_to_png(path: Path, profile: Optional[bytes], exif: Optional[bytes], xmp: Optional[bytes]) -> None:
@@ -281,7 +307,7 @@ def _deflated_tiles(strips: Iterator[np.ndarray], width: int, channels: int, dty
     band, filled = np.zeros((TILE, -(-width // TILE) * TILE, channels), dtype), 0
     tiles = np.split(band, band.shape[1] // TILE, axis=1)
     # not left to tifffile, whose threads first collect half a gigabyte of tiles
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cv2.getNumThreads()) as pool:
         for strip in strips:
             while len(strip):
                 part, strip = strip[:TILE - filled], strip[TILE - filled:]

@@ -11,7 +11,7 @@ from .tiling import Rows, to_device
 
 BLACK, SPAN = 16 / 255, 219 / 255
 KEYS_A = -0.75  # of the bicubic kernel, as torch has it
-ROWS = 256  # of a strip, that get their colours at a time
+ROWS, PIXELS = 256, 2**19  # of a strip, that get their colours at a time
 
 
 def to_gray(image: torch.Tensor, dim: int) -> torch.Tensor:
@@ -77,7 +77,7 @@ def in_colours(strips: Iterable[torch.Tensor], image: Rows, out_size: tuple[int,
     """
     top = 0
     for strip in strips:
-        for luma in strip.split(ROWS):
+        for luma in strip.split(max(1, min(ROWS, PIXELS // strip.shape[1]))):
             colors = bicubic(image, out_size, top, top + len(luma), luma.device).permute(1, 2, 0)
             top += len(luma)
             yield colors + (from_luma(luma) - to_gray(colors, 2))  # R - Y and B - Y, which Cb and Cr are, stay

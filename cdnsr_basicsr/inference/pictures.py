@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple, Optional, Sequence
 
+from ..memory import Promise
 from ..options import OptionError, shown
 from .image_io import ImageError, read_image
 from .luma import from_luma, in_colours, to_gray, to_luma
@@ -16,7 +17,8 @@ from .luma import from_luma, in_colours, to_gray, to_luma
 if TYPE_CHECKING:
     from .upscaler import Plan, Upscaler
 
-CONVERTED_ROWS = 256  # of a strip, that are turned into pixels at a time: small enough for the cache
+CONVERTED_ROWS, CONVERTED_PIXELS = 256, 2**19  # of a strip, that become pixels at a time: small, for the cache
+CONVERTED_BYTES, COLOURED_BYTES = 48, 96  # that each of these takes meanwhile; where its colours are bicubic
 
 
 class NotFinite(ImageError):
@@ -33,20 +35,27 @@ class Opened(NamedTuple):
         pixels: of shape (h, w, c), uint8, uint16 or float in [0, 1]; c is 1 for gray, 2 for gray and alpha, 3 for RGB,
             4 for RGBA.
         like: Makes of such pixels an image of the kind that was opened.
+        mapped_bytes: What of the pixels takes memory only when it is read.
     """
     pixels: np.ndarray
     like: Callable[[np.ndarray], Any]
+    mapped_bytes: int = 0
 
 
-def opened(image: Any) -> Opened:
+def opened(image: Any, promise: Optional[Promise] = None) -> Opened:
     """Opens a path, a PIL image, an array (h, w) or (h, w, c), or a tensor (1, c, h, w).
+
+    Args:
+        image: It.
+        promise: Of the memory in which a file is read; see read_image.
 
     Raises:
         OptionError: It is none of these.
         ImageError: The file cannot be read.
     """
     if isinstance(image, (str, Path)):
-        return Opened(read_image(image).pixels, lambda pixels: pixels)
+        pixels = read_image(image, promise=promise).pixels
+        return Opened(pixels, lambda pixels: pixels, pixels.nbytes)
     if isinstance(image, Image.Image):
         return _opened_pil(ImageOps.exif_transpose(image))
     if isinstance(image, torch.Tensor) and image.dim() == 4 and len(image) == 1:
@@ -112,6 +121,11 @@ class PictureRows:
         return to_luma(image, 0) if self.channels == 1 else image.expand(3, -1, -1)
 
 
+def rows_together(width: int) -> int:
+    """Rows of a strip that become pixels at a time."""
+    return max(1, min(CONVERTED_ROWS, CONVERTED_PIXELS // width))
+
+
 def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> Iterator[np.ndarray]:
     """Turns strips of an image into pixels on the host. While a GPU computes one, the one before is handed out.
 
@@ -145,7 +159,7 @@ def to_arrays(strips: Iterable[torch.Tensor], dtype: np.dtype, gray: bool) -> It
 
     waiting: tuple[list[tuple[torch.Tensor, torch.Tensor]], Optional[torch.cuda.Event]] = ([], None)
     for strip in strips:
-        parts = map(converted, strip.split(CONVERTED_ROWS))
+        parts = map(converted, strip.split(rows_together(strip.shape[1])))
         if not strip.is_cuda:
             yield from itertools.starmap(finished, parts)
             continue
@@ -181,16 +195,29 @@ def upscaled_strips(upscaler: Upscaler,
     """
     colors, alpha = parted(pixels)
     plane = color_rows(upscaler, pixels).pixels
-    plan, strips = upscaled_plane(upscaler, plane, plan)
+    with_alpha = varies(alpha)
+    width = upscaler.size_of(*pixels.shape[:2])[1]
+    each = COLOURED_BYTES if plane.shape[2] > upscaler.channels else CONVERTED_BYTES
+    with upscaler.reserving(each * max(width, CONVERTED_PIXELS)), upscaler.beside(1 + with_alpha):
+        plan, strips = upscaled_plane(upscaler, plane, plan)
+        alphas = upscaled_plane(upscaler, alpha)[1] if with_alpha else iter(())
     if plane.shape[2] < colors.shape[2]:
         strips = (np.repeat(strip, 3, axis=2) for strip in strips)
     if not alpha.size:
         return plan, strips
-    if not varies(alpha):  # mostly it is opaque everywhere
+    if not with_alpha:  # mostly it is opaque everywhere
         level = alpha.flat[0]
         return plan, (np.concatenate([strip, np.full((*strip.shape[:2], 1), level)], axis=2) for strip in strips)
-    _, alphas = upscaled_plane(upscaler, alpha)
-    return plan, (np.concatenate(pair, axis=2) for pair in zip(strips, alphas))
+    return plan, side_by_side(strips, alphas)
+
+
+def side_by_side(*images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The channels of images of one size together. Their strips need not have the same rows."""
+    strips = [next(image, None) for image in images]
+    while all(strip is not None and len(strip) for strip in strips):
+        rows = min(len(strip) for strip in strips)
+        yield np.concatenate([strip[:rows] for strip in strips], axis=2)
+        strips = [strip[rows:] if len(strip) > rows else next(image, None) for strip, image in zip(strips, images)]
 
 
 def color_rows(upscaler: Upscaler, pixels: np.ndarray) -> PictureRows:

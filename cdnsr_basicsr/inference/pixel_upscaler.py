@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import torch
 from torch import nn
-from typing import Any, Iterator, Optional, Sequence, cast
+from typing import Any, Iterator, NamedTuple, Optional, Sequence, cast
 
 from .network import PRECISIONS, PixelRouted, deployed
 from .speed import is_out_of_memory
@@ -16,6 +17,9 @@ MAX_SCALE = 64
 STRIP_PIXELS = 2**19  # LR pixels whose features are in memory together; more only if one row of tiles has more
 BAND_PIXELS = {'cpu': 2**17, 'cuda': 2**22}  # of the result, that are computed together
 MAX_TILES = {'cpu': 1, 'cuda': 16}
+TRIED_SIDE, TRIED_PIXELS = 64, 2**16  # of a tile, and of a band, by which it is seen what memory others take
+# bytes for each pixel of the result in a strip: its margin and sampler; where they are compared with those of others
+CHOSEN_BYTES, COMPARED_BYTES = 16, 48
 BUDGET_ONLY = 'PCSR takes a budget in MACs only, no time and no loss'
 
 
@@ -40,6 +44,19 @@ class Tiles:
         self.bounds = [0, *(start + (patch_size - step) // 2 for start in self.starts[1:]), length]
 
 
+class Taken(NamedTuple):
+    """What memory is taken, in bytes.
+
+    Attributes:
+        by_tile: For each LR pixel of a tile in a forward pass of the backbone.
+        by_band: For each pixel of the result that is computed together with others.
+        features: For each LR pixel of a strip.
+    """
+    by_tile: float
+    by_band: float
+    features: float
+
+
 class PixelPlan:
     """What is done with an image. Which sampler its pixels get is known when its strips are done.
 
@@ -48,21 +65,29 @@ class PixelPlan:
         out_size: Those of the result.
         rows, columns: The tiles.
         tile_rows: Rows of tiles in a strip.
+        max_tiles: Most tiles per forward pass of the backbone.
+        band_pixels: Pixels of the result that are computed together.
         counts: Pixels of the result by each sampler, so far.
         cost: MACs spent so far, relative to the heavy sampler on the whole image without tiles.
     """
 
-    def __init__(self, size: tuple[int, int], out_size: tuple[int, int], patch_size: int, step: int,
-                 samplers: int) -> None:
+    def __init__(self, size: tuple[int, int], out_size: tuple[int, int], patch_size: int, step: int, samplers: int,
+                 max_tiles: int, strip_pixels: int, band_pixels: int) -> None:
         self.size, self.out_size = size, out_size
+        self.max_tiles, self.band_pixels = max_tiles, band_pixels
         # a wide image has lower tiles, as long as the halo is no large part of them
         halo = patch_size - step
-        height = min(patch_size, max(STRIP_PIXELS // size[1], 4 * halo, LEAST_SIZE))
+        height = min(patch_size, max(strip_pixels // size[1], 4 * halo, LEAST_SIZE))
         self.rows, self.columns = Tiles(size[0], height, height - halo), Tiles(size[1], patch_size, step)
-        self.tile_rows = max(1, STRIP_PIXELS // (self.rows.size * size[1]))
+        self.tile_rows = max(1, strip_pixels // (self.rows.size * size[1]))
         self.counts = [0] * samplers
         self.cost = 0.
         self.classes: list[torch.Tensor] = []
+
+    @property
+    def strip_pixels(self) -> int:
+        """LR pixels of a strip, at most."""
+        return min(self.size[0], self.tile_rows * self.rows.size) * self.size[1]
 
     def class_map(self) -> torch.Tensor:
         """Which sampler has the pixel in the middle of each LR pixel, of shape (h, w), on CPU."""
@@ -133,11 +158,70 @@ class PixelUpscaler(Upscaler):
         self.fast = cast(PixelRouted, deployed(self.net, self.dtypes[0]))
         if self.routed:
             self.fast.classifier = copy.deepcopy(self.source.classifier).requires_grad_(False)
+        self.taken: Optional[Taken] = None
 
     def plan(self, image: Rows) -> PixelPlan:
         """Decides how an image is cut. Nothing is computed yet."""
         size = (image.height, image.width)
-        return PixelPlan(size, self.size_of(*size), self.patch_size, self.step, self.num_classes)
+        usual = (self.max_tiles, STRIP_PIXELS, BAND_PIXELS[self.kind])
+
+        def planned(max_tiles: int, strip_pixels: int, band_pixels: int) -> PixelPlan:
+            return PixelPlan(size, self.size_of(*size), self.patch_size, self.step, self.num_classes, max_tiles,
+                             strip_pixels, band_pixels)
+
+        if self.promise is None:
+            return planned(*usual)
+        self._update()
+        room = self.promise.free()
+        # strips last: a budget and adaptive thresholds look at a strip
+        for strip, tiles, band in itertools.product(*(halved(number) for number in (usual[1], usual[0], usual[2]))):
+            plan = planned(tiles, strip, band)
+            if self._bytes_of(plan) <= room:
+                return plan
+        raise self.promise.short_of(self._bytes_of(plan), 'a strip of tiles')
+
+    def _bytes_of(self, plan: PixelPlan) -> int:
+        """What a plan takes."""
+        taken, (height, width) = self._take_bytes(), plan.out_size
+        lq = plan.strip_pixels
+        pixels = lq * height * width // (plan.size[0] * plan.size[1])
+        compared = self.routed and (self.budget is not None or self.source.adaptive)
+        tiles = taken.by_tile * plan.max_tiles * plan.rows.size * plan.columns.size
+        band = taken.by_band * max(plan.band_pixels, width)
+        each = (COMPARED_BYTES if compared else CHOSEN_BYTES) if self.routed else 1
+        return int(lq * taken.features + pixels * each + max(tiles, band))
+
+    def _least_bytes(self) -> int:
+        return int(self._take_bytes().by_tile * min(self.patch_size, LEAST_SIZE + 2 * (self.patch_size - self.step))**2)
+
+    @torch.inference_mode()
+    def _take_bytes(self) -> Taken:
+        """Measures what tiles and bands take."""
+        assert self.promise is not None
+        if self.taken is None:
+            side, channels = TRIED_SIDE, self.channels
+            tile = torch.rand(1, channels, side, side, device=self.device)
+            by_tile = self.promise.growth(lambda: self._run([tile])) / side**2
+            features = self._run([tile]).permute(0, 2, 3, 1).contiguous()
+            lq = tile.permute(0, 2, 3, 1).contiguous()
+            out_size = self.size_of(side, side)
+            rows = min(out_size[0], max(1, TRIED_PIXELS // out_size[1]))
+            grid, _, last = self.source.grid((side, side), out_size, self.device).band(0, rows)
+            heavy = torch.arange(out_size[1], device=self.device).expand(1, rows, -1) % 2 == 0
+            heavy = heavy if self.routed else torch.ones_like(heavy)
+
+            def band() -> torch.Tensor:
+                if self.routed:
+                    self.fast.margin(features[:, :last], grid)
+                picture = self.fast.sample(features[:, :last], grid, heavy, int(heavy.sum()))[0].float()
+                picture += self.source.bilinear(lq, (side, side), out_size, 0, rows, 0)[0]
+                return self.source.refine(picture.unsqueeze(0), heavy) if self.routed else picture
+
+            by_band = self.promise.growth(band) / (rows * out_size[1])
+            of_features = features.shape[-1] * features.element_size()
+            # lq as it comes, and channels last; a tile as it is cut out, twice
+            self.taken = Taken(by_tile + 8 * channels, by_band, of_features + 12 * channels)
+        return self.taken
 
     @torch.inference_mode()
     def strips(self, image: Rows, plan: PixelPlan) -> Iterator[torch.Tensor]:
@@ -163,7 +247,7 @@ class PixelUpscaler(Upscaler):
     def _sampled_strip(self, image: Rows, plan: PixelPlan, grid: Any,
                        row: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """As _sampled, of the strip that begins with a row of tiles."""
-        most = max(1, BAND_PIXELS[self.kind] // plan.out_size[1])
+        most = max(1, plan.band_pixels // plan.out_size[1])
         lq, lq_top, features, tiled = self._features(image, plan, row)
         first, last = (plan.rows.bounds[min(end, len(plan.rows.starts))] for end in (row, row + plan.tile_rows))
         top, bottom = grid.first_row(first), grid.first_row(last)
@@ -175,6 +259,8 @@ class PixelUpscaler(Upscaler):
 
         def band_of(begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
             band, start, stop = grid.band(top + begin, top + end)
+            if self.taken is not None:
+                self._ask_for(self.taken.by_band * (end - begin) * plan.out_size[1], 'a band of the result')
             part, count = heavy[begin:end], sum(counts[begin:end]) if heavy.is_cuda else None
             picture = self.fast.sample(features[:, start - first:stop - first], band, part.unsqueeze(0), count)
             picture = picture[0].float()
@@ -204,16 +290,17 @@ class PixelUpscaler(Upscaler):
         boxes = [(y, x) for y in range(row, following) for x in range(len(columns.starts))]
         first, features = rows.bounds[row], torch.empty(0)
         while boxes:
-            group = boxes[:self.max_tiles]
+            most = min(plan.max_tiles, self.max_tiles)
+            group = boxes[:most]
             corners = [(rows.starts[y] - top, columns.starts[x]) for y, x in group]
             try:
                 outputs = self._run([lq[:, :, y:y + rows.size, x:x + columns.size] for y, x in corners])
             except RuntimeError as error:
-                if self.max_tiles == 1 or not is_out_of_memory(error):
+                if most == 1 or not is_out_of_memory(error):
                     raise
                 outputs = None
             if outputs is None:  # not above, where the error still holds what the pass had allocated
-                self._save_memory(self.max_tiles // 2)
+                self._save_memory(most // 2)
                 continue
             if not len(features):
                 features = outputs.new_empty(1, rows.bounds[following] - first, plan.size[1], outputs.shape[1])
@@ -227,6 +314,8 @@ class PixelUpscaler(Upscaler):
 
     def _run(self, tiles: list[torch.Tensor]) -> torch.Tensor:
         """Features of tiles of one size."""
+        if self.taken is not None:
+            self._ask_for(self.taken.by_tile * sum(tile[0, 0].numel() for tile in tiles), 'tiles')
         together = torch.cat(tiles).contiguous(memory_format=torch.channels_last)
         dtype = self.dtypes[0]
         half = dtype != torch.float32
@@ -286,6 +375,11 @@ class PixelUpscaler(Upscaler):
     def whole_macs(self) -> float:
         """MACs of the heavy sampler on a whole image, per pixel of the result."""
         return self.whole(1 / self.scale**2, 1)
+
+
+def halved(number: int) -> list[int]:
+    """A number, half of it and so on, to 1."""
+    return [number >> i for i in range(number.bit_length())]
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import torch
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 from ..complexity import LONG, measure_latency
 from ..files import replace_when_done
@@ -51,7 +51,8 @@ def measured_speed(parts: Sequence[Callable[[torch.Tensor], Any]],
                    patch_size: int,
                    channels: int,
                    device: torch.device,
-                   fresh: bool = False) -> Speed:
+                   fresh: bool = False,
+                   most: Optional[Sequence[int]] = None) -> Speed:
     """Measures parts of a network, or takes what was measured before from the user's cache folder.
 
     Args:
@@ -61,18 +62,21 @@ def measured_speed(parts: Sequence[Callable[[torch.Tensor], Any]],
         channels: Channels of a tile.
         device: Where the tiles are.
         fresh: Whether to measure again what is known.
+        most: Tiles per forward pass of each part that there is memory for. Default: as many as are tried.
     """
     path = speed_file()
     measured = []
-    for part, name in zip(parts, names):
+    for i, (part, name) in enumerate(zip(parts, names)):
         text = f'{machine(device)}\n{channels}x{patch_size}\n{name}'
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         entry = None if fresh else read_json(path).get(key)
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(value, (int, float))
                                                                     for value in entry)):
-            entry, steady = measure_part(part, patch_size, channels, device)
+            counts = MAX_TILES[kind_of(device)]
+            tried = [count for count in counts if most is None or count <= most[i]]
+            entry, steady = measure_part(part, patch_size, channels, device, tried)
             torch.cuda.empty_cache()  # of the largest batches, also of one that was too large
-            if steady:  # else the next process may find a quieter minute
+            if steady and len(tried) == len(counts):  # else the next process may find a quieter minute
                 remember(path, key, entry)
         measured.append(entry)
     return Speed([int(count) for count, _ in measured], [float(ms) for _, ms in measured])
@@ -97,15 +101,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def measure_part(part: Callable[[torch.Tensor], Any], patch_size: int, channels: int,
-                 device: torch.device) -> tuple[list[float], bool]:
-    """Tiles per forward pass at which a part is fastest, and its milliseconds per tile then.
+def measure_part(part: Callable[[torch.Tensor], Any], patch_size: int, channels: int, device: torch.device,
+                 counts: Sequence[int]) -> tuple[list[float], bool]:
+    """Tiles per forward pass, of those to be tried, at which a part is fastest, and its milliseconds per tile then.
 
     Returns:
         Both, and whether all times can be relied on.
     """
     best_count, best_ms, all_steady = 1, float('inf'), True
-    for count in MAX_TILES[kind_of(device)]:
+    for count in counts:
         try:
             tiles = torch.rand(count, channels, patch_size, patch_size, device=device)
             seconds, steady = measure_latency(part, tiles.to(memory_format=torch.channels_last))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
-from typing import NamedTuple, Protocol
+from typing import Callable, NamedTuple, Optional, Protocol, Sequence
 
 PATCH_SIZE = 96  # largest side of a tile if none is given, in pixels: see docs/Deviations.md
 OVERLAP = 4  # of neighbouring tiles of a network with branches
@@ -123,6 +123,70 @@ class Block(NamedTuple):
                                                               half)]] if half else []
 
 
+class Part(NamedTuple):
+    """A part of a rectangle that is run alone, along one axis or both: with what is around it, which is then cut off.
+
+    Attributes:
+        start, end: What it is responsible for.
+        first, last: What it is run with.
+    """
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def parted(length: int, count: int, around: int, multiple: int = 1) -> list[Part]:
+    """Parts of about equal length, as many as asked for, or fewer if there are not so many multiples.
+
+    >>> parted(20, 2, 4)
+    [Part(start=0, end=10, first=0, last=14), Part(start=10, end=20, first=6, last=20)]
+    """
+    edges = [multiple * round(number * length / count / multiple) for number in range(count)]
+    edges = [*dict.fromkeys(edge for edge in edges if edge < length), length]
+    return [Part(start, end, max(0, start - around), min(length, end + around)) for start, end in zip(edges, edges[1:])]
+
+
+def parts_within(height: int, width: int, most: float, around: int, multiple: int = 1) -> tuple[list[Part], list[Part]]:
+    """The parts of a rectangle, along both axes, of which each has at most `most` pixels with what is around it.
+
+    Of all ways the one with the fewest pixels altogether is taken; if there is none, the one with the smallest parts.
+    """
+    cuts = [[parted(length, count, around, multiple) for count in range(1,
+                                                                        max(1, length // LEAST_SIZE) + 1)]
+            for length in (height, width)]
+
+    def sizes(pair: tuple[list[Part], list[Part]]) -> tuple[int, int]:
+        lengths = [[part.last - part.first for part in parts] for parts in pair]
+        return max(lengths[0]) * max(lengths[1]), sum(lengths[0]) * sum(lengths[1])
+
+    pairs = [(down, across) for down in cuts[0] for across in cuts[1]]
+    return min(pairs, key=lambda pair: (max(0, sizes(pair)[0] - most), sizes(pair)[1]))
+
+
+def shared_out(room: int, canvas: Callable[[int], int], rows: Sequence[int], least: int,
+               wanted: int) -> Optional[tuple[int, int]]:
+    """Shares memory out between the strip that is blended and a forward pass. Larger passes come before higher strips.
+
+    Args:
+        room: Bytes.
+        canvas: What a strip of so many tile rows takes.
+        rows: Tile rows that a strip can have, ascending.
+        least: What the smallest pass takes.
+        wanted: What the largest useful one takes.
+
+    Returns:
+        Tile rows of a strip, and bytes for a pass; None if that is not enough for the least of both.
+    """
+    left = room - canvas(rows[0])
+    if left < least:
+        return None
+    # a strip of a few more rows is worth the last quarter: less is blended twice
+    for_pass = min(wanted, max(least, left - left // 4))
+    most = max(count for count in rows if count == rows[0] or canvas(count) + for_pass <= room)
+    return most, room - canvas(most)
+
+
 class Tiling:
     """The tiles of one image.
 
@@ -164,6 +228,11 @@ class Tiling:
         bottom = self.tops[block.row + block.rows - 1] + self.size[0]
         right = self.lefts[block.column + block.columns - 1] + self.size[1]
         return self.tops[block.row], bottom, self.lefts[block.column], right
+
+    def area(self, block: Block) -> int:
+        """Pixels of a block."""
+        top, bottom, left, right = self.box(block)
+        return (bottom - top) * (right - left)
 
     def means(self, values: torch.Tensor, cell: int) -> torch.Tensor:
         """Mean over each tile, up to the middle of where it overlaps its neighbours, of what is known for cells.
@@ -273,8 +342,7 @@ class Canvas:
                  summed: bool = False) -> None:
         self.tiling, self.scale, self.max_rows, self.summed = tiling, scale, max_rows, summed
         self.height, self.width = tiling.height * scale, tiling.width * scale
-        tile_rows = min(max_rows, len(tiling.tops))
-        rows, columns = (tiling.tops[tile_rows - 1] + tiling.size[0]) * scale, tiling.padded[1] * scale
+        rows, columns = self.size_of(tiling, scale, max_rows)
         self.image = torch.empty(rows, columns, channels, device=device)
         self.total = torch.empty(0 if summed else rows, columns, 1, device=device)
         self.first_row = 0  # of tiles, in the strip
@@ -292,6 +360,19 @@ class Canvas:
                 buffer[start:end] = 0
             for start, end in self._shared(1, columns):
                 buffer[:, start:end] = 0
+
+    @staticmethod
+    def size_of(tiling: Tiling, scale: int, max_rows: int) -> tuple[int, int]:
+        """Height and width of a strip."""
+        last = min(max_rows, len(tiling.tops)) - 1
+        return (tiling.tops[last] + tiling.size[0]) * scale, tiling.padded[1] * scale
+
+    @classmethod
+    def bytes_of(cls, tiling: Tiling, scale: int, channels: int, max_rows: int, summed: bool = False) -> int:
+        """What a strip takes, with the copy of the rows that the next one shares with it."""
+        rows, columns = cls.size_of(tiling, scale, max_rows)
+        overlap = (tiling.tops[0] + tiling.size[0] - tiling.tops[1]) * scale if len(tiling.tops) > max_rows else 0
+        return 4 * (rows + overlap) * columns * (channels + (not summed))
 
     def _shared(self, axis: int, length: int) -> list[tuple[int, int]]:
         """From where to where along one axis tiles overlap, within the first `length` pixels of the upscaled image."""

@@ -11,10 +11,21 @@ from typing import Callable, Iterator, NamedTuple, Optional, Sequence, Union
 
 from ..decoding.process import Picture
 from ..files import replace_when_done
+from ..memory import ShortOfMemory, mib
 from ..options import OptionError, check_choice
 from ..settings import MAX_MEGAPIXELS, WEIGHED
-from .difficulty_map import save_difficulty_map
-from .image_io import EXTENSIONS, MAX_SIDES, Found, ImageError, check_writable, list_images, read_image, write_image
+from .difficulty_map import map_bytes, save_difficulty_map
+from .image_io import (
+    EXTENSIONS,
+    MAX_SIDES,
+    Found,
+    ImageError,
+    bytes_to_write,
+    check_writable,
+    list_images,
+    read_image,
+    write_image,
+)
 from .pictures import planned_rows, upscaled_strips
 from .tiling import Rows
 from .upscaler import Plan, Upscaler
@@ -36,6 +47,7 @@ class Summary(NamedTuple):
         counts: Tiles, or pixels of the results, of each class.
         notes: Path of each image that was not done as a whole, and what of it was, such as the first frame.
         left_out: Files of the folder that are no images by their endings.
+        promised, peak: Bytes of memory that were promised, and that were held at most; None without a promise.
     """
     done: int
     present: int
@@ -46,6 +58,8 @@ class Summary(NamedTuple):
     counts: list[int]
     notes: list[tuple[str, str]]
     left_out: list[Path]
+    promised: Optional[int] = None
+    peak: Optional[int] = None
 
 
 def find_images(path: Path, output: Path, suffix: str) -> Found:
@@ -205,6 +219,11 @@ def upscale_files(upscaler: Upscaler,
                     plan = _upscale_file(upscaler, path, result, large, map, overwrite, max_megapixels, strip_metadata,
                                          notes)
                     busy += time.perf_counter() - start
+            except ShortOfMemory as error:
+                if len(sources) == 1 and upscaler.promise is not None:  # nothing at all is done
+                    raise OptionError(f'memory={mib(upscaler.promise.limit)}', f'{path} {error}') from error
+                failed.append((str(path), str(error)))
+                continue
             # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
             except (ImageError, OSError, RuntimeError, MemoryError) as error:
                 failed.append((str(path), ' '.join(str(error).split()).removeprefix(f'{path}: ')))
@@ -220,7 +239,9 @@ def upscale_files(upscaler: Upscaler,
             bar.set_postfix_str(progress(upscaler, result_pixels / 1e6, busy, counts), refresh=False)
     seconds = time.perf_counter() - begin
     cost = spent / max(result_pixels, 1)
-    return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts, notes, others if first else [])
+    memory = (None, None) if upscaler.promise is None else (upscaler.promise.limit, upscaler.promise.memory.peak())
+    left_out = others if first else []
+    return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts, notes, left_out, *memory)
 
 
 def progress(upscaler: Upscaler, megapixels: float, seconds: float, counts: Sequence[int]) -> str:
@@ -236,7 +257,7 @@ def _looked_at(upscaler: Upscaler, sources: Sequence[Path], max_megapixels: floa
     """Opens all images that can be read; the others are reported when they are processed."""
     for path in tqdm(sources, 'checking', unit='image', disable=None):
         with suppress(ImageError, OSError, MemoryError):
-            yield from planned_rows(upscaler, read_image(path, max_megapixels).pixels)
+            yield from planned_rows(upscaler, read_image(path, max_megapixels, upscaler.promise_of_host).pixels)
 
 
 def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, save_map: bool, overwrite: bool,
@@ -248,7 +269,7 @@ def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, sav
     Returns:
         What was run; None if `large` is wanted and already exists.
     """
-    picture = read_image(path, max_megapixels)
+    picture = read_image(path, max_megapixels, upscaler.promise_of_host)
     fitting = writable_path(upscaler, picture, result, large)
     if fitting != result and fitting.exists() and not overwrite:
         return None
@@ -302,12 +323,17 @@ def write_upscaled(upscaler: Upscaler,
     """
     height, width, channels = picture.pixels.shape
     shape, dtype = (*upscaler.size_of(height, width), channels), picture.pixels.dtype
-    plan, strips = upscaled_strips(upscaler, picture.pixels, plan)
+    held = picture.pixels.nbytes + bytes_to_write(result, shape, dtype)
+    held += save_map * map_bytes(picture.pixels)
+    with upscaler.reserving(held):
+        plan, strips = upscaled_strips(upscaler, picture.pixels, plan)
 
     def watched() -> Iterator[np.ndarray]:
         for strip in strips:
             yield strip
             watch(strip)
+        if upscaler.promise is not None:
+            upscaler.promise.trim()  # the format takes memory now, which strips and tiles have had
         if temporary is not None:  # pixels have their classes now, and the result has no name yet
             save_difficulty_map(temporary, picture.pixels, plan.class_map().numpy(), upscaler.num_classes)
 

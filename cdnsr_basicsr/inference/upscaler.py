@@ -4,15 +4,17 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 import numpy as np
 import time
 import torch
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from torch import nn
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Protocol, TypeVar
 
+from ..memory import Promise
 from .difficulty_map import draw_over
 from .network import Weights, device_of, same_weights, weights_of
 from .pictures import NotFinite, opened, upscaled_strips
@@ -102,6 +104,7 @@ class Upscaler(ABC):
         num_classes: Number of classes M.
         device, kind: Where the network is, and whether that is 'cuda' or 'cpu'.
         unit: What gets a class.
+        promise: What memory may be held, which `upscale` and `upscale_folder` keep to; see `keep_to`.
         watch: Called with the share of an image that is done, between its blocks; what it raises stops the image.
     """
     unit: str
@@ -122,11 +125,55 @@ class Upscaler(ABC):
         self.measured: Optional[Speed] = None
         self.short_of_memory = False
         self.known_to_fit: dict[str, int] = {}  # what is done at once, less than is usual, by what it is
+        self.promise: Optional[Promise] = None
         self.watch: Callable[[float], None] = lambda share: None
 
     @abstractmethod
     def _copy(self) -> None:
         """Makes the fast copy of the network."""
+
+    def keep_to(self, promise: Promise) -> None:
+        """Keeps to a promise of memory from now on: images are planned such that it holds.
+
+        Raises:
+            ShortOfMemory: It cannot be kept with any image.
+        """
+        self.promise = promise
+        self._update()
+        least = self._least_bytes()
+        if least > promise.free():
+            raise promise.short_of(least, 'the smallest tile')
+
+    @abstractmethod
+    def _least_bytes(self) -> int:
+        """What the smallest forward pass takes."""
+
+    def _ask_for(self, size: float, what: str) -> None:
+        """Makes room for what a forward pass takes, if memory is promised.
+
+        Args:
+            size: Bytes.
+            what: For what they are.
+
+        Raises:
+            ShortOfMemory: There is none.
+        """
+        if self.promise is not None and not self.promise.has_room(int(size)):
+            raise self.promise.short_of(int(size), what)
+
+    def reserving(self, size: int) -> AbstractContextManager:
+        """Context in which so many bytes, of the memory that images are read and written in, are not planned with."""
+        promise = self.promise_of_host
+        return nullcontext() if promise is None else promise.reserving(size)
+
+    def beside(self, images: int) -> AbstractContextManager:
+        """Context in which that many images are planned, to be upscaled side by side."""
+        return nullcontext() if self.promise is None else self.promise.shared_by(images)
+
+    @property
+    def promise_of_host(self) -> Optional[Promise]:
+        """The promise, if it is about the memory that images are read and written in."""
+        return self.promise if self.promise is not None and self.promise.of_host else None
 
     @abstractmethod
     def plan(self, image: Rows) -> Plan:
@@ -236,13 +283,25 @@ class Upscaler(ABC):
         begin = time.perf_counter()
         if isinstance(image, torch.Tensor):
             rows = TensorRows(image)
-            plan = self.plan(rows) if plan is None else plan
+            if plan is None:
+                height, width = self.size_of(rows.height, rows.width)
+                with self.reserving(4 * self.channels * height * width):
+                    plan = self.plan(rows)
             return Upscaled(self._image(rows, plan), plan, time.perf_counter() - begin, image)
-        picture = opened(image)
+        picture = opened(image, self.promise_of_host)
+
+        height, width, channels = picture.pixels.shape
+        shape = (*self.size_of(height, width), channels)
+        held = math.prod(shape) * picture.pixels.itemsize + picture.mapped_bytes
 
         def run(engine: Upscaler) -> tuple[Plan, np.ndarray]:
-            plan, strips = upscaled_strips(engine, picture.pixels)
-            return plan, np.concatenate(list(strips))
+            with engine.reserving(held):
+                plan, strips = upscaled_strips(engine, picture.pixels)
+            pixels, top = np.empty(shape, picture.pixels.dtype), 0
+            for strip in strips:
+                pixels[top:top + len(strip)] = strip
+                top += len(strip)
+            return plan, pixels
 
         plan, pixels = self.in_precision(run)
         return Upscaled(picture.like(pixels), plan, time.perf_counter() - begin, image)
