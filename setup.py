@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from setuptools import find_packages, setup
 
@@ -15,6 +16,9 @@ LINTERS = [
 ]
 TESTS = ['pypng>=0.20220715', 'pytest>=7.0', 'pytest-xdist>=3.5', 'playwright>=1.40']
 DEMO = ['gradio>=6.31; python_version>="3.10"']  # the page of basicsr demo
+# upscaling on many machines; with pyarrow 410 MB, which of the Pythons that are tested, only that of the slow tests gets
+RAY = ['ray[data]>=2.51; python_version>="3.10"', 'pyarrow>=17.0; python_version>="3.10"', 'fsspec>=2024.6']
+RAY_TESTS = [re.sub('; .*|$', '; python_version=="3.11"', name, count=1) for name in RAY]
 FORMATS = ['pillow-heif>=1.1', 'pillow-jxl-plugin>=1.3.4']  # HEIC and JPEG XL
 
 
@@ -60,12 +64,13 @@ setup(
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
     extras_require={
-        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *DEMO, *FORMATS, *ONNX, *OPENVINO, *SPANDREL],
+        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *DEMO, *FORMATS, *ONNX, *OPENVINO, *SPANDREL, *RAY_TESTS],
         'demo': DEMO,
         'docs': ['mkdocs-material>=9.6'],  # of mkdocs.yml
         'formats': FORMATS,
         'onnx': ONNX,
         'openvino': OPENVINO,
+        'ray': RAY,
         'spandrel': SPANDREL,
     },
     entry_points={

@@ -212,6 +212,10 @@ class TileUpscaler(Upscaler):
         return any(limit is not None for limit in limits)
 
     @property
+    def shares_price(self) -> bool:
+        return self.limited and self.predicts
+
+    @property
     def limited_by_errors(self) -> bool:
         """Whether that is a limit to errors, which as little as possible is spent to keep to."""
         return self.max_loss is not None or self.fidelity is not None
@@ -395,19 +399,22 @@ class TileUpscaler(Upscaler):
             images, weigh: See there.
             errors: Of the tiles of each image, instead of the predicted ones; see `plan`.
         """
-        if not (self.limited and self.predicts):
+        if not self.shares_price:
             yield
             return
         self._update()
-        self.exact, self.weigh = None, weigh  # a copy of this has no price yet
+        self.weigh = weigh
         known: Iterable[Optional[torch.Tensor]] = itertools.repeat(None) if errors is None else errors
         looks = [self._look(image, True, errors_of) for image, errors_of in zip(images, known)]
-        self.price = self._common_price(looks)
+        self.keep_to(self._common_price(looks), weigh)
         try:
             yield
         finally:
-            self.exact = self.price = None
-            self.weigh = 'pixels'
+            self.keep_to(None)
+
+    def keep_to(self, price: Optional[float], weigh: str = 'pixels') -> None:
+        """Takes a price for all further images, as `together` finds one; None: each keeps to a limit by itself."""
+        self.exact, self.price, self.weigh = None, price, weigh  # a copy of this has no price yet
 
     def _common_price(self, looks: Sequence[Look]) -> float:
         """The price at which images together keep to the limit, and lose or cost no more than that needs."""

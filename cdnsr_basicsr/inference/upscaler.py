@@ -146,6 +146,11 @@ class Upscaler(ABC):
         other._take_limits(**limits)
         return other
 
+    @property
+    def shares_price(self) -> bool:
+        """Whether images that are upscaled `together` have one price."""
+        return False
+
     @abstractmethod
     def _take_limits(self,
                      budget: Optional[float] = None,
