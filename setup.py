@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 from setuptools import find_packages, setup
 
@@ -17,8 +16,7 @@ LINTERS = [
 TESTS = ['pypng>=0.20220715', 'pytest>=7.0', 'pytest-xdist>=3.5', 'playwright>=1.40']
 DEMO = ['gradio>=6.31; python_version>="3.10"']  # the page of basicsr demo
 # upscaling on many machines; with pyarrow 410 MB, which of the Pythons that are tested, only that of the slow tests gets
-RAY = ['ray[data]>=2.51; python_version>="3.10"', 'pyarrow>=17.0; python_version>="3.10"', 'fsspec>=2024.6']
-RAY_TESTS = [re.sub('; .*|$', '; python_version=="3.11"', name, count=1) for name in RAY]
+RAY = ['ray[data]>=2.51', 'pyarrow>=17.0', 'fsspec>=2024.6']
 FORMATS = ['pillow-heif>=1.1', 'pillow-jxl-plugin>=1.3.4']  # HEIC and JPEG XL
 
 
@@ -27,6 +25,10 @@ def read_version() -> str:
         if line.startswith('__version__'):
             return line.split("'")[1]
     raise RuntimeError('cdnsr_basicsr/__init__.py defines no __version__')
+
+
+def on_python(versions: str, packages: list) -> list:
+    return [f'{package}; python_version{versions}' for package in packages]
 
 
 setup(
@@ -64,13 +66,13 @@ setup(
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
     extras_require={
-        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *DEMO, *FORMATS, *ONNX, *OPENVINO, *SPANDREL, *RAY_TESTS],
+        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *DEMO, *FORMATS, *ONNX, *OPENVINO, *SPANDREL, *on_python('=="3.11"', RAY)],
         'demo': DEMO,
         'docs': ['mkdocs-material>=9.6'],  # of mkdocs.yml
         'formats': FORMATS,
         'onnx': ONNX,
         'openvino': OPENVINO,
-        'ray': RAY,
+        'ray': on_python('>="3.10"', RAY),
         'spandrel': SPANDREL,
     },
     entry_points={

@@ -19,10 +19,10 @@ import threading
 import torch
 import uuid
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tqdm import tqdm
-from typing import Any, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, Generator, Iterator, NamedTuple, Optional, Sequence
 
 from .files import is_running, make_writable
 from .inference import TileUpscaler, Upscaler
@@ -137,7 +137,7 @@ def upscale_on_cluster(settings: Settings,
     settled = [outcome_of(upscaler, job, how) for job in jobs if job.refused or job.present]
     waiting = [job for job in jobs if not (job.refused or job.present)]
 
-    def outcomes() -> Iterator[Outcome]:
+    def outcomes() -> Generator[Outcome, None, None]:
         yield from settled
         if not waiting:
             return
@@ -350,7 +350,8 @@ def agreed(orders: Orders, looked: Looked) -> Price:
         return Price(upscaler.price, speed)
 
 
-class Size(NamedTuple):
+@dataclass
+class Size:
     """An image of which everything else is known: Rows that are not asked for."""
     height: int
     width: int
@@ -441,7 +442,7 @@ class Upscaling(Engine):
             return Outcome(job.source, one_line(error).removeprefix(f'{job.source}: '))
 
     def lost(self, job: Job) -> Outcome:
-        return Outcome(job.source, f'{TRIES} engines were killed while they were at it; is there too little memory?')
+        return Outcome(job.source, f'{TRIES} engines were killed by it; is there too little memory?')
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[str]:
@@ -508,7 +509,7 @@ class Store:
     def path(self, uri: str) -> str:
         """The path of a URI below this one."""
         assert uri.startswith(self.uri), (uri, self.uri)
-        return self.root + uri[len(self.uri):]
+        return str(self.root) + uri[len(self.uri):]
 
     def names(self) -> list[str]:
         """Names of all files below the URI, sorted.
