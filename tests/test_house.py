@@ -57,8 +57,8 @@ ALLOWED = {
     'pipeline': {'__init__', 'checkpoint', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
         '__init__', 'archs', 'benchmark', 'calibration', 'checkpoint', 'cluster', 'conversion', 'data', 'demo',
-        'environment', 'export', 'files', 'inference', 'loading', 'memory', 'options', 'pipeline', 'router', 'routing', 'settings',
-        'zoo'
+        'environment', 'export', 'files', 'inference', 'loading', 'memory', 'options', 'pipeline', 'router', 'routing',
+        'settings', 'zoo'
     },
 }
 

@@ -1,12 +1,10 @@
 """`basicsr upscale --ray`: what is done of a folder is what `upscale` does of it, whoever is killed meanwhile."""
 import cv2
 import filecmp
-import json
 import numpy as np
 import os
 import pytest
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +18,7 @@ from cdnsr_basicsr.checkpoint import save_checkpoint
 from cdnsr_basicsr.inference import make_upscaler
 from cdnsr_basicsr.inference.pictures import PictureRows
 from cdnsr_basicsr.inference.speed import Speed
-from cdnsr_basicsr.inference.upscale import Handling, Job, is_uri
-from cdnsr_basicsr.options import OptionError
+from cdnsr_basicsr.inference.upscale import Handling, is_uri
 from cdnsr_basicsr.settings import Settings
 from tests.helpers import ENV, fsrcnn, strict_json
 
@@ -166,7 +163,8 @@ def test_an_engine_that_is_killed_loses_nothing(work):
     for name in broken:
         os.remove(name)
 
-    again = strict_json(run(*arguments, '-i', 'in', '-o', 'out', '--ray')[0])  # without a cluster: there is nothing to do
+    again = strict_json(run(*arguments, '-i', 'in', '-o', 'out',
+                            '--ray')[0])  # without a cluster: there is nothing to do
     assert (again['done'], again['present'], again['failed']) == (0, 1998, [])
 
 
@@ -178,8 +176,9 @@ def test_uris_one_price_and_a_picture_that_kills_every_engine(work):
     (work / 'plugin/deadly-1.dist-info/METADATA').write_text('Metadata-Version: 2.1\nName: deadly\nVersion: 1\n')
     (work / 'plugin/deadly-1.dist-info/entry_points.txt').write_text('[basicsr.plugins]\ndeadly = deadly:register\n')
     path = os.pathsep.join([str(work / 'plugin'), ENV['PYTHONPATH']])
-    program = ('import sys, torch; sys.path[:0] = sys.argv[1:2]; import deadly, cdnsr_basicsr; cdnsr_basicsr.register();'
-               'deadly.register(); from tests.test_cli import test_cluster; test_cluster.save_mapped()')
+    program = (
+        'import sys, torch; sys.path[:0] = sys.argv[1:2]; import deadly, cdnsr_basicsr; cdnsr_basicsr.register();'
+        'deadly.register(); from tests.test_cli import test_cluster; test_cluster.save_mapped()')
     subprocess.run([sys.executable, '-c', program, str(work / 'plugin')], env=ENV, check=True, capture_output=True)
 
     for number in range(12):
@@ -213,3 +212,146 @@ def save_mapped():
         net.classifier.head.bias.data = torch.tensor([0., 0.6])
 
     save(block, 'net.pth', prepare)
+
+
+# what needs no cluster
+
+
+def cli_run(*arguments):
+    from cdnsr_basicsr import cli
+    try:
+        return cli.main(['upscale', *map(str, arguments)])
+    except SystemExit as error:  # as argparse ends
+        return error.code
+
+
+@pytest.mark.parametrize('arguments,message', [
+    (('--ray', '--shard', '1/2'), '--ray: goes without --shard: it gives pictures to all engines of the cluster'),
+    (('--ray', '--device', 'cuda:1'), '--device cuda:1: Ray gives each engine a GPU; accepted: cpu, cuda'),
+    (('--ray', '-i', 'nowhere'), 'nowhere: no such file or folder'),
+    (('--ray', '-i', 'nonsense://in'), 'nonsense://in: cannot be opened by fsspec: '),
+    (('--ray', '-o', 'memory://out'), 'memory://out: is in the memory of this process, where no engine sees it'),
+    (('--ray', '-i', 'file://{work}/empty'), 'file://{work}/empty: holds no picture (.png, .jpg, '),
+    (('--ray', '-i', 'file://{work}/in', '-o', 'in'), 'in: the results would replace the pictures; use another folder'),
+    (('-i', 's3://bucket/in'), '-i s3://bucket/in: is a URI, which needs --ray'),
+    (('-o', 's3://bucket/out'), '-o s3://bucket/out: is a URI, which needs --ray'),
+])
+def test_a_mistake_is_said_in_one_line(work, capsys, arguments, message):
+    if '--ray' in arguments and arguments[1] != '--shard':
+        needs_ray()
+    draw('in/a.png', 9, 9, 0)
+    Path('empty').mkdir()
+    save(fsrcnn(4, 2), 'net.pth')
+    given = [str(argument).format(work=work) for argument in arguments]
+    rest = [item for flag, name in (('-i', 'in'), ('-o', 'out')) if flag not in given for item in (flag, name)]
+    assert cli_run('-m', 'net.pth', *rest, *given) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith(f'basicsr: error: {message.format(work=work)}'), errors
+
+
+def test_torchrun_and_ray_do_not_go_together(work, capsys, monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert cli_run('-m', 'net.pth', '-i', 'in', '-o', 'out', '--ray') == 2
+    assert capsys.readouterr().err.startswith('basicsr: error: --ray: goes without torchrun (RANK, WORLD_SIZE)')
+
+
+def test_without_ray_one_line_names_the_extra(work, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    draw('in/a.png', 9, 9, 0)
+    save(fsrcnn(4, 2), 'net.pth')
+    assert cli_run('-m', 'net.pth', '-i', 'in', '-o', 'out', '--ray') == 2
+    said = "basicsr: error: --ray: needs Ray: pip install 'cdnsr-basicsr[ray]' (Python 3.10 or newer)\n"
+    assert capsys.readouterr().err == said
+
+
+def test_what_is_a_uri():
+    assert is_uri('s3://bucket/a') and is_uri('file:///a') and is_uri('zip://::file:///a.zip')
+    assert not any(map(is_uri, ('a', '/a', 'a/b://', './s3:/a', 'C:\\a', '')))
+
+
+def test_attempts_at_a_picture_are_counted_until_it_is_ended():
+    attempts = cluster.Attempts()
+    assert [attempts.begin('Upscaling', 'a') for _ in range(3)] == [(0, None), (1, None), (2, None)]
+    assert attempts.begin('Upscaling', 'b') == (0, None)
+    attempts.end('Upscaling', 'b', 'done', False)
+    assert attempts.begin('Upscaling', 'b') == (0, 'done')  # by one that was killed before it could say so
+    assert attempts.begin('Looking', 'b') == (0, None)
+    attempts.forget([('Upscaling', 'b')])
+    assert attempts.found == {}
+    attempts.end('Upscaling', 'a', 'lost', True)
+    assert attempts.begin('Looking', 'a') == (3, None)  # it stays lost
+
+
+def mapped():
+    branches = [dict(type='Interpolation', upscale=2), fsrcnn(4, 2)]
+    block = dict(type='CDNSR', upscale=2, branches=branches, classifier=dict(type='ErrorMap', num_feat=8))
+
+    def prepare(net):
+        torch.nn.init.zeros_(net.classifier.head.weight)
+        net.classifier.head.bias.data = torch.tensor([0., 0.6])
+
+    return save(block, 'mapped.pth', prepare)
+
+
+@pytest.mark.parametrize('weigh', ['pixels', 'pictures'])
+def test_all_engines_have_the_price_that_one_upscaler_finds(work, weigh, monkeypatch):
+    """And the costs that it is for, whatever another machine would measure."""
+    net = mapped()
+    speed = Speed([1, 1, 1], [1., 5., 0.1])
+    monkeypatch.setattr('cdnsr_basicsr.inference.tile_upscaler.measured_speed', lambda *args: speed)
+    for number in range(3):
+        draw(f'in/{number}.png', 60, 70, number, number / 3)
+    settings = Settings('mapped.pth', budget=0.6, patch_size=16, device='cpu')
+    orders = cluster.Orders(settings, 1, str(work), Handling(), weigh, 'in', 'out', 'out/.work')
+    pixels = [cv2.imread(f'in/{number}.png')[..., ::-1] for number in range(3)]
+    images = [PictureRows(image, 3) for image in pixels]
+    upscaler = make_upscaler(net, 16, budget=0.6)
+    assert upscaler.by_time and upscaler.shares_price
+    with upscaler.together(images, weigh):
+        expected, plans = upscaler.price, [upscaler.plan(image).classes for image in images]
+    looked = [(image.height, image.width, upscaler.predict(image).errors) for image in images]
+    price = cluster.agreed(orders, looked)
+    assert price == cluster.Price(expected, speed)
+    assert cluster.agreed(orders, []) == cluster.Price(None, speed)
+    monkeypatch.setattr('cdnsr_basicsr.inference.tile_upscaler.measured_speed', None)  # nothing is measured again
+    engine = cluster.upscaler_of(orders, price)
+    for image, classes in zip(images, plans):
+        assert torch.equal(engine.plan(image).classes, classes)
+
+
+def test_names_below_uris(work):
+    needs_ray()
+    for name in ('b.png', 'sub/a.jpg', 'sub/.hidden.png', '.hidden/c.png', 'notes.txt', 'sub/out/a.png', 'b_2.png'):
+        draw(f'in/{name}' if name != 'notes.txt' else 'in/notes.png', 2, 2, 0)
+    os.rename('in/notes.png', 'in/notes.txt')
+    uri = f'file://{work}/in'
+    expected = [Path(name) for name in ('b.png', 'b_2.png', 'sub/a.jpg', 'sub/out/a.png')]
+    assert cluster.listed(uri, 'elsewhere', '', None) == (expected, uri, [f'{uri}/notes.txt'], [])
+    assert cluster.listed('in', f'file://{work}/new', '', None) == (expected, 'in', ['in/notes.txt'], [])
+    assert cluster.listed(uri, f'{uri}/sub/out', '', None)[0] == expected[:3]
+    assert cluster.listed(uri, 'in', '_2', None)[0] == [expected[0], *expected[2:]]
+    assert cluster.listed(f'{uri}/b.png', 'new', '', None) == ([Path('b.png')], uri, [], [])
+    assert cluster.listed('in/b.png', f'file://{work}/new', '', None) == ([Path('b.png')], 'in', [], [])
+    assert cluster.files_below(f'{uri}/sub') == {f'{uri}/sub/{name}' for name in files('in/sub')}
+    assert cluster.files_below('in/sub') == {f'in/sub/{name}' for name in files('in/sub')}
+    assert cluster.files_below('nowhere') == cluster.files_below(f'{uri}/nowhere') == set()
+
+
+def test_where_a_sent_file_appears_at_once_it_is_not_renamed(work, monkeypatch):
+    needs_ray()
+    sent = []
+
+    class ObjectStore:
+        protocol = ('s3', 's3a')
+
+        def put_file(self, path, name):
+            sent.append((Path(path).read_text(), name))
+
+    monkeypatch.setattr('fsspec.core.url_to_fs', lambda uri: (ObjectStore(), uri.partition('://')[2]))
+    engine = object.__new__(cluster.Upscaling)
+    engine.orders = cluster.Orders(
+        Settings('net.pth'), 1, '', Handling(), 'pixels', 'in', 's3://b/out', 's3://b/out/.w')
+    Path('a').write_text('whole')
+    engine._publish('a', 's3://b/out/sub/a.png')
+    assert sent == [('whole', 'b/out/sub/a.png')]
