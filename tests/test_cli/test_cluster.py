@@ -69,6 +69,18 @@ def save(net_block, name, prepare=lambda net: None):
     return net
 
 
+def mapped(name, hardest):
+    """A network that prefers its second branch where there is texture."""
+    branches = [dict(type='Interpolation', upscale=2), hardest]
+    block = dict(type='CDNSR', upscale=2, branches=branches, classifier=dict(type='ErrorMap', num_feat=8))
+
+    def prepare(net):
+        torch.nn.init.zeros_(net.classifier.head.weight)
+        net.classifier.head.bias.data = torch.tensor([0., 0.6])
+
+    return save(block, name, prepare)
+
+
 def start(*arguments, **kwargs):
     """The command, on a cluster of two engines that it starts if it is told `--ray`."""
     env = dict(ENV, XDG_CACHE_HOME=os.environ['XDG_CACHE_HOME'], **kwargs)
@@ -163,8 +175,7 @@ def test_an_engine_that_is_killed_loses_nothing(work):
     for name in broken:
         os.remove(name)
 
-    again = strict_json(run(*arguments, '-i', 'in', '-o', 'out',
-                            '--ray')[0])  # without a cluster: there is nothing to do
+    again = strict_json(run(*arguments, '-i', 'in', '-o', 'out', '--ray')[0])  # starts no cluster
     assert (again['done'], again['present'], again['failed']) == (0, 1998, [])
 
 
@@ -176,10 +187,9 @@ def test_uris_one_price_and_a_picture_that_kills_every_engine(work):
     (work / 'plugin/deadly-1.dist-info/METADATA').write_text('Metadata-Version: 2.1\nName: deadly\nVersion: 1\n')
     (work / 'plugin/deadly-1.dist-info/entry_points.txt').write_text('[basicsr.plugins]\ndeadly = deadly:register\n')
     path = os.pathsep.join([str(work / 'plugin'), ENV['PYTHONPATH']])
-    program = (
-        'import sys, torch; sys.path[:0] = sys.argv[1:2]; import deadly, cdnsr_basicsr; cdnsr_basicsr.register();'
-        'deadly.register(); from tests.test_cli import test_cluster; test_cluster.save_mapped()')
-    subprocess.run([sys.executable, '-c', program, str(work / 'plugin')], env=ENV, check=True, capture_output=True)
+    program = ('import cdnsr_basicsr; cdnsr_basicsr.register(); import deadly; deadly.register(); '
+               'from tests.test_cli.test_cluster import mapped; mapped("net.pth", dict(type="Deadly", upscale=2))')
+    subprocess.run([sys.executable, '-c', program], env=dict(ENV, PYTHONPATH=path), check=True)
 
     for number in range(12):
         draw(f'in/{"ab"[number % 2]}/{number}.png', 30 + 3 * number, 70, number, number / 12)
@@ -200,18 +210,6 @@ def test_uris_one_price_and_a_picture_that_kills_every_engine(work):
     assert failed[0].startswith(f'Failed: {uri}/in/broken.png: truncated, or no image; ')
     assert failed[1] == f'Failed: {uri}/in/deadly.png: 3 engines were killed by it; is there too little memory?'
     assert len(failed) == 2 and not list(Path('new').rglob('.*'))
-
-
-def save_mapped():
-    """A network whose hardest branch kills."""
-    branches = [dict(type='Interpolation', upscale=2), dict(type='Deadly', upscale=2)]
-    block = dict(type='CDNSR', upscale=2, branches=branches, classifier=dict(type='ErrorMap', num_feat=8))
-
-    def prepare(net):
-        torch.nn.init.zeros_(net.classifier.head.weight)
-        net.classifier.head.bias.data = torch.tensor([0., 0.6])
-
-    save(block, 'net.pth', prepare)
 
 
 # what needs no cluster
@@ -283,21 +281,10 @@ def test_attempts_at_a_picture_are_counted_until_it_is_ended():
     assert attempts.begin('Looking', 'a') == (3, None)  # it stays lost
 
 
-def mapped():
-    branches = [dict(type='Interpolation', upscale=2), fsrcnn(4, 2)]
-    block = dict(type='CDNSR', upscale=2, branches=branches, classifier=dict(type='ErrorMap', num_feat=8))
-
-    def prepare(net):
-        torch.nn.init.zeros_(net.classifier.head.weight)
-        net.classifier.head.bias.data = torch.tensor([0., 0.6])
-
-    return save(block, 'mapped.pth', prepare)
-
-
 @pytest.mark.parametrize('weigh', ['pixels', 'pictures'])
 def test_all_engines_have_the_price_that_one_upscaler_finds(work, weigh, monkeypatch):
     """And the costs that it is for, whatever another machine would measure."""
-    net = mapped()
+    net = mapped('mapped.pth', fsrcnn(4, 2))
     speed = Speed([1, 1, 1], [1., 5., 0.1])
     monkeypatch.setattr('cdnsr_basicsr.inference.tile_upscaler.measured_speed', lambda *args: speed)
     for number in range(3):
