@@ -48,6 +48,7 @@ from .options import OptionError, check_choice, one_line
 from .settings import WEIGHED, Settings
 
 TRIES = 3  # engines that a picture may kill before it is left out
+PART = 8  # pictures that an engine at least adds up
 TASK, TASKS = 8, 20000  # pictures that an engine gets at once, unless that would be more tasks
 OBJECT_STORE = 2**28  # bytes of memory for what goes to and from engines of this machine: names and numbers only
 # where a file appears when all of it has been sent, and renaming is copying; elsewhere it is renamed when it is whole
@@ -149,12 +150,11 @@ def upscale_on_cluster(settings: Settings,
             on_device = replace(settings, device='cpu' if cores else 'cuda')
             orders = Orders(on_device, cores, os.getcwd(), how, weigh, place, output, work)
             pool = Pool(ray, orders, engines)
-            together = upscaler.shares_price and not per_picture and len(names) > 1
-            price = Price()
-            if together or isinstance(upscaler, TileUpscaler) and upscaler.routed and upscaler.by_time:
-                run = pool.run(Looking, Price(), jobs if together else [])
-                looked = dict(tqdm(run, 'looking', len(jobs), unit='picture', disable=None if together else True))
-                price = pool.price([item for job in jobs for item in looked.get(job.source, [])])
+            price, looked = Price(), {}
+            if upscaler.shares_price and not per_picture and len(names) > 1:
+                looked = dict(tqdm(pool.run(Looking, price, jobs), 'looking', len(jobs), unit='picture', disable=None))
+            if isinstance(upscaler, TileUpscaler) and upscaler.routed:
+                price = pool.price(upscaler, [item for job in jobs for item in looked.get(job.source, [])])
             yield from (outcome for _, outcome in pool.run(Upscaling, price, waiting))
 
     with contextlib.closing(outcomes()) as run:
@@ -279,11 +279,26 @@ class Pool:
                 self.attempts.forget.remote([(engine.__name__, source) for source, _ in found])
                 yield from found
 
-    def price(self, looked: Looked) -> Price:
-        """The price at which all of these keep to the limit together; without any, the speed alone."""
-        remote = self.ray.remote(max_retries=-1, **self.resources)(agreed)
+    def price(self, upscaler: TileUpscaler, looked: Looked) -> Price:
+        """The price at which all of these keep to the limit together, and the speed that it is for, if it is for one.
+
+        Each engine adds up a part of them: there may be millions, and what they cost at a price takes milliseconds.
+        """
+        price = Price()
         with self._failures():
-            price: Price = self.ray.get(remote.remote(self.orders, looked))
+            if upscaler.by_time:
+                measured = self.ray.remote(max_retries=-1, **self.resources)(speed_of)
+                price = Price(None, self.ray.get(measured.remote(self.orders)))
+            if looked:
+                parts = min(self.engines, -(-len(looked) // PART))
+                shared = self.ray.remote(max_restarts=-1, max_task_retries=-1, **self.resources)(Weighing)
+                actors = [shared.remote(self.orders, price, looked[part::parts]) for part in range(parts)]
+                limit = sum(self.ray.get([actor.limit.remote() for actor in actors]))
+                value = upscaler.price_within(
+                    limit, lambda price: sum(self.ray.get([actor.sum_at.remote(price) for actor in actors])))
+                price = price._replace(price=value)
+                for actor in actors:
+                    self.ray.kill(actor)
         return price
 
     @contextlib.contextmanager
@@ -338,16 +353,28 @@ def upscaler_of(orders: Orders, price: Price = Price()) -> Upscaler:
     return upscaler
 
 
-def agreed(orders: Orders, looked: Looked) -> Price:
-    """What all engines have to agree on, as one of them finds it."""
+def speed_of(orders: Orders) -> Speed:
+    """The measured speed of an engine."""
     upscaler = upscaler_of(orders)
     assert isinstance(upscaler, TileUpscaler)
-    speed = upscaler.speed if upscaler.by_time else None
-    if not looked:
-        return Price(None, speed)
-    sizes = [Size(height, width) for height, width, _ in looked]
-    with upscaler.together(sizes, orders.weigh, [errors for _, _, errors in looked]):
-        return Price(upscaler.price, speed)
+    return upscaler.speed
+
+
+class Weighing:
+    """Adds up what a part of the pictures may cost, or lose, and what they do at a price."""
+
+    def __init__(self, orders: Orders, price: Price, looked: Looked) -> None:
+        upscaler = upscaler_of(orders, price)
+        assert isinstance(upscaler, TileUpscaler)
+        upscaler.weigh = orders.weigh
+        sizes = [Size(height, width) for height, width, _ in looked]
+        self.upscaler, self.looks = upscaler, upscaler.looks_of(sizes, [errors for _, _, errors in looked])
+
+    def limit(self) -> float:
+        return self.upscaler.limit_of(self.looks)
+
+    def sum_at(self, price: float) -> float:
+        return self.upscaler.sum_at(price, self.looks)
 
 
 @dataclass

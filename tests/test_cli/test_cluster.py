@@ -26,21 +26,21 @@ from tests.helpers import ENV, fsrcnn, strict_json
 DEADLY = (10, 20, 30)
 PLUGIN = f'''
 import os, signal
+from torch import nn
 from torch.nn import functional as F
-from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.utils.registry import ARCH_REGISTRY
 
-class Deadly(RRDBNet):
-    upscale = 2
+class Deadly(nn.Module):
 
     def __init__(self, upscale=2):
-        super().__init__(3, 3, upscale, 2, 1, 2)
+        super().__init__()
+        self.upscale, self.conv = upscale, nn.Conv2d(3, 3, 3, padding=1)
 
     def forward(self, x):
         colour = (255 * x.amax((0, 2, 3))).round().tolist()
         if colour == {list(DEADLY)} and colour == (255 * x.amin((0, 2, 3))).round().tolist():
             os.kill(os.getpid(), signal.SIGKILL)
-        return F.interpolate(x, scale_factor=2)
+        return F.interpolate(self.conv(x), scale_factor=2)
 
 def register():
     if 'Deadly' not in ARCH_REGISTRY:
@@ -282,25 +282,29 @@ def test_attempts_at_a_picture_are_counted_until_it_is_ended():
 
 
 @pytest.mark.parametrize('weigh', ['pixels', 'pictures'])
-def test_all_engines_have_the_price_that_one_upscaler_finds(work, weigh, monkeypatch):
+@pytest.mark.parametrize('limit', [dict(budget=0.6), dict(max_loss=0.5)])
+def test_all_engines_have_the_price_that_one_upscaler_finds(work, weigh, limit, monkeypatch):
     """And the costs that it is for, whatever another machine would measure."""
     net = mapped('mapped.pth', fsrcnn(4, 2))
     speed = Speed([1, 1, 1], [1., 5., 0.1])
     monkeypatch.setattr('cdnsr_basicsr.inference.tile_upscaler.measured_speed', lambda *args: speed)
     for number in range(3):
         draw(f'in/{number}.png', 60, 70, number, number / 3)
-    settings = Settings('mapped.pth', budget=0.6, patch_size=16, device='cpu')
+    settings = Settings('mapped.pth', patch_size=16, device='cpu', **limit)
     orders = cluster.Orders(settings, 1, str(work), Handling(), weigh, 'in', 'out', 'out/.work')
     pixels = [cv2.imread(f'in/{number}.png')[..., ::-1] for number in range(3)]
     images = [PictureRows(image, 3) for image in pixels]
-    upscaler = make_upscaler(net, 16, budget=0.6)
+    upscaler = make_upscaler(net, 16, **limit)
     assert upscaler.by_time and upscaler.shares_price
     with upscaler.together(images, weigh):
         expected, plans = upscaler.price, [upscaler.plan(image).classes for image in images]
     looked = [(image.height, image.width, upscaler.predict(image).errors) for image in images]
-    price = cluster.agreed(orders, looked)
-    assert price == cluster.Price(expected, speed)
-    assert cluster.agreed(orders, []) == cluster.Price(None, speed)
+    assert cluster.speed_of(orders) == speed
+    parts = [cluster.Weighing(orders, cluster.Price(None, speed), part) for part in (looked[::2], looked[1::2])]
+    together = sum(part.limit() for part in parts)
+    found = upscaler.price_within(together, lambda price: sum(part.sum_at(price) for part in parts))
+    assert found == pytest.approx(expected)
+    price = cluster.Price(found, speed)
     monkeypatch.setattr('cdnsr_basicsr.inference.tile_upscaler.measured_speed', None)  # nothing is measured again
     engine = cluster.upscaler_of(orders, price)
     for image, classes in zip(images, plans):
