@@ -34,13 +34,14 @@ class Deadly(nn.Module):
 
     def __init__(self, upscale=2):
         super().__init__()
-        self.upscale, self.conv = upscale, nn.Conv2d(3, 3, 3, padding=1)
+        self.upscale = upscale
+        self.convs = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 48), (48, 48), (48, 3))))
 
     def forward(self, x):
         colour = (255 * x.amax((0, 2, 3))).round().tolist()
         if colour == {list(DEADLY)} and colour == (255 * x.amin((0, 2, 3))).round().tolist():
             os.kill(os.getpid(), signal.SIGKILL)
-        return F.interpolate(self.conv(x), scale_factor=2)
+        return F.interpolate(self.convs(x), scale_factor=2)
 
 def register():
     if 'Deadly' not in ARCH_REGISTRY:
@@ -90,7 +91,7 @@ def start(*arguments, **kwargs):
 
 def run(*arguments, code=0, **kwargs):
     process = start(*arguments, **kwargs)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=500)
     assert process.returncode == code, output + errors
     assert 'Traceback' not in errors
     return output, errors
@@ -153,7 +154,7 @@ def test_an_engine_that_is_killed_loses_nothing(work):
         assert process.poll() is None and time.monotonic() < begin + 200
         time.sleep(0.2)
     os.kill(engines_of(process)[0], signal.SIGKILL)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=500)
     seconds = time.monotonic() - begin
     assert process.returncode == 1
     print(f'{seconds:.0f} s for 2000 pictures with an engine killed')
@@ -192,14 +193,14 @@ def test_uris_one_price_and_a_picture_that_kills_every_engine(work):
     subprocess.run([sys.executable, '-c', program], env=dict(ENV, PYTHONPATH=path), check=True)
 
     for number in range(12):
-        draw(f'in/{"ab"[number % 2]}/{number}.png', 30 + 3 * number, 70, number, number / 12)
+        draw(f'in/{"ab"[number % 2]}/{number}.png', 20 + 3 * number, 40, number, number / 12)
     Path('in/a/.hidden.png').write_text('no picture')
     Path('in/broken.png').write_text('no picture')
     uri = f'file://{work}'
     arguments = ('-m', 'net.pth', '--budget', 0.6, '--cost', 'macs', '--patch-size', 16, '--map', '--suffix', '_2')
     plain = run(*arguments, '-i', 'in', '-o', 'plain', code=1, PYTHONPATH=path)[0]
     cost = float(re.search(r'cost ([\d.]+)', plain)[1])
-    assert 0.58 < cost <= 0.6
+    assert 0.5 < cost <= 0.6
     cv2.imwrite('in/deadly.png', np.full((40, 40, 3), DEADLY[::-1], np.uint8))
     output, errors = run(*arguments, '-i', f'{uri}/in/', '-o', f'{uri}/new/out', '--ray', code=1, PYTHONPATH=path)
     assert output.startswith(f'Upscaled 12 pictures x2 to {uri}/new/out: ')
