@@ -15,6 +15,8 @@ LINTERS = [
 ]
 TESTS = ['pypng>=0.20220715', 'pytest>=7.0', 'pytest-xdist>=3.5', 'playwright>=1.40']
 DEMO = ['gradio>=6.31; python_version>="3.10"']  # the page of basicsr demo
+# upscaling on many machines
+RAY = [f'{package}; python_version>="3.10"' for package in ('ray[data]>=2.51', 'pyarrow>=17.0', 'fsspec>=2024.6')]
 FORMATS = ['pillow-heif>=1.1', 'pillow-jxl-plugin>=1.3.4']  # HEIC and JPEG XL
 
 
@@ -60,12 +62,13 @@ setup(
         # then the tensorboard command stops with "Duplicate plugins for name projector".
     ],
     extras_require={
-        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *DEMO, *FORMATS, *ONNX, *OPENVINO, *SPANDREL],
+        'dev': [*LINTERS, 'pre-commit>=3.5', *TESTS, *DEMO, *FORMATS, *ONNX, *OPENVINO, *RAY, *SPANDREL],
         'demo': DEMO,
         'docs': ['mkdocs-material>=9.6'],  # of mkdocs.yml
         'formats': FORMATS,
         'onnx': ONNX,
         'openvino': OPENVINO,
+        'ray': RAY,
         'spandrel': SPANDREL,
     },
     entry_points={

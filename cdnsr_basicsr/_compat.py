@@ -197,6 +197,21 @@ def _share_gpus() -> bool:
     return len(set(taken)) < len(taken)
 
 
+def _store_of_a_restart() -> dict[str, Any]:
+    """What init_process_group needs where torchrun has started a run again on one machine: a part of the store that is
+    new. The store has outlived the run (torch 2.14 and others), and with it the addresses of processes that are gone.
+
+    On several machines, which do not count restarts alike, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
+    """
+    from torch.distributed import PrefixStore, TCPStore
+    count, shared = (os.environ.get(f'TORCHELASTIC_{name}') for name in ('RESTART_COUNT', 'USE_AGENT_STORE'))
+    if count in (None, '0') or shared != 'True' or os.environ.get('GROUP_WORLD_SIZE') != '1':
+        return {}
+    store = TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False)
+    rank, processes = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    return dict(store=PrefixStore(f'restart {count}', store), rank=rank, world_size=processes)
+
+
 @_around
 def _init_dist_anywhere(original: Callable, launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
     """Starts distributed training with gloo where there is no GPU, and beside NCCL, BasicSR's choice, where there is
@@ -209,6 +224,8 @@ def _init_dist_anywhere(original: Callable, launcher: str, backend: str = 'nccl'
         raise OptionError('--launcher slurm', 'SLURM_NODELIST is unset or not a list of host names')
     if launcher == 'pytorch' and 'RANK' not in os.environ:
         raise OptionError('--launcher pytorch', 'start it with torchrun --nproc_per_node=N -m cdnsr_basicsr ...')
+    if launcher == 'pytorch':
+        kwargs = {**kwargs, **_store_of_a_restart()}
     gpus = torch.cuda.device_count()
     processes = int(os.environ.get('LOCAL_WORLD_SIZE' if launcher == 'pytorch' else 'SLURM_NTASKS_PER_NODE') or 1)
     if gpus > 0:

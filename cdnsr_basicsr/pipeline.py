@@ -71,7 +71,7 @@ def run_pipeline(args: Namespace) -> int:
             missing = check_model_of_cdnsr(opt, is_train)
             if missing and is_first_process():
                 print(f'basicsr: warning: {missing}', file=sys.stderr)
-            if not args.auto_resume:  # what goes on from a training state needs no networks to start from
+            if not (args.auto_resume or ranks.restarted):  # else no networks are needed to start from
                 from .checkpoint import check_pretrained
                 check_pretrained(opt['path'])
             check_data(opt)
@@ -187,6 +187,7 @@ class _Run:
 
         def load_resume_state(opt: dict) -> Optional[dict]:
             run._begin(opt, opt['path']['experiments_root'])
+            opt['auto_resume'] = opt['auto_resume'] or run.ranks.restarted
             state = resume(opt)
             if state is not None:
                 run.start_epoch, run.current_iter = state['epoch'], state['iter']

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import time
+import uuid
 from datetime import timedelta
 from typing import Any, NoReturn, Optional
 
@@ -28,10 +29,12 @@ class RankWatch:
 
     Attributes:
         iteration: That this process has begun.
+        restarted: Whether torchrun has started this run again; known of all processes from `start` on.
     """
 
     def __init__(self) -> None:
         self.rank, self.world_size, self.iteration = 0, 1, 0
+        self.restarted, self.attempt = was_restarted(), ''
         self.store: Any = None
         self.silence = read_silence()
         self.interval = self.silence / BEATS
@@ -59,7 +62,11 @@ class RankWatch:
         """Begins to watch; called when torch.distributed is initialised."""
         if world_size == 1:
             return
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore, all_gather_object
+        # each machine's torchrun counts by itself what it has started again, and the store may be that of the last time
+        told: list[Any] = [None] * world_size
+        all_gather_object(told, (self.restarted, uuid.uuid4().hex))
+        self.restarted, self.attempt = any(restarted for restarted, _ in told), told[0][1]
         address, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
         # a connection of its own: torch's blocks while one of its threads waits
         self.store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=self.silence))
@@ -148,13 +155,18 @@ class RankWatch:
                 'killed or stopped, or its machine is lost')
 
     def _key(self, rank: int) -> str:
-        return f"basicsr/rank_watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{rank}"
+        return f'basicsr/rank_watch/{self.attempt}/{rank}'
 
 
 def _end(message: str) -> NoReturn:
     print(f'basicsr: error: {message}', file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
+
+
+def was_restarted() -> bool:
+    """Whether torchrun has started this process again after one was lost (--max-restarts)."""
+    return os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'
 
 
 def read_silence() -> float:

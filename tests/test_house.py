@@ -38,6 +38,7 @@ ALLOWED = {
     'evaluation': {'data', 'inference', 'options'},
     'inference': {'complexity', 'decoding', 'files', 'machine', 'memory', 'options', 'settings'},
     'settings': {'options'},
+    'cluster': {'files', 'inference', 'loading', 'options', 'settings'},
     'loading': {'__init__', 'calibration', 'conversion', 'export', 'inference', 'memory', 'options', 'settings'},
     'benchmark': {
         '__init__', 'archs', 'calibration', 'complexity', 'conversion', 'evaluation', 'export', 'files', 'inference',
@@ -55,9 +56,9 @@ ALLOWED = {
     'spandrel_support': {'__init__', 'checkpoint', 'inference'},
     'pipeline': {'__init__', 'checkpoint', 'data', 'files', 'memory', 'options', 'ranks'},
     'cli': {
-        '__init__', 'archs', 'benchmark', 'calibration', 'checkpoint', 'conversion', 'data', 'demo', 'environment',
-        'export', 'files', 'inference', 'loading', 'memory', 'options', 'pipeline', 'router', 'routing', 'settings',
-        'zoo'
+        '__init__', 'archs', 'benchmark', 'calibration', 'checkpoint', 'cluster', 'conversion', 'data', 'demo',
+        'environment', 'export', 'files', 'inference', 'loading', 'memory', 'options', 'pipeline', 'router', 'routing',
+        'settings', 'zoo'
     },
 }
 
@@ -126,7 +127,7 @@ def test_tests_of_archs_could_go_upstream(path):
 
 def test_every_import_is_a_declared_dependency():
     needed = (ROOT / 'setup.py').read_text().split('extras_require')[0]  # and what export and its runtimes need
-    declared = set(re.findall(r"'([a-z-]+)>=", needed))
+    declared = set(re.findall(r"'([a-z-]+)(?:\[[a-z]+\])?>=", needed))
     names = {'yaml': 'pyyaml', 'cv2': 'opencv-python', 'PIL': 'pillow'}
     used = {name for path in PACKAGE.rglob('*.py') for name in imports_of(path)[1]}
     installed = {names.get(name, name) for name in used - {PACKAGE.name} if not is_standard(name)}

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Sequence
 
 from ..options import OptionError
@@ -187,7 +188,7 @@ def say_what_is_missing(folder: str, notes: Sequence[tuple[str, str]], left_out:
         print(f'Read in part: {path}: {note}.')
     endings: dict[str, list[str]] = {}
     for path in left_out:
-        endings.setdefault(path.suffix or 'no extension', []).append(os.path.relpath(path, folder))
+        endings.setdefault(Path(path).suffix or 'no extension', []).append(os.path.relpath(path, folder))
     for ending, names in sorted(endings.items()):
         print(f'Skipped, not an image format: {ending}: {", ".join(names)}')
 

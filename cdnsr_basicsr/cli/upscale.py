@@ -73,6 +73,13 @@ def add_parser(commands: arguments.Commands) -> None:
         help='format of the results: png, tif, jpg or webp (default: tif for TIFF, otherwise png)')
     command.add_argument(
         '--shard', metavar='I/N', help='process the I-th of N parts of a folder (torchrun: one part per process)')
+    command.add_argument(
+        '--ray',
+        nargs='?',
+        const='local',
+        metavar='ADDRESS',
+        help='upscale on all machines of a Ray cluster, one engine per GPU, or per OMP_NUM_THREADS cores (default: 1); '
+        'auto: one that runs here; without ADDRESS: on this machine. -i and -o may be URIs, such as s3://bucket/folder')
     arguments.add_max_megapixels(command)
     command.add_argument(
         '--strip-metadata', action='store_true', help='drop EXIF and XMP from the results; the colour profile is kept')
@@ -87,14 +94,24 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
             raise OptionError(flag, 'expected a path, but got nothing')
     with arguments.said_by_flags(suffix='--suffix', ext='--ext', shard='--shard', map='--map', weigh='--weigh'):
         settings = arguments.settings_of(args)
-        from ..inference.upscale import check_naming, parse_shard
+        from ..inference.upscale import check_naming, is_uri, parse_shard
         from ..loading import upscaler_for
         check_naming(args.suffix, args.ext)
-        parse_shard(args.shard)
-        upscaler = upscaler_for(settings)
-        named = ('suffix', 'ext', 'map', 'overwrite', 'shard', 'max_megapixels', 'strip_metadata', 'per_picture',
-                 'weigh')
-        done = upscaler.upscale_folder(args.input, args.output, **{name: getattr(args, name) for name in named})
+        shards = parse_shard(args.shard)[1]
+        named = ('suffix', 'ext', 'map', 'overwrite', 'max_megapixels', 'strip_metadata', 'per_picture', 'weigh')
+        how = {name: getattr(args, name) for name in named}
+        if args.ray:
+            if args.shard or shards > 1:
+                given = '--shard' if args.shard else 'torchrun (RANK, WORLD_SIZE)'
+                raise OptionError('--ray', f'cannot be combined with {given}: the engines share all images')
+            from ..cluster import upscale_on_cluster
+            upscaler, done = upscale_on_cluster(settings, args.input, args.output, args.ray, **how)
+        else:
+            for flag, name in (('-i', args.input), ('-o', args.output)):
+                if is_uri(name):
+                    raise OptionError(f'{flag} {name}', 'is a URI, which requires --ray')
+            upscaler = upscaler_for(settings)
+            done = upscaler.upscale_folder(args.input, args.output, shard=args.shard, **how)
     routed = upscaler.routed and done.done > 0
     shares = [100 * number / sum(done.counts) for number in done.counts] if routed else []
     text = (f'Upscaled {done.done} image{"s" * (done.done != 1)} x{upscaler.scale} to {args.output}: '
@@ -117,7 +134,7 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
             present=done.present,
             failed=arguments.reasons(done.failed),
             notes=[dict(path=path, note=note) for path, note in done.notes],
-            left_out=[str(path) for path in done.left_out],
+            left_out=done.left_out,
             megapixels=done.megapixels,
             seconds=done.seconds,
             cost=done.cost if routed else None,

@@ -277,7 +277,7 @@ class Session:
                 top, seconds = top + len(strip), time.perf_counter() - begin
 
             engine.watch = watch
-            result = result_path(source, source, folder, '', None)
+            result = folder / result_path(Path(source.name), '', None)
             result = writable_path(engine, picture, result, result.with_suffix('.tif'))
             plan, lost = write_upscaled(engine, picture, result, watch=keep, plan=plan)
             files.append(result)

@@ -177,7 +177,7 @@ def write_image(path: Union[str, Path],
         dtype: uint8 or uint16.
         strips: Blocks (rows, w, c) of that dtype, from top to bottom.
         icc_profile: Colour profile of the image.
-        exif, xmp: As in Picture; where they say a size, it becomes this one.
+        exif, xmp: As in Image; where they say a size, it becomes this one.
 
     Returns:
         What the file could not hold.

@@ -17,6 +17,7 @@ from .luma import from_luma, in_colours, to_gray, to_luma
 if TYPE_CHECKING:
     from .upscaler import Plan, Upscaler
 
+NO_ROWS = np.empty(0)
 CONVERTED_ROWS, CONVERTED_PIXELS = 256, 2**19  # of a strip, that become pixels at a time: small, for the cache
 CONVERTED_BYTES, COLOURED_BYTES = 48, 96  # that each of these takes meanwhile; where its colours are bicubic
 
@@ -213,11 +214,11 @@ def upscaled_strips(upscaler: Upscaler,
 
 def side_by_side(*images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """The channels of images of one size together. Their strips need not have the same rows."""
-    strips = [next(image, None) for image in images]
-    while all(strip is not None and len(strip) for strip in strips):
+    strips: list[np.ndarray] = [next(image, NO_ROWS) for image in images]
+    while all(len(strip) for strip in strips):
         rows = min(len(strip) for strip in strips)
         yield np.concatenate([strip[:rows] for strip in strips], axis=2)
-        strips = [strip[rows:] if len(strip) > rows else next(image, None) for strip, image in zip(strips, images)]
+        strips = [strip[rows:] if len(strip) > rows else next(image, NO_ROWS) for strip, image in zip(strips, images)]
 
 
 def color_rows(upscaler: Upscaler, pixels: np.ndarray) -> PictureRows:

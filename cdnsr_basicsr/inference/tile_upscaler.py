@@ -242,6 +242,10 @@ class TileUpscaler(Upscaler):
         return any(limit is not None for limit in limits)
 
     @property
+    def shares_price(self) -> bool:
+        return self.limited and self.predicts
+
+    @property
     def limited_by_errors(self) -> bool:
         """Whether that is a limit to errors, which as little as possible is spent to keep to."""
         return self.max_loss is not None or self.fidelity is not None
@@ -524,44 +528,52 @@ class TileUpscaler(Upscaler):
             images, weigh: See there.
             errors: Of the tiles of each image, instead of the predicted ones; see `plan`.
         """
-        if not (self.limited and self.predicts):
+        if not self.shares_price:
             yield
             return
         self._update()
-        self.exact, self.weigh = None, weigh  # a copy of this has no price yet
+        self.weigh = weigh
         known: Iterable[Optional[torch.Tensor]] = itertools.repeat(None) if errors is None else errors
         looks = [self._look(image, True, errors_of) for image, errors_of in zip(images, known)]
-        self.price = self._common_price(looks)
+        self.fix_price(self._common_price(looks), weigh)
         try:
             yield
         finally:
-            self.exact = self.price = None
-            self.weigh = 'pixels'
+            self.fix_price(None)
+
+    def fix_price(self, price: Optional[float], weigh: str = 'pixels') -> None:
+        """Takes a price for all further images, as `together` finds one; None: each keeps to a limit by itself."""
+        self.exact, self.price, self.weigh = None, price, weigh  # a copy of this has no price yet
 
     def _common_price(self, looks: Sequence[Look]) -> float:
         """The price at which images together keep to the limit, and lose or cost no more than that needs."""
+        return self.price_within(self.limit_of(looks), lambda price: self.sum_at(price, looks))
+
+    def looks_of(self, images: Iterable[Rows], errors: Iterable[torch.Tensor]) -> list[Look]:
+        """What is to be decided of images of known errors, which need no rows; for `limit_of` and `sum_at`."""
+        self._update()
+        return [self._look(image, True, errors_of) for image, errors_of in zip(images, errors)]
+
+    def limit_of(self, looks: Sequence[Look]) -> float:
+        """What images may cost, or lose, together: the sum of what parts of them may."""
         if not self.limited_by_errors:
-            limit = sum(self._limit(look.tiling) for look in looks)
-
-            def spends_more(price: float) -> bool:
-                return sum(self._cost(look, self._at(price, look)) for look in looks) > limit
-
-            return turning_price(spends_more, LOWEST_PRICE, HIGHEST_PRICE)[1]
-
-        shares = [look.weight * look.tiling.height * look.tiling.width / len(look.tiling) for look in looks]
-        errors = [look.errors.flatten(0, 1).clamp(min=0) for look in looks]
-        margin = self.margin
+            return sum(self._limit(look.tiling) for look in looks)
         if self.max_loss is not None:
-            least = sum(share * float(e[:, self.hardest].sum()) for share, e in zip(shares, errors))
-            most = least * 10**(self.max_loss / margin / 10)
-        else:
-            most = sum(share * len(e) for share, e in zip(shares, errors)) * square_of(self.fidelity) / margin
+            least = sum(_share(look) * float(_flat(look)[:, self.hardest].sum()) for look in looks)
+            return least * 10**(self.max_loss / self.margin / 10)
+        return sum(_share(look) * len(look.tiling) for look in looks) * square_of(self.fidelity) / self.margin
 
-        def loses_less(price: float) -> bool:
-            classes = [self._at(price, look)[:, None] for look in looks]
-            return sum(share * float(e.gather(1, c).sum()) for share, e, c in zip(shares, errors, classes)) <= most
+    def sum_at(self, price: float, looks: Sequence[Look]) -> float:
+        """What images cost, or lose, together at a price."""
+        if not self.limited_by_errors:
+            return sum(self._cost(look, self._at(price, look)) for look in looks)
+        return sum(_share(look) * float(_flat(look).gather(1, self._at(price, look)[:, None]).sum()) for look in looks)
 
-        return turning_price(loses_less, LOWEST_PRICE, HIGHEST_PRICE)[0]
+    def price_within(self, limit: float, sum_at: Callable[[float], float]) -> float:
+        """The price at which a sum keeps to a limit as closely as it can."""
+        if self.limited_by_errors:
+            return turning_price(lambda price: sum_at(price) <= limit, LOWEST_PRICE, HIGHEST_PRICE)[0]
+        return turning_price(lambda price: sum_at(price) > limit, LOWEST_PRICE, HIGHEST_PRICE)[1]
 
     def _cost(self, look: Look, classes: torch.Tensor) -> float:
         """What an image costs, in the unit of part_costs."""
@@ -753,6 +765,16 @@ class TileUpscaler(Upscaler):
                                                         (x.start - x.first) * scale:(x.end - x.first) * scale]
             del part
         return whole
+
+
+def _share(look: Look) -> float:
+    """What a squared error of a tile counts."""
+    return look.weight * look.tiling.height * look.tiling.width / len(look.tiling)
+
+
+def _flat(look: Look) -> torch.Tensor:
+    """Predicted errors of the tiles, of shape (n, M)."""
+    return look.errors.flatten(0, 1).clamp(min=0)
 
 
 def square_of(psnr: Optional[float]) -> float:

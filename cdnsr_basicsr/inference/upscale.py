@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import numpy as np
 import os
+import re
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tqdm import tqdm
-from typing import Callable, Iterator, NamedTuple, Optional, Sequence, Union
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, Union
 
 from ..decoding.process import Picture
 from ..files import replace_when_done
@@ -18,6 +19,7 @@ from .difficulty_map import map_bytes, save_difficulty_map
 from .image_io import (
     EXTENSIONS,
     MAX_SIDES,
+    TIFF,
     Found,
     ImageError,
     bytes_to_write,
@@ -57,9 +59,59 @@ class Summary(NamedTuple):
     cost: float
     counts: list[int]
     notes: list[tuple[str, str]]
-    left_out: list[Path]
+    left_out: list[str]
     promised: Optional[int] = None
     peak: Optional[int] = None
+
+
+class Handling(NamedTuple):
+    """How images are processed; see `upscale_files`."""
+    map: bool = False
+    overwrite: bool = False
+    max_megapixels: float = MAX_MEGAPIXELS
+    strip_metadata: bool = False
+
+
+class Job(NamedTuple):
+    """A image, and where its result goes.
+
+    Attributes:
+        source: The picture.
+        result: Its result.
+        large: Its result if the format of `result` cannot hold it.
+        present: Whether `result` exists and is kept.
+        large_present: Whether `large` is.
+        refused: Why the image cannot be done; empty otherwise.
+    """
+    source: str
+    result: str
+    large: str
+    present: bool = False
+    large_present: bool = False
+    refused: str = ''
+
+
+class Outcome(NamedTuple):
+    """What has become of a image: it was done, has failed, or already had a result.
+
+    Attributes:
+        source: The picture.
+        failed: Why it has failed; empty otherwise.
+        done: Whether its result was written.
+        pixels: Of the result.
+        spent: Cost of it, times its pixels.
+        counts: Tiles, or pixels of the result, of each class.
+        seconds: Spent on it, reading and writing included.
+        notes: What was not done of it.
+    """
+    source: str
+    failed: str = ''
+    done: bool = False
+    pixels: int = 0
+    spent: float = 0.
+    counts: Sequence[int] = ()
+    seconds: float = 0.
+    notes: tuple[str, ...] = ()
 
 
 def find_images(path: Path, output: Path, suffix: str) -> Found:
@@ -82,19 +134,24 @@ def find_images(path: Path, output: Path, suffix: str) -> Found:
     return Found(images, others, found.closed)
 
 
-def result_path(source: Path, root: Path, output: Path, suffix: str, extension: Optional[str]) -> Path:
-    """Path of a result: subfolders of the input folder are kept; TIFF stays TIFF, every other format becomes PNG.
+def result_path(name: Path, suffix: str, extension: Optional[str]) -> Path:
+    """Where the result of a image goes, below the output folder, by its name below the input folder; TIFF stays TIFF,
+    all else becomes PNG.
 
     What is too large for PNG becomes TIFF too; that is seen when the image has been read.
     """
-    folder = output / source.relative_to(root).parent if root.is_dir() else output
-    kept = source.suffix if source.suffix.lower() in ('.tif', '.tiff') else '.png'
-    return folder / f'{source.stem}{suffix}{extension or kept}'
+    kept = name.suffix if name.suffix.lower() in TIFF else '.png'
+    return name.with_name(f'{name.stem}{suffix}{extension or kept}')
 
 
 def map_path(result: Path) -> Path:
     """Path of the difficulty map of a result."""
     return result.with_name(f'{result.stem}_map.png')
+
+
+def is_uri(name: str) -> bool:
+    """Whether a name is a URI, like s3://bucket/folder, and no path."""
+    return re.match(r'[a-z][a-z0-9+.:-]*://', name, re.I) is not None
 
 
 def check_naming(suffix: str, ext: Optional[str]) -> Optional[str]:
@@ -168,80 +225,169 @@ def upscale_files(upscaler: Upscaler,
     """
     extension, (part, parts) = check_naming(suffix, ext), parse_shard(shard)
     check_choice(weigh, 'weigh', WEIGHED)
+    handling = Handling(map, overwrite, max_megapixels, strip_metadata)
+    check_map(upscaler, map)
+    names, others, closed = named_images(source, output, suffix, extension)
+    place, folder = Path(source), Path(output)
+    place = place if place.is_dir() else place.parent
+    first = part == 1  # what concerns the whole folder is said once
+    jobs = list_jobs(names, str(place), str(folder), suffix, extension, handling, os.path.exists, (part, parts))
+
+    def outcomes() -> Iterator[Outcome]:
+        alone = per_picture or len(names) == 1
+        with ExitStack() as stack:
+            for job in jobs:
+                if not (alone or job.present or job.refused):  # now, for there is something to do
+                    looked_at = _looked_at(upscaler, [place / name for name in names], max_megapixels)
+                    stack.enter_context(upscaler.together(looked_at, weigh))
+                    alone = True
+                yield outcome_of(upscaler, job, handling, len(names) == 1)
+
+    failed = [Outcome(path, f'cannot be listed: {reason}') for path, reason in closed if first]
+    return summary_of(upscaler, outcomes(), len(range(part - 1, len(names), parts)), failed, others if first else [])
+
+
+def check_map(upscaler: Upscaler, map: bool) -> None:
+    """Refuses maps of a network without classes."""
     if map and not upscaler.routed:
         raise OptionError('map=True', 'needs a network that routes, CDNSR or PCSR')
+
+
+def named_images(source: Union[str, Path], output: Union[str, Path], suffix: str,
+                 extension: Optional[str]) -> tuple[list[Path], list[str], list[tuple[str, str]]]:
+    """What is to be upscaled of a file or folder, once the folder for the results has been made.
+
+    Returns:
+        Names of the images below `source`, or of the file; files that are no images by their endings; folders that
+        cannot be read, and why.
+    """
     root, folder = Path(source), Path(output)
     if not root.exists():
         raise FileNotFoundError(f'{source}: no such file or folder')
-    place = folder if root.is_dir() else result_path(root, root, folder, suffix, extension)
+    place = folder if root.is_dir() else folder / result_path(Path(root.name), suffix, extension)
     if not suffix and place.resolve() == root.resolve():
         raise FileExistsError(f'{output}: the results would replace the images; use another folder or --suffix')
     sources, others, closed = find_images(root, folder, suffix)
     if not sources and not closed:
-        raise FileNotFoundError(f'{source}: contains no image ({", ".join(EXTENSIONS)})')
+        raise no_pictures(source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f'{output}: the folder for the results cannot be created: {error.strerror}') from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f'{output}: the folder for the results is not writable')
+    top = root if root.is_dir() else root.parent
+    return ([path.relative_to(top) for path in sources], [str(path) for path in others], [(str(path), reason)
+                                                                                          for path, reason in closed])
 
+
+def no_pictures(source: Union[str, Path]) -> FileNotFoundError:
+    """The error of a folder without pictures."""
+    return FileNotFoundError(f'{source}: contains no image ({", ".join(EXTENSIONS)})')
+
+
+def list_jobs(names: Sequence[Path],
+              root: str,
+              folder: str,
+              suffix: str,
+              extension: Optional[str],
+              handling: Handling,
+              exists: Callable[[str], bool],
+              shard: tuple[int, int] = (1, 1)) -> Iterator[Job]:
+    """What is to be done with each image, in the order of their names.
+
+    Args:
+        names: Of the images below `root`.
+        root, folder: Folder of the images, and of the results, or their URIs.
+        suffix, extension: Of the results; the extension with its dot.
+        handling: What is done with the pictures.
+        exists: Whether there is a file of a name; asked when the job's turn comes.
+        shard: The part of all images, from 1 on, and the number of parts.
+    """
     owners: dict[Path, Path] = {}  # of two images whose results would have one name, the first
-    for path in sources:
-        result = result_path(path, root, folder, suffix, extension)
-        for name in (result, map_path(result)) if map else (result, ):
-            owners.setdefault(name, path)
-    done = present = 0
-    first = part == 1  # what concerns the whole folder is said once
-    failed = [(str(path), f'cannot be listed: {reason}') for path, reason in closed if first]
+    for name in names:
+        result = result_path(name, suffix, extension)
+        for path in (result, map_path(result)) if handling.map else (result, ):
+            owners.setdefault(path, name)
+    root, folder = ('' if place == os.curdir else place for place in (root, folder))
+    for name in names[shard[0] - 1::shard[1]]:
+        source, result = os.path.join(root, name), result_path(name, suffix, extension)
+        large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
+        large = large if owners.get(large, name) == name else result
+        target, refused = os.path.join(folder, result), ''
+        for path in (result, map_path(result)) if handling.map else (result, ):
+            if owners[path] != name and not refused:
+                refused = (f'its result would be {os.path.join(folder, path)}, as that of {owners[path].name}; rename '
+                           'one of the two')
+        kept = not (handling.overwrite or refused)
+        other = os.path.join(folder, large)
+        yield Job(source, target, other, kept and exists(target), kept and large != result and exists(other), refused)
+
+
+def outcome_of(upscaler: Upscaler, job: Job, handling: Handling, single: bool = False) -> Outcome:
+    """Does a job, if it has to be done; an image that fails is no error.
+
+    Args:
+        upscaler: The engine.
+        job: The job.
+        handling: How images are processed.
+        single: Whether there is no other job; then memory that does not suffice is an error.
+    """
+    if job.refused or job.present:
+        return Outcome(job.source, job.refused)
+    start = time.perf_counter()
+    try:
+        Path(job.result).parent.mkdir(parents=True, exist_ok=True)
+        done = _upscale_file(upscaler, job, handling)
+    except ShortOfMemory as error:
+        if single and upscaler.promise is not None:
+            raise OptionError(f'memory={mib(upscaler.promise.limit)}', f'{job.source} {error}') from error
+        return Outcome(job.source, str(error))
+    # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
+    except (ImageError, OSError, RuntimeError, MemoryError) as error:
+        return Outcome(job.source, ' '.join(str(error).split()).removeprefix(f'{job.source}: '))
+    if done is None:
+        return Outcome(job.source)
+    plan, notes = done
+    height, width = upscaler.size_of(*plan.size)
+    pixels, seconds = height * width, time.perf_counter() - start
+    return Outcome(job.source, '', True, pixels, plan.cost * pixels, plan.counts, seconds, notes)
+
+
+def summary_of(upscaler: Upscaler, outcomes: Iterable[Outcome], total: int, failed: Sequence[Outcome],
+               left_out: list[str]) -> Summary:
+    """Sums up what becomes of images, as it comes, under a bar.
+
+    Args:
+        upscaler: The engine.
+        outcomes: Of all pictures.
+        total: Number of these.
+        failed: Further ones.
+        left_out: See Summary.
+    """
+    done, present, result_pixels, spent, busy = 0, 0, 0, 0., 0.
+    counts, failures = [0] * upscaler.num_classes, [(outcome.source, outcome.failed) for outcome in failed]
     notes: list[tuple[str, str]] = []
-    begin, result_pixels, spent, counts = time.perf_counter(), 0, 0., [0] * upscaler.num_classes
-    busy = 0.  # seconds, without those in which the folder is looked at
-    alone = per_picture or len(sources) == 1
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(sources[part - 1::parts], 'upscale', disable=None, bar_format=BAR))
-        for path in bar:
-            result = result_path(path, root, folder, suffix, extension)
-            large = result.with_suffix('.tif') if extension is None and result.suffix == '.png' else result
-            try:
-                for name in (result, map_path(result)) if map else (result, ):
-                    if owners[name] != path:
-                        raise ImageError(
-                            f'{path}: its result would be {name}, as that of {owners[name].name}; rename one of them')
-                plan = None
-                if overwrite or not result.exists():
-                    result.parent.mkdir(parents=True, exist_ok=True)
-                    large = large if owners.get(large, path) == path else result
-                    if not alone:  # now, for there is something to do
-                        stack.enter_context(upscaler.together(_looked_at(upscaler, sources, max_megapixels), weigh))
-                        alone = True
-                    start = time.perf_counter()
-                    plan = _upscale_file(upscaler, path, result, large, map, overwrite, max_megapixels, strip_metadata,
-                                         notes)
-                    busy += time.perf_counter() - start
-            except ShortOfMemory as error:
-                if len(sources) == 1 and upscaler.promise is not None:  # nothing at all is done
-                    raise OptionError(f'memory={mib(upscaler.promise.limit)}', f'{path} {error}') from error
-                failed.append((str(path), str(error)))
-                continue
-            # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
-            except (ImageError, OSError, RuntimeError, MemoryError) as error:
-                failed.append((str(path), ' '.join(str(error).split()).removeprefix(f'{path}: ')))
-                continue
-            if plan is None:
+    begin = time.perf_counter()
+    with tqdm(total=total, desc='upscale', disable=None, bar_format=BAR) as bar:
+        for outcome in outcomes:
+            notes += [(outcome.source, note) for note in outcome.notes]
+            if outcome.failed:
+                failures.append((outcome.source, outcome.failed))
+            elif not outcome.done:
                 present += 1
-                continue
-            done += 1
-            height, width = upscaler.size_of(*plan.size)
-            result_pixels += height * width
-            spent += plan.cost * height * width
-            counts = [total + more for total, more in zip(counts, plan.counts)]
-            bar.set_postfix_str(progress(upscaler, result_pixels / 1e6, busy, counts), refresh=False)
+            else:
+                done += 1
+                result_pixels += outcome.pixels
+                spent += outcome.spent
+                busy += outcome.seconds
+                counts = [number + more for number, more in zip(counts, outcome.counts)]
+                bar.set_postfix_str(progress(upscaler, result_pixels / 1e6, busy, counts), refresh=False)
+            bar.update()
     seconds = time.perf_counter() - begin
     cost = spent / max(result_pixels, 1)
     memory = (None, None) if upscaler.promise is None else (upscaler.promise.limit, upscaler.promise.memory.peak())
-    left_out = others if first else []
-    return Summary(done, present, failed, result_pixels / 1e6, seconds, cost, counts, notes, left_out, *memory)
+    return Summary(done, present, failures, result_pixels / 1e6, seconds, cost, counts, notes, left_out, *memory)
 
 
 def progress(upscaler: Upscaler, megapixels: float, seconds: float, counts: Sequence[int]) -> str:
@@ -260,29 +406,27 @@ def _looked_at(upscaler: Upscaler, sources: Sequence[Path], max_megapixels: floa
             yield from planned_rows(upscaler, read_image(path, max_megapixels, upscaler.promise_of_host).pixels)
 
 
-def _upscale_file(upscaler: Upscaler, path: Path, result: Path, large: Path, save_map: bool, overwrite: bool,
-                  max_megapixels: float, strip_metadata: bool, notes: list[tuple[str, str]]) -> Optional[Plan]:
-    """Upscales one image to `result`, or to `large` if the format of `result` cannot store it.
-
-    What is not done of it is added to `notes`.
+def _upscale_file(upscaler: Upscaler, job: Job, handling: Handling) -> Optional[tuple[Plan, tuple[str, ...]]]:
+    """Upscales one picture.
 
     Returns:
-        What was run; None if `large` is wanted and already exists.
+        What was run, and what was not done of the image; None if `large` is wanted and already exists.
     """
-    picture = read_image(path, max_megapixels, upscaler.promise_of_host)
+    source = Path(job.source)
+    picture = read_image(source, handling.max_megapixels, upscaler.promise_of_host)
+    result, large = Path(job.result), Path(job.large)
     fitting = writable_path(upscaler, picture, result, large)
-    if fitting != result and fitting.exists() and not overwrite:
+    if fitting != result and job.large_present:
         return None
     rows = upscaler.size_of(*picture.pixels.shape[:2])[0]
 
     def write(engine: Upscaler) -> tuple[Plan, tuple[str, ...]]:
-        with tqdm(total=rows, desc=path.name, unit='row', leave=False, disable=None, delay=2) as bar:
-            return write_upscaled(engine, picture, fitting, save_map, strip_metadata,
+        with tqdm(total=rows, desc=source.name, unit='row', leave=False, disable=None, delay=2) as bar:
+            return write_upscaled(engine, picture, fitting, handling.map, handling.strip_metadata,
                                   lambda strip: bar.update(len(strip)))
 
     plan, lost = upscaler.in_precision(write)
-    notes.extend((str(path), note) for note in (*picture.notes, *lost))
-    return plan
+    return plan, (*picture.notes, *lost)
 
 
 def writable_path(upscaler: Upscaler, picture: Picture, result: Path, large: Path) -> Path:
@@ -312,7 +456,7 @@ def write_upscaled(upscaler: Upscaler,
 
     Args:
         upscaler: The engine.
-        picture: The result of `read_image`.
+        image: The result of `read_image`.
         result: The file.
         save_map, strip_metadata: See `upscale_files`.
         watch: Called with the strips of the result, each when it is written.

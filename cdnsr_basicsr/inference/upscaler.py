@@ -161,12 +161,12 @@ class Upscaler(ABC):
         if self.promise is not None and not self.promise.has_room(int(size)):
             raise self.promise.short_of(int(size), what)
 
-    def reserving(self, size: int) -> AbstractContextManager:
+    def reserving(self, size: int) -> AbstractContextManager[object]:
         """Context in which so many bytes, of the memory that images are read and written in, are not planned with."""
         promise = self.promise_of_host
         return nullcontext() if promise is None else promise.reserving(size)
 
-    def beside(self, images: int) -> AbstractContextManager:
+    def beside(self, images: int) -> AbstractContextManager[object]:
         """Context in which that many images are planned, to be upscaled side by side."""
         return nullcontext() if self.promise is None else self.promise.shared_by(images)
 
@@ -193,6 +193,11 @@ class Upscaler(ABC):
         other.exact, other.watch = None, lambda share: None
         other._take_limits(**limits)
         return other
+
+    @property
+    def shares_price(self) -> bool:
+        """Whether images that are upscaled `together` have one price."""
+        return False
 
     @abstractmethod
     def _take_limits(self,

@@ -1,5 +1,6 @@
 """Several processes: whatever starts them, and what becomes of the others when one is lost."""
 import copy
+import cv2
 import os
 import pytest
 import signal
@@ -11,7 +12,7 @@ import torch
 from pathlib import Path
 
 from cdnsr_basicsr.ranks import RankWatch
-from tests.helpers import ENV, ROOT, iterations
+from tests.helpers import ENV, ROOT, iterations, photograph
 
 pytestmark = pytest.mark.slow  # whole runs, in processes of their own
 
@@ -98,7 +99,11 @@ def test_no_thread_is_left_in_torch_when_python_shuts_down(monkeypatch):
         def check(self, keys):
             return False
 
+    def gather(told, mine):
+        told[:] = [mine, mine]
+
     monkeypatch.setattr(torch.distributed, 'TCPStore', Store)
+    monkeypatch.setattr(torch.distributed, 'all_gather_object', gather)
     for name, value in (('MASTER_ADDR', '127.0.0.1'), ('MASTER_PORT', '1'), ('BASICSR_RANK_TIMEOUT', '60')):
         monkeypatch.setenv(name, value)
     with RankWatch() as ranks:
@@ -199,3 +204,53 @@ def test_a_rank_that_ends_tells_the_others_why(work, opt, write):
     assert [process.returncode for process in processes] == [1, 2], first + second
     assert 'do not fill a batch of 2' in second.strip().splitlines()[-1]
     assert 'basicsr: error: rank 1 has ended: datasets.train: 36 images x ' in first
+
+
+@pytest.mark.parametrize('lost', [0, 1])
+def test_torchrun_starts_again_what_was_killed(work, opt, write, lost):
+    """Both processes go on from the newest state, without being told to, and end as if nothing had happened."""
+    for kind, side in (('gt', 32), ('lq', 8)):  # one patch: after a resume, an epoch begins again
+        Path(kind).mkdir()
+        cv2.imwrite(f'{kind}/0.png', photograph(side, side))
+    opt['datasets']['train'].update(dataroot_gt='gt', dataroot_lq='lq', io_backend=dict(type='disk'))
+    opt['datasets']['train'].update(use_hflip=False, use_rot=False, dataset_enlarge_ratio=400)
+    opt['train'].update(total_iter=60)
+    opt['train']['scheduler'].update(periods=[60])
+    opt['logger'].update(save_checkpoint_freq=10)
+    opt['val'].update(val_freq=1000)
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--max-restarts=1']
+    command = [*torchrun, '-m', 'cdnsr_basicsr', 'train', '--launcher', 'pytorch', '-opt']
+    undisturbed = start([*command, write(dict(opt, name='undisturbed'), 'undisturbed.yml')])
+    output, = outputs([undisturbed], timeout=240)
+    assert undisturbed.returncode == 0 and iterations(output) == list(range(1, 61)), output
+    process = start([*command, write(opt)])
+    states = work / 'experiments/tiny/training_states'
+    while process.poll() is None and not list(states.glob('[0-9]*.state')):
+        time.sleep(0.02)
+    os.kill(trainings_of(process)[lost], signal.SIGKILL)
+    output, = outputs([process], timeout=240)
+    assert process.returncode == 0, output
+    done = iterations(output)
+    again = max(i for i in range(1, len(done)) if done[i] <= done[i - 1])
+    assert done[again] > 10 and done[again] % 10 == 1 and done[again:] == list(range(done[again], 61)), output
+    assert sorted(path.name for path in (work / 'experiments').iterdir()) == ['tiny', 'undisturbed']
+    for iteration in (*range(10, 70, 10), 'latest'):
+        first, second = (
+            torch.load(work / f'experiments/{name}/models/net_g_{iteration}.pth', weights_only=True)
+            for name in ('tiny', 'undisturbed'))
+        for key in ('params', 'params_ema'):
+            assert all(torch.equal(value, second[key][name]) for name, value in first[key].items()), (iteration, key)
+
+
+def trainings_of(process):
+    """Process ids of the trainings that torchrun has started, by rank."""
+    found = {}
+    for entry in Path('/proc').glob('[0-9]*'):
+        try:
+            parent = int((entry / 'stat').read_text().rpartition(') ')[2].split()[1])
+            environment = (entry / 'environ').read_bytes().decode().split('\0')
+        except OSError:
+            continue
+        if parent == process.pid:
+            found.update((int(text[5:]), int(entry.name)) for text in environment if text.startswith('RANK='))
+    return found
