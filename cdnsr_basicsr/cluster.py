@@ -157,7 +157,8 @@ def upscale_on_cluster(settings: Settings,
                 looked = dict(tqdm(pool.run(Looking, price, jobs), 'checking', len(jobs), unit='image', disable=None))
             if isinstance(upscaler, TileUpscaler) and upscaler.routed:
                 price = pool.price(upscaler, [item for job in jobs for item in looked.get(job.source, [])])
-            yield from (outcome for _, outcome in pool.run(Upscaling, price, waiting))
+            for _, outcome in pool.run(Upscaling, price, waiting):
+                yield outcome._replace(seconds=outcome.seconds / engines)  # the bar shows the speed of all together
 
     with contextlib.closing(outcomes()) as run:
         return upscaler, summary_of(upscaler, run, len(jobs), failed, others)
