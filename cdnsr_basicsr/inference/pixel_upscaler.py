@@ -248,7 +248,7 @@ class PixelUpscaler(Upscaler):
 
             def margin_of(begin: int, end: int) -> torch.Tensor:
                 band, start, stop = grid.band(top + begin, top + end)
-                return cast(torch.Tensor, self.fast.margin(features[:, start - first:stop - first], band)[0].float())
+                return self.fast.margin(features[:, start - first:stop - first], band)[0].float()
 
             margin = torch.cat(list(self._in_parts('rows classified', margin_of, rows, most)))
             if self.budget is None:
