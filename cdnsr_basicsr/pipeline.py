@@ -128,6 +128,7 @@ def _run_processes(args: Namespace, processes: int) -> int:
     Returns:
         The exit code of the first process that failed, otherwise 0.
     """
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
     print(f'Starting a process for each of {processes} GPUs (num_gpu: 1 trains or tests on one).', flush=True)
@@ -139,7 +140,9 @@ def _run_processes(args: Namespace, processes: int) -> int:
     try:
         main(['--standalone', f'--nproc_per_node={processes}', *command])
     except ChildFailedError as error:  # which has said in one line what it failed of
-        return error.get_first_failure()[1].exitcode
+        return max(1, int(error.get_first_failure()[1].exitcode))
+    except SignalException as error:  # the processes have been ended
+        return 128 + int(error.sigval)
     return 0
 
 

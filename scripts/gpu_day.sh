@@ -22,8 +22,8 @@ go() {  # NAME SECONDS COMMAND...: runs a part, for so long at most
     timeout "$limit" "$@" > "$out/$name.log" 2>&1
     code=$?
     [ $code -eq 0 ] || failed=$((failed + 1))
-    printf '%-6s %-16s %4d s  %s\n' "$([ $code -eq 0 ] && echo ok || echo "rc $code")" "$name" $((SECONDS - begin)) "$*" |
-        tee -a "$out/summary.txt"
+    printf '%-6s %-16s %4d s  %s\n' "$([ $code -eq 0 ] && echo ok || echo "rc $code")" "$name" $((SECONDS - begin)) \
+        "${*//$'\n'/ }" | tee -a "$out/summary.txt"
 }
 
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')

@@ -680,8 +680,8 @@ class TileUpscaler(Upscaler):
                 first = next(strips)
                 break
             except RuntimeError as error:
-                lower = plan.in_lower_strips()
-                if lower is None or not is_out_of_memory(error):
+                lower = plan.in_lower_strips() if is_out_of_memory(error) else None
+                if lower is None:
                     raise
             plan = lower  # not above, where the error still holds the canvas
             self.known_to_fit['canvas'] = plan.tile_rows * self._row_bytes(plan.tiling)

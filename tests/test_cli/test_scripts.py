@@ -4,6 +4,7 @@ import cv2
 import importlib
 import os
 import pytest
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,12 +14,12 @@ from pathlib import Path
 
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
-from cdnsr_basicsr import zoo
+from cdnsr_basicsr import cli, zoo
 from cdnsr_basicsr.checkpoint import load_checkpoint, save_checkpoint
 from cdnsr_basicsr.conversion.convert import load_network
 from cdnsr_basicsr.evaluation import read_pairs, to_image, to_tensor
 from cdnsr_basicsr.inference import make_upscaler
-from cdnsr_basicsr.options import read_options
+from cdnsr_basicsr.options import read_options, resolve_options
 from tests.helpers import BACKBONES, ENV, ROOT, fsrcnn, iterations, photograph, run
 
 pytestmark = pytest.mark.slow  # whole runs, in processes of their own
@@ -51,6 +52,37 @@ def test_dist_train(work, train_opt, write):
     assert 'DistributedDataParallel' in done.stdout + done.stderr
     load_network(str(work / 'experiments/tiny/models/net_g_latest.pth'))
     assert bash(ROOT / 'scripts/dist_train.sh', '2', cwd=work).returncode == 2
+
+
+def test_a_day_with_a_gpu_needs_one(tmp_path):
+    done = bash(ROOT / 'scripts/gpu_day.sh', str(tmp_path / 'out'), cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr == 'gpu_day.sh: there is no GPU here that torch can use\n'
+    assert not (tmp_path / 'out').exists()
+    assert bash(ROOT / 'scripts/gpu_day.sh', cwd=tmp_path).returncode == 2
+
+
+def test_a_day_with_gpus_has_no_wrong_command(tmp_path, commands):
+    commands('basicsr', 'exit 0')
+    folder = commands('python', 'case "$*" in *device_count*) echo 2;; *carn*) exit 3;; esac')
+    (tmp_path / 'pcsr.pth').touch()
+    script, path = ROOT / 'scripts/gpu_day.sh', f'{folder}:{os.environ["PATH"]}'
+    done = bash(script, 'out', 'pcsr.pth', cwd=tmp_path, PATH=path)
+    assert done.returncode == 1 and '1 parts failed' in done.stdout, done.stdout + done.stderr
+    lines = (tmp_path / 'out/summary.txt').read_text().splitlines()
+    assert [line.split()[2] for line in lines if line.startswith('rc 3')] == ['train_speed_carn']
+    ran = [shlex.split(line.split(' s  ', 1)[1]) for line in lines]
+    for command in (words for words in ran if words[0] == 'basicsr'):
+        args = cli.build_parser().parse_args(command[1:])
+        if args.command == 'train':
+            resolve_options(str(ROOT / args.opt), args.force_yml)
+    names = [words[1] for words in ran if words[:1] == ['python'] and words[1].startswith('scripts/')]
+    assert len(ran) > 20 and 'scripts/gpu_day.py' in names and all((ROOT / name).is_file() for name in names)
+
+
+@pytest.mark.parametrize('part', ['equal', 'speed', 'memory', 'busy'])
+def test_parts_of_a_day_with_a_gpu_can_be_tried_without_one(part):
+    output = run('scripts/gpu_day.py', part, '--models', 'cdnsr-fsrcnn-x4', '--side', '48')
+    assert output.startswith('no GPU') and 'FAIL' not in output, output
 
 
 def test_dist_train_on_several_machines(work, commands):
