@@ -3,8 +3,8 @@
 Usage: python scripts/bench_memory.py [--models NAME ...] [--sizes 256x256 ...] [--memory 4G least] [--threads 1]
 
 `least` is the figure that the command names when it refuses a promise of 1M. NAME is a shipped model, a checkpoint, or
-a network of NETWORKS with random weights. Images are smooth, their last rows noise; results are PNG, or TIFF if they are
-too large. The resident size is read from /proc every 4 ms.
+a network of NETWORKS with random weights. Images are smooth, their last rows noise; results are PNG, or TIFF if too
+large. The resident size is read from /proc every 4 ms.
 """
 import argparse
 import cv2
