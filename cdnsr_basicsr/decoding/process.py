@@ -225,14 +225,14 @@ def _decode(file: BinaryIO, max_pixels: int, room: Optional[int]) -> tuple[dict[
 
     def allow(size: int) -> None:
         """Lets this process decode that many bytes of pixels."""
-        needs = own + math.ceil(usual * size) + 2 * os.fstat(file.fileno()).st_size * (size > 0) + LEAST_BYTES
+        needs = own + math.ceil(usual * size) + 2 * os.fstat(file.fileno()).st_size + LEAST_BYTES
         if room is not None and needs > room:
             raise TooLittleRoom(f'takes {needs} bytes to decode', needs)
         _limit(HEADER_BYTES + WORK_BYTES * size, CPU_SECONDS + size / 1e6, None if room is None else room - own - size)
 
     try:
-        usual = 0.
-        allow(0)  # to read the header
+        # a header is read in any case: it says what the pixels take
+        _limit(HEADER_BYTES, CPU_SECONDS, None if room is None else max(LEAST_BYTES, room - own))
         usual = USUAL_BYTES.get(kind_of(file.read(64)) or '', OTHERS_BYTES)
         file.seek(0)
         stored = read_header(file, max_pixels, allow)

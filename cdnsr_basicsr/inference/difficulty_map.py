@@ -81,7 +81,8 @@ def draw_over(pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> np
 def map_bytes(pixels: np.ndarray) -> int:
     """What `save_difficulty_map` takes: copies of the image and of the classes, and some of what it draws."""
     height, width, channels = pixels.shape
-    return int(height * width * (min(channels, 3) * pixels.itemsize + 3) + 12 * 3 * MAP_SIDES[1]**2)
+    copied: int = height * width * (min(channels, 3) * pixels.itemsize + 3)
+    return copied + 12 * 3 * MAP_SIDES[1]**2
 
 
 def save_difficulty_map(path: Path, pixels: np.ndarray, class_map: np.ndarray, num_classes: int) -> None:

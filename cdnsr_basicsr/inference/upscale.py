@@ -318,7 +318,7 @@ def list_jobs(names: Sequence[Path],
         for path in (result, map_path(result)) if handling.map else (result, ):
             if owners[path] != name and not refused:
                 refused = (f'its result would be {os.path.join(folder, path)}, as that of {owners[path].name}; rename '
-                           'one of the two')
+                           'one of them')
         kept = not (handling.overwrite or refused)
         other = os.path.join(folder, large)
         yield Job(source, target, other, kept and exists(target), kept and large != result and exists(other), refused)
