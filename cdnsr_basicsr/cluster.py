@@ -152,7 +152,8 @@ def upscale_on_cluster(settings: Settings,
             on_device = replace(settings, device='cpu' if cores else 'cuda')
             orders = Orders(on_device, cores, os.getcwd(), how, weigh, place, output, work)
             pool = Pool(ray, orders, engines)
-            price, looked = Price(), {}
+            price = Price()
+            looked: dict[str, Looked] = {}
             if upscaler.shares_price and not per_picture and len(names) > 1:
                 looked = dict(tqdm(pool.run(Looking, price, jobs), 'checking', len(jobs), unit='image', disable=None))
             if isinstance(upscaler, TileUpscaler) and upscaler.routed:
