@@ -196,8 +196,9 @@ def session(ray: Any, address: str) -> Iterator[None]:
         try:
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-                raise OptionError(f'--ray {address}', f'no cluster can be joined there: {one_line(error)}') from error
+            except Exception as error:  # what Ray raises if it takes too long to start has no type of its own
+                what = 'cannot be started' if address == 'local' else 'cannot be joined'
+                raise OptionError(f'--ray {address}', f'the cluster {what}: {one_line(error)}') from error
             finally:
                 if before is not None and threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, before)  # Ray takes it for itself

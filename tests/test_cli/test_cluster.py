@@ -171,7 +171,7 @@ def test_an_engine_that_is_killed_loses_nothing(work):
     assert sorted(item['path'] for item in content['failed']) == sorted(broken)
     assert content['failed'] == sorted(content['failed'], key=lambda item: item['path'])
     assert content['left_out'] == ['in/notes.txt']
-    said = [line for line in errors.splitlines() if not line.startswith(('Failed: ', 'Left alone'))]
+    said = [line for line in errors.splitlines() if not line.startswith(('Failed: ', 'Skipped'))]
     assert said == [], said  # nothing of Ray's
     for name in broken:
         os.remove(name)
@@ -208,7 +208,7 @@ def test_uris_one_price_and_a_picture_that_kills_every_engine(work):
     assert files('new/out') == files('plain') and len(files('plain')) == 24
     assert_same_files('plain', 'new/out', files('plain'))
     failed = [line for line in errors.splitlines() if line.startswith('Failed')]
-    assert failed[0].startswith(f'Failed: {uri}/in/broken.png: truncated, or no image; ')
+    assert failed[0].startswith(f'Failed: {uri}/in/broken.png: truncated, or not an image; ')
     assert failed[1] == f'Failed: {uri}/in/deadly.png: 3 engines were killed by it; is there too little memory?'
     assert len(failed) == 2 and not list(Path('new').rglob('.*'))
 
