@@ -31,7 +31,7 @@ TIFF = ('.tif', '.tiff')
 MAX_PIXELS_IN_MEMORY = 2**28
 BIGTIFF_BYTES = 2**30  # of pixels, from which a TIFF becomes a BigTIFF: many programs count to 2 GiB only in others
 # bytes for each pixel, of 8 bits, that a format takes beside the pixels when it is written; measured
-ENCODED = {'.png': 0.6, '.jpg': 6, '.jpeg': 6, '.webp': 16}
+ENCODED = {'.png': 0.6, '.jpg': 9, '.jpeg': 9, '.webp': 32}
 JPEG_BLOCK = 65502  # bytes of EXIF or XMP that fit into a JPEG
 TILE = 256
 
