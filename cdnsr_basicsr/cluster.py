@@ -47,7 +47,7 @@ from .loading import choose_backend, upscaler_for
 from .options import OptionError, check_choice, one_line
 from .settings import AUTO, WEIGHED, Settings
 
-TRIES = 3  # engines that a image may kill before it is left out
+TRIES = 3  # engines that an image may kill before it is left out
 PART = 8  # images that an engine at least adds up
 TASK, TASKS = 8, 20000  # images that an engine gets at once, unless that would be more tasks
 OBJECT_STORE = 2**28  # bytes of memory for what goes to and from engines of this machine: names and numbers only
@@ -55,7 +55,7 @@ OBJECT_STORE = 2**28  # bytes of memory for what goes to and from engines of thi
 OBJECT_STORES = {'abfs', 'abfss', 'adl', 'az', 'gcs', 'gs', 'hf', 'oci', 'oss', 'r2', 's3', 's3a', 'tos'}
 LEFT_BEHIND = 'basicsr-upscale-'  # begins names of folders in the system's temporary folder; a process id follows
 
-Looked = list[tuple[int, int, torch.Tensor]]  # height, width and predicted errors of what a image has a plan for
+Looked = list[tuple[int, int, torch.Tensor]]  # height, width and predicted errors of what an image has a plan for
 
 
 class Price(NamedTuple):
@@ -100,9 +100,9 @@ def upscale_on_cluster(settings: Settings,
                        per_picture: bool = False,
                        weigh: str = WEIGHED[0],
                        **handling: Any) -> tuple[Upscaler, Summary]:
-    """Upscales a image, or all images of a folder, by engines on the machines of a Ray cluster.
+    """Upscales an image, or all images of a folder, by engines on the machines of a Ray cluster.
 
-    Results are those of `upscale_files`, and so is what is done of a folder: existing results are kept, a image that
+    Results are those of `upscale_files`, and so is what is done of a folder: existing results are kept, an image that
     fails does not stop the others, and one price holds for all.
 
     Args:
@@ -281,7 +281,7 @@ class Pool:
         with self._failures():
             for batch in done.iter_batches(batch_size=None, batch_format='pyarrow'):
                 found = [pickle.loads(item.as_py()) for item in batch.column('found')]
-                self.attempts.forget.remote([(engine.__name__, source) for source, _ in found])
+                self.attempts.forget.remote([(engine.kind, source) for source, _ in found])
                 yield from found
 
     def price(self, upscaler: TileUpscaler, looked: Looked) -> Price:
@@ -325,14 +325,14 @@ class Attempts:
         self.found: dict[tuple[str, str], Any] = {}
 
     def begin(self, what: str, source: str) -> tuple[int, Any]:
-        """Begins something with a image: how often that was tried in vain, and what was found if it was ended."""
+        """Begins something with an image: how often that was tried in vain, and what was found if it was ended."""
         if (what, source) in self.found:
             return 0, self.found[what, source]
         self.tries[source] += 1
         return self.tries[source] - 1, None
 
     def end(self, what: str, source: str, found: Any, lost: bool) -> None:
-        """Ends it; a image that is lost stays so."""
+        """Ends it; an image that is lost stays so."""
         if found is not None:
             self.found[what, source] = found
         if not lost:
@@ -394,6 +394,7 @@ class Size:
 
 class Engine:
     """An upscaler on a machine of the cluster, which Ray Data gives jobs."""
+    kind: str  # of what it does; Ray Data runs a class of its own below this one, with another name
 
     def __init__(self, orders: Orders, price: Price, attempts: Any) -> None:
         import ray
@@ -414,17 +415,16 @@ class Engine:
         return pyarrow.table({'found': pyarrow.array([pickle.dumps(item) for item in found])})
 
     def _found(self, job: Job) -> tuple[str, Any]:
-        what = type(self).__name__
-        tries, found = self.get(self.attempts.begin.remote(what, job.source))
+        tries, found = self.get(self.attempts.begin.remote(self.kind, job.source))
         if found is None:
             lost = tries >= TRIES
             found = self.lost(job) if lost else self.do(job)
-            self.attempts.end.remote(what, job.source, found, lost)
+            self.attempts.end.remote(self.kind, job.source, found, lost)
         return job.source, found
 
     @contextlib.contextmanager
     def fetched(self, source: str) -> Iterator[str]:
-        """A image as a file of this machine."""
+        """An image as a file of this machine."""
         if not is_uri(source):
             yield source
             return
@@ -438,12 +438,13 @@ class Engine:
         raise NotImplementedError
 
     def lost(self, job: Job) -> Any:
-        """What is found of a image that kills every engine."""
+        """What is found of an image that kills every engine."""
         raise NotImplementedError
 
 
 class Looking(Engine):
     """Predicts errors of images; of those that cannot be read it says nothing: they are named later."""
+    kind = 'looking'
 
     def do(self, job: Job) -> Looked:
         assert isinstance(self.upscaler, TileUpscaler)
@@ -464,7 +465,8 @@ class Looking(Engine):
 
 
 class Upscaling(Engine):
-    """Upscales pictures."""
+    """Upscales images."""
+    kind = 'upscaling'
 
     def do(self, job: Job) -> Outcome:
         try:

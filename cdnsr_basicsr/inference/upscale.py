@@ -73,7 +73,7 @@ class Handling(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A image, and where its result goes.
+    """An image, and where its result goes.
 
     Attributes:
         source: The picture.
@@ -92,7 +92,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What has become of a image: it was done, has failed, or already had a result.
+    """What has become of an image: it was done, has failed, or already had a result.
 
     Attributes:
         source: The picture.
@@ -135,7 +135,7 @@ def find_images(path: Path, output: Path, suffix: str) -> Found:
 
 
 def result_path(name: Path, suffix: str, extension: Optional[str]) -> Path:
-    """Where the result of a image goes, below the output folder, by its name below the input folder; TIFF stays TIFF,
+    """Where the result of an image goes, below the output folder, by its name below the input folder; TIFF stays TIFF,
     all else becomes PNG.
 
     What is too large for PNG becomes TIFF too; that is seen when the image has been read.
