@@ -3,6 +3,7 @@ import copy
 import cv2
 import os
 import pytest
+import re
 import signal
 import socket
 import subprocess
@@ -230,8 +231,9 @@ def test_torchrun_starts_again_what_was_killed(work, opt, write):
     output, = outputs([process], timeout=240)
     assert process.returncode == 0, output
     done = iterations(output)
-    again = max(i for i in range(1, len(done)) if done[i] <= done[i - 1])
-    assert done[again] > 10 and done[again] % 10 == 1 and done[again:] == list(range(done[again], 61)), output
+    resumed = int(re.search(r'Resuming training from epoch: \d+, iter: (\d+)', output)[1])
+    assert resumed >= 10 and resumed % 10 == 0 and done[resumed - 60:] == list(range(resumed + 1, 61)), output
+    assert done[:resumed - 60] == list(range(1, len(done) - 60 + resumed + 1)) and len(done) >= 60, output
     assert sorted(path.name for path in (work / 'experiments').iterdir()) == ['tiny', 'undisturbed']
     for iteration in (*range(10, 70, 10), 'latest'):
         first, second = (

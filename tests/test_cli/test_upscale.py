@@ -349,7 +349,7 @@ def test_all_of_pngsuite(run, models, shared, capfd):
     valid = {path.name for path in folder.glob('*.png')} - broken
     assert set(written()) == valid and len(valid) > 150
     assert {Path(path).name for path in re.findall('^Failed: (.*?): ', errors, re.M)} == broken
-    assert f'Upscaled {len(valid)} pictures' in output and 'Traceback' not in errors
+    assert f'Upscaled {len(valid)} images' in output and 'Traceback' not in errors
     for name in sorted(valid):
         pixels, depth = decode_by_pypng(folder / name)
         pixels = pixels.astype('uint16' if depth == 16 else 'uint8')
