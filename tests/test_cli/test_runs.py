@@ -100,7 +100,8 @@ def test_finished_training_is_resumed_without_an_iteration(train, opts, work):
     run = train(opts('SRModel', total_iter=6), '--auto_resume')
     assert run.code == 0 and run.iterations == []
     run = train(opts('SRModel', total_iter=5), '--auto_resume')
-    assert run.code == 2 and 'train.total_iter: is 5, but ' in run.error[-1] and 'of iteration 6' in run.error[-1]
+    assert run.code == 2 and 'train.total_iter: is 5, but ' in run.error[-1]
+    assert 'already at iteration 6' in run.error[-1]
 
 
 @pytest.mark.parametrize('data', ['LabeledPatchDataset', 'PairedImageDataset'])
