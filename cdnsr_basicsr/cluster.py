@@ -76,7 +76,7 @@ class Orders(NamedTuple):
         settings: Of its upscaler.
         cores: Threads of it; 0 if it has a GPU.
         folder: What relative names are relative to.
-        handling: What is done with pictures.
+        handling: How images are processed.
         weigh: What of a folder counts alike.
         source, output: Folder of the images, and of the results, or URIs.
         work: Folder beside the results where they are made; at a URI, where they are sent to.

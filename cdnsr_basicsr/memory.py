@@ -219,7 +219,7 @@ class Promise:
         """
         held, size = self.memory.used(), size * self.users
         parts = [f'{mib(held + SPARE)} for {self.memory.holder}', f'{mib(size)} for {what}']
-        parts[1:1] = [f'{mib(self.reserved)} for the picture and its result'] if self.reserved else []
+        parts[1:1] = [f'{mib(self.reserved)} for the image and its result'] if self.reserved else []
         total = rounded(held + SPARE + self.reserved + size)
         return ShortOfMemory(f'needs {mib(total)} of memory ({", ".join(parts)}), but {mib(self.limit)} are promised')
 

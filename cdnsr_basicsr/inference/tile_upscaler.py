@@ -531,11 +531,8 @@ class TileUpscaler(Upscaler):
         if not self.shares_price:
             yield
             return
-        self._update()
         self.weigh = weigh
-        known: Iterable[Optional[torch.Tensor]] = itertools.repeat(None) if errors is None else errors
-        looks = [self._look(image, True, errors_of) for image, errors_of in zip(images, known)]
-        self.fix_price(self._common_price(looks), weigh)
+        self.fix_price(self._common_price(self.looks_of(images, errors)), weigh)
         try:
             yield
         finally:
@@ -549,10 +546,11 @@ class TileUpscaler(Upscaler):
         """The price at which images together keep to the limit, and lose or cost no more than that needs."""
         return self.price_within(self.limit_of(looks), lambda price: self.sum_at(price, looks))
 
-    def looks_of(self, images: Iterable[Rows], errors: Iterable[torch.Tensor]) -> list[Look]:
-        """What is to be decided of images of known errors, which need no rows; for `limit_of` and `sum_at`."""
+    def looks_of(self, images: Iterable[Rows], errors: Optional[Iterable[torch.Tensor]] = None) -> list[Look]:
+        """What is to be decided of images, for `limit_of` and `sum_at`; those of known errors need no rows."""
         self._update()
-        return [self._look(image, True, errors_of) for image, errors_of in zip(images, errors)]
+        known: Iterable[Optional[torch.Tensor]] = itertools.repeat(None) if errors is None else errors
+        return [self._look(image, True, errors_of) for image, errors_of in zip(images, known)]
 
     def limit_of(self, looks: Sequence[Look]) -> float:
         """What images may cost, or lose, together: the sum of what parts of them may."""
