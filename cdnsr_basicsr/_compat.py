@@ -1,6 +1,6 @@
 """Everything that is needed to run basicsr 1.4.2 on current Python, torch and torchvision.
 
-Nothing else in this package knows of these matters. `provide_missing_modules` acts where an import fails,
+No other module of this package depends on these details. `provide_missing_modules` acts where an import fails,
 `patch_basicsr` where BasicSR itself misbehaves; what upstream has mended is left alone or replaced by the same
 behaviour, so all of it is harmless with BasicSR's git master. Numbers are threads on
 https://github.com/XPixelGroup/BasicSR; where none is named, none could be found.
@@ -38,7 +38,7 @@ def _fill_distutils_version(module: types.ModuleType) -> None:
 
 
 class _MissingModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands last in ``sys.meta_path``, so it is asked only for modules that nothing else could find."""
+    """Last in ``sys.meta_path``: asked only for modules that nothing else finds."""
 
     stand_ins: dict[str, Callable[[types.ModuleType], None]] = {
         # degradations.py imports it, torchvision 0.17 removed it: #649, #663, #711, mended on master by #650.
@@ -64,8 +64,8 @@ def provide_missing_modules() -> None:
 
 
 def _around(mended: Callable) -> Callable:
-    """Makes of a function what replaces one of BasicSR's: it is called with that one, with what else `mend` was given,
-    and then with the caller's arguments.
+    """Turns a function into a replacement of one of BasicSR's: it is called with the original, with the further
+    arguments of `mend`, and then with the caller's.
     """
 
     def mend(original: Callable, *given: Any) -> Callable:
@@ -87,10 +87,10 @@ def _ordered_yaml() -> tuple[type, type]:
 
 @_around
 def _checked_parse_options(original: Callable, root_path: str, is_train: bool = True) -> tuple[dict, Any]:
-    """``--force_yml`` reaches an ``exec`` inside parse_options: only key:sub=value may get there, from any program.
+    """BasicSR passes ``--force_yml`` to ``exec``: only key:sub=value may reach it, whichever program calls.
 
-    And stock option files say ``num_gpu: 1``, with which BasicSR fails on a machine that has no GPU, and nothing of
-    pinned memory, which batches need on their way to a GPU.
+    Stock option files also say ``num_gpu: 1``, with which BasicSR fails on a machine without a GPU, and do not ask for
+    pinned memory, without which each copy to a GPU is waited for.
     """
     import torch
 
@@ -186,8 +186,8 @@ def _one_pretended_gpu() -> Iterator[None]:
 
 
 def _share_gpus() -> bool:
-    """Whether two processes have the same GPU. That each sees fewer than there are processes does not say so: on some
-    clusters each task of Slurm sees its own alone.
+    """Whether two processes share a GPU. That each sees fewer GPUs than there are processes is no proof: on some
+    clusters each Slurm task sees only its own.
     """
     import socket
     import torch
@@ -198,8 +198,8 @@ def _share_gpus() -> bool:
 
 
 def _store_of_a_restart() -> dict[str, Any]:
-    """What init_process_group needs where torchrun has started a run again on one machine: a part of the store that is
-    new. The store has outlived the run (torch 2.14 and others), and with it the addresses of processes that are gone.
+    """Arguments of init_process_group where torchrun has restarted a run on one machine: a new section of the store.
+    The store outlives the run (torch 2.14 and others), and with it the addresses of processes that are gone.
 
     On several machines, which do not count restarts alike, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
     """
@@ -214,8 +214,8 @@ def _store_of_a_restart() -> dict[str, Any]:
 
 @_around
 def _init_dist_anywhere(original: Callable, launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
-    """Starts distributed training with gloo where there is no GPU, and beside NCCL, BasicSR's choice, where there is
-    one: for what is on the CPU. NCCL needs a GPU for each process.
+    """Starts distributed training: on CPUs with gloo; on GPUs with NCCL, BasicSR's choice, and gloo for tensors on the
+    CPU. NCCL needs a GPU for each process.
 
     #729 (CVE-2024-27763): BasicSR also pastes SLURM_NODELIST into a shell command.
     """
@@ -240,7 +240,7 @@ def _init_dist_anywhere(original: Callable, launcher: str, backend: str = 'nccl'
 
 @_around
 def _archive_time_of_its_own(original: Callable, path: str) -> None:
-    """BasicSR archives the folder of an earlier run by the second: two runs in one would meet in one archive."""
+    """BasicSR names the archive of an earlier run by the second: two runs within one second would share it."""
     from basicsr.utils import misc
     while os.path.exists(path) and os.path.exists(f'{path}_archived_{misc.get_time_str()}'):
         time.sleep(0.1)
@@ -258,10 +258,10 @@ def _model_to_any_device(original: Callable, self: Any, net: Any) -> Any:
 
 
 def _load_network(self, net, load_path: str, strict: bool = True, param_key: Optional[str] = 'params') -> None:
-    """BasicSR's load_network knows paths only, of .pth files that hold weights under `param_key`, and takes any values.
+    """BasicSR's load_network accepts only .pth files with weights under `param_key`, but any values in them.
 
-    Here it is whatever a checkpoint may be for a command: also a model's name, a .safetensors, weights as they are, of
-    other projects too.
+    This one accepts what commands accept as a checkpoint: also a model's name, a .safetensors file, and weights as
+    other projects save them.
     """
     from basicsr.utils import get_root_logger
     from .checkpoint import load_weights
@@ -277,16 +277,17 @@ def _load_network(self, net, load_path: str, strict: bool = True, param_key: Opt
 
 @_around
 def _get_quietly(original: Callable, self: Any, name: str, suffix: str = 'basicsr') -> Any:
-    """BasicSR says of each use of a name that it has suffixed itself, such as SRVGGNetCompact, that it is missing."""
+    """BasicSR reports names that it has suffixed itself, such as SRVGGNetCompact, as missing whenever they are used."""
     suffixed = f'{name}_{suffix}'
     return original(self, suffixed if name not in self and suffixed in self else name)
 
 
 @_around
 def _saved_when_complete(original: Callable, key: str, self: Any, *args: Any, **kwargs: Any) -> None:
-    """A kill while BasicSR saves leaves half a file under the final name: let it save elsewhere, and move that here.
+    """If BasicSR is killed while it saves, half a file is left under the final name: it saves elsewhere, and the
+    complete file is moved here.
 
-    And BasicSR passes over a file that it cannot write, three times tried.
+    BasicSR also goes on after it has failed three times to write a file; here that is an error.
     """
     from basicsr.utils.dist_util import get_dist_info
     if get_dist_info()[0] != 0:  # BasicSR saves nothing there, and the folder may be missing
@@ -310,14 +311,15 @@ IMPLEMENTATION = ('foreach', 'fused', 'maximize', 'capturable', 'differentiable'
 
 
 def _settings(group: dict) -> dict:
-    """What an option file says of a group of parameters. Its learning rate of the moment follows from initial_lr."""
+    """The settings of a parameter group that come from the option file. The current learning rate follows from
+    initial_lr."""
     return {key: value for key, value in group.items() if key not in ('params', 'lr', *IMPLEMENTATION)}
 
 
 @_around
 def _resumes_as_configured(original: Callable, self: Any, resume_state: dict) -> None:
-    """A training state holds learning rates and the schedule's shape too, which BasicSR takes instead of the option
-    file's. What the file says holds here; of the state, only moments and progress are taken.
+    """A training state also holds learning rates and the schedule, and BasicSR prefers them to the option file's. Here
+    the option file decides; only moments and progress are taken from the state.
     """
     from basicsr.utils import get_root_logger
     built = [[dict(group) for group in optimizer.param_groups] for optimizer in self.optimizers]
@@ -360,7 +362,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _replay(scheduler: Any, beginning: dict, current_iter: int) -> None:
-    """Brings a scheduler from its beginning to an iteration: some take each learning rate from the one before."""
+    """Runs a scheduler from its start to an iteration: some compute each learning rate from the one before."""
     scheduler.load_state_dict(beginning)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # about steps of the scheduler before those of the optimizer
@@ -391,7 +393,8 @@ def _on_its_device(original: Callable, self: Any, *args: Any, **kwargs: Any) -> 
 
 @_around
 def _of_views(original: Callable, self: Any, data: dict) -> None:
-    """VideoRecurrentModel squeezes what it has fed, in place: on a CPU, where nothing is copied, also what is compared.
+    """VideoRecurrentModel squeezes its input in place; on a CPU, where nothing is copied, that would also change the
+    ground truth that it is compared with.
     """
     original(self, {key: value.view_as(value) if key in ('lq', 'gt') else value for key, value in data.items()})
 
@@ -485,7 +488,7 @@ def _of_contiguous(original: Callable, img: Any, kernel: Any) -> Any:
 def _window_reverse(windows: Any, window_size: int, h: int, w: int) -> Any:
     """Windows (number of them * b, window_size, window_size, c) as an image (b, h, w, c), in SwinIR.
 
-    Upstream's takes b for a number, so that an exported SwinIR makes something else of every other number of images.
+    Upstream's turns b into a constant, so that an exported SwinIR is wrong for every other batch size.
     """
     x = windows.view(-1, h // window_size, w // window_size, window_size, window_size, windows.shape[-1])
     return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, h, w, windows.shape[-1])

@@ -1,4 +1,5 @@
-"""What a routed network's branches cost in time on this machine, and what budgets bring: kept beside the model."""
+"""Measures the speed of a routed network's branches on this machine and PSNR over budgets, and keeps both beside the
+model."""
 from __future__ import annotations
 
 import hashlib
@@ -101,7 +102,7 @@ def read_calibration(model: str, net: nn.Module, precision: str, patch_size: int
 
 
 def describe(net: nn.Module) -> list[str]:
-    """By what a table is known to be of these branches, and not of others that had the name before."""
+    """Identifies the branches that a table belongs to: another model may have had the same name before."""
     described = []
     for branch in branches_of(net):
         weights = hashlib.sha256()
@@ -195,7 +196,7 @@ def calibrate(net: nn.Module,
 
 
 def markdown(table: Calibration) -> str:
-    """The table to read."""
+    """The table as Markdown."""
     text = (f'{table.photographs} photograph{"s" * (table.photographs != 1)}, {table.precision}, tiles of at most '
             f'{table.patch_size}; {table.machine}\n\n'
             '| part | ms per tile | tiles per pass | PSNR alone |\n| --- | --- | --- | --- |\n')

@@ -83,7 +83,7 @@ def described_by(tensor: torch.Tensor) -> Any:
 
 
 def digest(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> str:
-    """SHA-256 of weights and what is said of them."""
+    """SHA-256 of weights and their description."""
     sha256 = hashlib.sha256(json.dumps([about.get(key) for key in ABOUT]).encode())
     for key in sorted(tensors):
         sha256.update(f'{key} {tensors[key].dtype} {tuple(tensors[key].shape)}'.encode())
@@ -122,7 +122,7 @@ def read_pth(path: str) -> Any:
 
 
 def check_archive(path: str) -> None:
-    """Compares what torch.save has written with its checksums, which torch.load does not look at.
+    """Verifies the checksums of a file that torch.save has written; torch.load does not.
 
     Raises:
         OptionError: The file is damaged, or unpacks to very much more than its size.
@@ -282,7 +282,7 @@ def names_of(content: dict) -> str:
 
 
 def check_tensor(name: str, value: torch.Tensor, path: str) -> None:
-    """Refuses what no network's weights are."""
+    """Refuses tensors that cannot be a network's weights."""
     kind = str(value.dtype).rsplit('.', 1)[-1]
     if value.layout != torch.strided or value.is_nested:
         kind = f'sparse or nested {kind}'
@@ -329,20 +329,21 @@ def check_pretrained(paths: Mapping[str, Any]) -> None:
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], path: str) -> None:
-    """Refuses weights that are infinite or no numbers."""
+    """Refuses weights that are infinite or NaN."""
     name = not_finite(weights)
     if name is not None:
         raise OptionError(path, f'contains values that are not finite in {name}; its training has failed')
 
 
 def not_finite(weights: Mapping[str, torch.Tensor]) -> Optional[str]:
-    """The first name of weights that are infinite or no numbers, None if there is none; waits for the device once."""
+    """The name of the first weights that are infinite or NaN, or None; waits for the device once."""
     finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()] or [torch.tensor(True)])
     return None if finite.all() else list(weights)[finite.tolist().index(False)]
 
 
 def check_described(block: Any, where: str) -> None:
-    """Refuses a description of other than plain values, or longer than any network's: a file can hold an endless one.
+    """Refuses a description with other than plain values, or longer than any network's: a file can contain an endless
+    one.
 
     Raises:
         OptionError: Before anything has gone through it by recursion.
@@ -367,7 +368,7 @@ def check_described(block: Any, where: str) -> None:
 
 
 def check_scale(content: dict, block: Mapping, path: str) -> None:
-    """Refuses a scale that is none, or not that of the network which the same file describes."""
+    """Refuses a scale that is invalid, or not that of the network in the same file."""
     if 'scale' not in content:
         return
     scale, upscale = content['scale'], block.get('upscale', block.get('scale'))
@@ -379,9 +380,9 @@ def check_scale(content: dict, block: Mapping, path: str) -> None:
 
 
 def check_upscales(block: Mapping, where: str) -> None:
-    """Refuses networks, and branches of networks, that make no larger image of one image.
+    """Refuses networks, and branches of networks, that do not turn one image into a larger one.
 
-    Of archs that neither BasicSR nor this package has nothing is known; see `try_upscaling`.
+    Nothing is known of archs of other plugins; see `try_upscaling`.
     """
     from basicsr.utils.registry import ARCH_REGISTRY
     arch = find_type(ARCH_REGISTRY, block, where)
@@ -398,7 +399,7 @@ def check_upscales(block: Mapping, where: str) -> None:
 
 
 def try_upscaling(net: nn.Module, where: str) -> None:
-    """Refuses a network of an arch that is not known here, and makes no larger image of an image."""
+    """Refuses a network of an unknown arch if it does not turn an image into a larger one."""
     for part in (net, *getattr(net, 'branches', ())):
         if type(part).__module__.split('.')[0] not in ('basicsr', OURS):
             try:
@@ -423,7 +424,7 @@ class WithoutMemory(TorchFunctionMode):
 
 @contextmanager
 def no_larger_than(weights: Mapping[str, torch.Tensor], misfit: OptionError) -> Iterator[None]:
-    """Stops the building of a network that cannot be that of these weights, since it has many more."""
+    """Stops the construction of a network that has far more parameters than these weights."""
     # some is built and thrown away, some is shared or computed
     most = [4 * len(weights) + 1000, 4 * sum(value.numel() for value in weights.values()) + 10**7]
 

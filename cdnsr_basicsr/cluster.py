@@ -70,14 +70,14 @@ class Price(NamedTuple):
 
 
 class Orders(NamedTuple):
-    """What an engine is told.
+    """What each engine needs to know.
 
     Attributes:
         settings: Of its upscaler.
         cores: Threads of it; 0 if it has a GPU.
         folder: What relative names are relative to.
         handling: How images are processed.
-        weigh: What of a folder counts alike.
+        weigh: See `upscale_files`.
         source, output: Folder of the images, and of the results, or URIs.
         work: Folder beside the results where they are made; at a URI, where they are sent to.
     """
@@ -102,8 +102,8 @@ def upscale_on_cluster(settings: Settings,
                        **handling: Any) -> tuple[Upscaler, Summary]:
     """Upscales an image, or all images of a folder, by engines on the machines of a Ray cluster.
 
-    Results are those of `upscale_files`, and so is what is done of a folder: existing results are kept, an image that
-    fails does not stop the others, and one price holds for all.
+    Results are those of `upscale_files`, and folders are treated alike: existing results are kept, an image that fails
+    does not stop the others, and one price holds for all.
 
     Args:
         settings: Of the engines. A file that they name is read on each machine.
@@ -211,8 +211,8 @@ def session(ray: Any, address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Lets nothing be printed but by this process's Python to standard error: Ray's threads and its code in other
-    languages say that they start engines again, and more; what is wrong for good is an exception."""
+    """Suppresses all output but that of this process's Python to standard error: Ray's threads and its native code
+    report restarts of engines, and more; lasting errors are exceptions."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]
@@ -261,7 +261,7 @@ class Pool:
         self.attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
 
     def run(self, engine: type[Engine], price: Price, jobs: Sequence[Job]) -> Iterator[tuple[str, Any]]:
-        """Does jobs; yields the images of all and what was found of each, in any order."""
+        """Does jobs; yields the images of all and the outcome of each, in any order."""
         import pyarrow
         if not jobs:
             return
@@ -325,21 +325,21 @@ class Attempts:
         self.found: dict[tuple[str, str], Any] = {}
 
     def begin(self, what: str, source: str) -> tuple[int, Any]:
-        """Begins something with an image: how often that was tried in vain, and what was found if it was ended."""
+        """Begins an attempt at an image. Returns how many attempts have failed, and the outcome if one has ended."""
         if (what, source) in self.found:
             return 0, self.found[what, source]
         self.tries[source] += 1
         return self.tries[source] - 1, None
 
     def end(self, what: str, source: str, found: Any, lost: bool) -> None:
-        """Ends it; an image that is lost stays so."""
+        """Ends the attempt; an image that is given up stays so."""
         if found is not None:
             self.found[what, source] = found
         if not lost:
             del self.tries[source]
 
     def forget(self, ended: Sequence[tuple[str, str]]) -> None:
-        """Forgets what was found, when it has arrived."""
+        """Forgets outcomes that have arrived."""
         for key in ended:
             self.found.pop(key, None)
 
@@ -366,7 +366,7 @@ def speed_of(orders: Orders) -> Speed:
 
 
 class Weighing:
-    """Adds up what a part of the images may cost, or lose, and what they do at a price."""
+    """Adds up what a part of the images may cost or lose, and what they cost or lose at a price."""
 
     def __init__(self, orders: Orders, price: Price, looked: Looked) -> None:
         upscaler = upscaler_of(orders, price)
@@ -384,7 +384,7 @@ class Weighing:
 
 @dataclass
 class Size:
-    """An image of which everything else is known: Rows that are not asked for."""
+    """Stands in for an image of which only the size is needed: its rows are never read."""
     height: int
     width: int
 
@@ -438,7 +438,7 @@ class Engine:
         raise NotImplementedError
 
     def lost(self, job: Job) -> Any:
-        """What is found of an image that kills every engine."""
+        """The outcome of an image that kills every engine."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""What a bug report has to say of where this package runs. What cannot be imported is named, and all else is said."""
+"""Describes the environment for bug reports. What cannot be imported is named, and the rest is still described."""
 from __future__ import annotations
 
 import importlib
@@ -61,7 +61,7 @@ class Environment:
         self.failed.append((name, ' '.join(f'{type(error).__name__}: {error}'.split())))
 
     def torch_content(self) -> dict[str, Any]:
-        """What torch says of the machine; nothing, where it cannot be imported."""
+        """What torch knows of the machine; empty if it cannot be imported."""
         content: dict[str, Any] = dict(threads=None, cuda=None, gpus=[])
         torch = self.import_package('torch', 'torch')
         try:
@@ -75,7 +75,7 @@ class Environment:
         return content
 
     def device(self) -> str:
-        """Version of torch, and the device that commands take where they are not told."""
+        """Version of torch, and the default device of the commands."""
         content = self.torch_content()
         if self.versions['torch'] is None:
             return f'torch cannot be imported: {self.failed[-1][1]}'
@@ -95,7 +95,7 @@ class Environment:
         return {point.name: point.value for point in points}
 
     def content(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """All of it, as values for JSON."""
         of_torch = self.torch_content()
         for packages in (NEEDED, OPTIONAL):
             for name, module in packages.items():

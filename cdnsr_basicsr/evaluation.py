@@ -217,7 +217,7 @@ def pooled_psnr(psnrs: Sequence[float], sizes: Iterable[Sequence[int]], border: 
 
 
 def quality_of(result: torch.Tensor, gt: np.ndarray, border: int, with_ssim: bool = True) -> tuple[float, float]:
-    """As `quality`, of what a network makes: of RGB, or of luma where it has one channel; NaN if it is not finite.
+    """As `quality`, of a network's output: of RGB, or of luma if it has one channel; NaN if it is not finite.
 
     Args:
         result: of shape (1, c, h, w), in about [0, 1].
@@ -231,7 +231,7 @@ def quality_of(result: torch.Tensor, gt: np.ndarray, border: int, with_ssim: boo
 
 
 def luma_psnr_of(result: torch.Tensor, gt: np.ndarray, border: int) -> float:
-    """PSNR in dB of the Y channel, as papers have it and BasicSR computes it; NaN if the result is not finite.
+    """PSNR in dB of the Y channel, as papers report it and BasicSR computes it; NaN if the result is not finite.
 
     Args:
         result, gt, border: See `quality_of`.

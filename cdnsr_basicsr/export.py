@@ -42,7 +42,7 @@ TOLERANCE = 0.1 / 255  # of the difference, a tenth of a grey level; relative to
 
 
 def needs(backend: Optional[str]) -> OptionError:
-    """What is said where a package is missing."""
+    """The message for a missing package."""
     extras = [BACKENDS[backend]] if backend else sorted(BACKENDS.values())
     commands = ' or '.join(f"pip install 'cdnsr-basicsr[{extra}]'" for extra in extras)
     return OptionError(f'backend={backend}' if backend else 'onnx, onnxruntime or openvino',
@@ -63,7 +63,7 @@ def export(net: nn.Module,
            out: Path,
            about: Optional[dict] = None,
            backends: Optional[Sequence[str]] = None) -> dict[str, float]:
-    """Writes a network as ONNX files and a description, after comparing what they make with what torch does.
+    """Writes a network as ONNX files and a description, after comparing their outputs with torch's.
 
     Args:
         net: A CDNSR network, or any super-resolution network, on the CPU, in evaluation mode.
@@ -113,7 +113,7 @@ def export(net: nn.Module,
 
 
 def digest(content: dict) -> str:
-    """SHA-256 of what a description says, but for this number itself."""
+    """SHA-256 of a description without the digest itself."""
     said = {key: value for key, value in content.items() if key != 'sha256'}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

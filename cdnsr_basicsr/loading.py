@@ -14,7 +14,7 @@ from .export import check_backend, in_backend, is_exported, load_exported, needs
 from .inference import TileUpscaler, Upscaler, default_patch_size, make_upscaler
 from .inference.network import pixel_routed, route
 from .inference.runtime import installed
-from .memory import GpuMemory, HostMemory, Memory, Promise, ShortOfMemory, keep_freed_memory
+from .memory import GpuMemory, HostMemory, Memory, MemoryLimit, ShortOfMemory, keep_freed_memory
 from .options import OptionError, check_keys, check_number, one_line, read_options, read_routing
 from .options.schema import Routing, filled
 from .settings import AUTO, LIMITS, Settings, bytes_of
@@ -24,7 +24,7 @@ def choose_device(name: Optional[str]) -> torch.device:
     """The device of a name. Default: the process's GPU if there is one, of those that it sees, otherwise the CPU.
 
     Raises:
-        OptionError: There is none such.
+        OptionError: There is no such device.
     """
     if name in (None, 'cuda'):
         number = int(os.environ.get('LOCAL_RANK') or 0) % max(1, torch.cuda.device_count())
@@ -52,27 +52,27 @@ def choose_backend(settings: Settings) -> str:
     if backend != 'torch' and settings.device not in (None, 'cpu'):
         raise OptionError(f'device={settings.device}', f'{backend} runs on the CPU; backend=torch runs on others')
     if backend != 'torch' and settings.memory is not None:
-        raise OptionError(f'memory={settings.memory}', f'what {backend} takes cannot be promised; backend=torch can')
+        raise OptionError(f'memory={settings.memory}', f'the memory of {backend} cannot be limited; use backend=torch')
     return backend
 
 
 def use_threads(count: int) -> None:
-    """Lets this process compute in so many threads."""
+    """Sets the number of threads that this process computes with."""
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 
 
-def promise_of(memory: str, device: torch.device) -> Promise:
-    """What `memory` of Settings promises.
+def memory_limit_of(memory: str, device: torch.device) -> MemoryLimit:
+    """The limit that `memory` of Settings sets.
 
     Raises:
-        OptionError: It cannot be promised on this system.
+        OptionError: Memory cannot be limited on this system.
     """
     try:
-        promised: Memory = HostMemory() if device.type == 'cpu' else GpuMemory(device.index)
+        limited: Memory = HostMemory() if device.type == 'cpu' else GpuMemory(device.index)
     except OSError as error:
         raise OptionError(f'memory={memory}', str(error)) from error
-    return Promise(promised, None if memory == AUTO else bytes_of(memory))
+    return MemoryLimit(limited, None if memory == AUTO else bytes_of(memory))
 
 
 def load_on_device(settings: Settings) -> nn.Module:
@@ -167,9 +167,9 @@ def upscaler_for(settings: Settings) -> Upscaler:
         upscaler.measured = speed_of(calibration, upscaler)
         upscaler.take_hardest(calibration.hardest)
     if settings.memory is not None:
-        promise = promise_of(settings.memory, upscaler.device)
+        memory_limit = memory_limit_of(settings.memory, upscaler.device)
         try:
-            upscaler.keep_to(promise)
+            upscaler.limit_memory(memory_limit)
         except ShortOfMemory as error:
             raise OptionError(f'memory={settings.memory}', f'{model} {error}') from error
     return upscaler

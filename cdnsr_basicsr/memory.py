@@ -1,4 +1,4 @@
-"""The memory of the process: keeping what is freed, where that saves time, and staying below what was promised."""
+"""The memory of the process: keeping what is freed, where that saves time, and staying below a limit."""
 from __future__ import annotations
 
 import ctypes
@@ -13,7 +13,7 @@ from typing import Callable, Iterator, Optional, Protocol
 MALLOPT = {'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-1, 2**31 - 1), 'M_TOP_PAD': (-2, 64 * 2**20)}
 MIB = 2**20
 SHARE = 0.75  # of what is free, that 'auto' takes
-SPARE = 48 * MIB  # of a promise, for what no plan knows: modules, code compiled for a size, gaps between what is freed
+SPARE = 48 * MIB  # of a limit, for what no plan knows: modules, code compiled for a size, gaps between what is freed
 REUSED = 0.75  # of what a pass has taken and freed, that the next one takes in any case instead of more
 UNEVEN = 1.25  # times what a pass takes is what others may take for their size, which fit less well between each other
 ROUNDED = 16 * MIB  # figures that users are told are multiples of this
@@ -47,11 +47,11 @@ def peak_mib(is_cuda: bool) -> float:
 
 
 class ShortOfMemory(MemoryError):
-    """What would take more memory than was promised; one line that says how much."""
+    """What would take more memory than the limit allows; one line that says how much."""
 
 
 class Memory(Protocol):
-    """The memory that a promise is about, in bytes. What is freed in it is kept, until `trim`."""
+    """The memory that is limited, in bytes. What is freed in it is kept, until `trim`."""
     holder: str
 
     def used(self) -> int:
@@ -135,32 +135,32 @@ class GpuMemory:
         return True  # torch gives back what it has kept before it fails
 
 
-class Promise:
+class MemoryLimit:
     """How much memory may be held at most. Who plans something asks how much is free and reserves what it will take.
 
     Args:
-        memory: What it is about.
-        limit: Bytes. Default: what is held, and SHARE of what is available, parted between the processes that torchrun
+        memory: What is limited.
+        size: Bytes. Default: what is held, and SHARE of what is available, parted between the processes that torchrun
             has started on this machine.
 
     Attributes:
-        limit: Bytes.
+        size: Bytes.
         reserved: Bytes that will be taken beside what is planned.
         users: By how many what is free is planned with.
     """
 
-    def __init__(self, memory: Memory, limit: Optional[int] = None) -> None:
-        if limit is None:
+    def __init__(self, memory: Memory, size: Optional[int] = None) -> None:
+        if size is None:
             processes = os.environ.get('LOCAL_WORLD_SIZE', '1')
             share = SHARE / int(processes) if processes.isdecimal() and int(processes) else SHARE
-            limit = memory.used() + int(share * memory.available())
-        self.memory, self.limit, self.reserved, self.users = memory, limit, 0, 1
+            size = memory.used() + int(share * memory.available())
+        self.memory, self.size, self.reserved, self.users = memory, size, 0, 1
         self.taken = 0  # by the largest pass since memory was given back: most of it will be taken again, not more
-        self.enforced = memory.enforce(limit)
+        self.enforced = memory.enforce(size)
 
     @property
     def of_host(self) -> bool:
-        """Whether it is about the memory in which images are read and written."""
+        """Whether it limits the memory in which images are read and written."""
         return isinstance(self.memory, HostMemory)
 
     @contextmanager
@@ -189,13 +189,13 @@ class Promise:
     def free(self) -> int:
         """Bytes that can be planned with; what was freed is given back first."""
         self.trim()
-        return max(0, self.limit - self.memory.used() - self.reserved - SPARE) // self.users
+        return max(0, self.size - self.memory.used() - self.reserved - SPARE) // self.users
 
     def has_room(self, size: int) -> bool:
         """Whether a pass can take so many bytes now; if need be, what was freed is given back first."""
         for trimmed in (False, True):
             more = size - int(REUSED * min(size, self.taken))
-            if self.enforced or self.memory.used() + more + SPARE // 4 <= self.limit:
+            if self.enforced or self.memory.used() + more + SPARE // 4 <= self.size:
                 self.taken = max(size, self.taken)
                 return True
             if not trimmed:
@@ -221,7 +221,7 @@ class Promise:
         parts = [f'{mib(held + SPARE)} for {self.memory.holder}', f'{mib(size)} for {what}']
         parts[1:1] = [f'{mib(self.reserved)} for the image and its result'] if self.reserved else []
         total = rounded(held + SPARE + self.reserved + size)
-        return ShortOfMemory(f'needs {mib(total)} of memory ({", ".join(parts)}), but {mib(self.limit)} are promised')
+        return ShortOfMemory(f'needs {mib(total)} of memory ({", ".join(parts)}), but the limit is {mib(self.size)}')
 
 
 def rounded(size: int) -> int:

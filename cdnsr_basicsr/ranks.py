@@ -113,7 +113,7 @@ class RankWatch:
         return True
 
     def _talk(self) -> None:
-        """Says that this process is alive, and listens to the others."""
+        """Publishes signs of life of this process, and reads those of the others."""
         for beat in itertools.count():
             word = self.last_words or f'beat {self.iteration} {beat}'
             try:

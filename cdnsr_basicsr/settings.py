@@ -1,4 +1,4 @@
-"""What a run can be told: the arguments of `load`, and of the commands that upscale."""
+"""The settings of a run: the arguments of `load`, and of the commands that upscale."""
 from __future__ import annotations
 
 import math
@@ -32,8 +32,8 @@ class Settings:
         target_ms: Time of an image in milliseconds instead, by measured speed.
         max_loss: PSNR that an image may lose against the hardest branch, in dB, as a router that predicts errors
             predicts it, instead: it costs no more than that needs.
-        fidelity: PSNR towards the hardest branch's image that an image has to have, in dB, likewise, of a router that
-            has learnt from it.
+        fidelity: PSNR relative to the hardest branch's image that an image has to have, in dB, likewise, of a router
+            that has learnt from that image.
         cost: 'macs' | 'latency': what a budget counts. Default: time where the branches are of different archs, whose
             operations say little; else macs.
         scale: Upsampling factor of a PCSR network, such as 2.5. Default: its own.
@@ -41,7 +41,7 @@ class Settings:
         patch_size: Largest side of a tile in LR pixels. Default: 96; 68 for a router that maps errors, 128 for PCSR.
         step: Patch size less the overlap of tiles. Default: 4 less; 8 for a network without branches, 12 for PCSR.
         device: 'cpu', 'cuda', 'cuda:1' ... Default: a GPU if there is one.
-        memory: What the process may hold at most, such as '4G', or 'auto', three quarters of what is free; see Promise.
+        memory: What the process may hold at most, such as '4G', or 'auto', three quarters of what is free.
             Default: no limit.
         threads: Threads that compute, of the whole process. Default: torch's and OpenCV's own choice.
 
@@ -87,10 +87,10 @@ class Settings:
 
 
 def bytes_of(memory: object) -> int:
-    """How many bytes a size such as '4G', '4GiB', '1.5G' or '512M' is; G and M are powers of 1024.
+    """The number of bytes of a size such as '4G', '4GiB', '1.5G' or '512M'; G and M are powers of 1024.
 
     Raises:
-        OptionError: It is none.
+        OptionError: It is not a size.
     """
     match = re.fullmatch(r'(\d+|\d+\.\d+)([MG])(iB)?', memory, re.IGNORECASE) if isinstance(memory, str) else None
     size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0

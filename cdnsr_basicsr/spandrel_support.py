@@ -7,8 +7,8 @@ chaiNNer, open routed ones:
     MAIN_REGISTRY.add(CDNSR_SUPPORT)
     model = ModelLoader().load_from_file('routed.safetensors')
 
-spandrel sees a file's weights only: the description of the network, which says what the branches are and at which price
-they are chosen, is one of them. The network runs by this package's engine, which cuts an image into tiles.
+spandrel sees only a file's weights; so the description of the network, with its branches and the price at which they
+are chosen, is one of them. The network runs by this package's engine, which cuts an image into tiles.
 """
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Measures what `basicsr upscale --memory` takes, the process and its decoders together, beside what was promised.
+"""Measures what `basicsr upscale --memory` takes, the process and its decoders together, beside the limit.
 
 Usage: python scripts/bench_memory.py [--models NAME ...] [--sizes 256x256 ...] [--memory 4G least] [--threads 1]
 
-`least` is the figure that the command names when it refuses a promise of 1M. NAME is a shipped model, a checkpoint, or
+`least` is the figure that the command names when it refuses a limit of 1M. NAME is a shipped model, a checkpoint, or
 a network of NETWORKS with random weights. Images are smooth, their last rows noise; results are PNG, or TIFF if too
 large. The resident size is read from /proc every 4 ms.
 """
@@ -89,7 +89,7 @@ def peak_of(*arguments, **kwargs):
 
 
 def least(*arguments, **kwargs):
-    """The smallest promise with which the command says that it can do it, and what `peak_of` says of that."""
+    """The smallest limit with which the command says that it can do it, and what `peak_of` says of that."""
     memory = '1M'
     for _ in range(6):  # first it is said of the network, then of the image
         code, peak, seconds, said = peak_of(*arguments, '--memory', memory, **kwargs)
@@ -108,7 +108,7 @@ def main():
     parser.add_argument('--memory', nargs='+', default=['4G', 'least'])
     parser.add_argument('--threads', default='1')
     args = parser.parse_args()
-    print('| network | LR image | promised | peak | s |')
+    print('| network | LR image | limit | peak | s |')
     print('| --- | --- | ---: | ---: | ---: |')
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
@@ -120,11 +120,11 @@ def main():
                 arguments += ['--threads', args.threads]
                 for memory in args.memory:
                     if memory == 'least':
-                        promised, code, peak, seconds, said = least(*arguments)
+                        limit, code, peak, seconds, said = least(*arguments)
                     else:
-                        promised, (code, peak, seconds, said) = memory, peak_of(*arguments, '--memory', memory)
+                        limit, (code, peak, seconds, said) = memory, peak_of(*arguments, '--memory', memory)
                     failed = '' if code == 0 else f' {said}'
-                    print(f'| {name} | {size} | {promised} | {peak:.0f} | {seconds:.0f} |{failed}', flush=True)
+                    print(f'| {name} | {size} | {limit} | {peak:.0f} | {seconds:.0f} |{failed}', flush=True)
 
 
 if __name__ == '__main__':

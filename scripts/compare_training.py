@@ -134,7 +134,7 @@ def main():
     parser.add_argument('--val', nargs='+', default=[], help='folders with gt and lq')
     parser.add_argument('--points', type=int, default=8, help='validations of a run (default: 8)')
     parser.add_argument('-o', dest='out', help='table to write (.csv), after every run')
-    parser.add_argument('--plot', help='picture to draw of tables')
+    parser.add_argument('--plot', help='image file of the plot')
     args = parser.parse_args()
     if args.plot:
         plot([row for path in args.runs for row in csv.DictReader(open(path, newline=''))], args.plot)

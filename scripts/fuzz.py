@@ -1,18 +1,18 @@
-"""Damages pictures, option files and checkpoints by a seed, runs them through the commands, and counts how they end.
+"""Damages images, option files and checkpoints by a seed, runs them through the commands, and counts how they end.
 
-    python scripts/fuzz.py --pictures 2000 --options 1000 --checkpoints 300 --seed 0 --jobs 2
+    python scripts/fuzz.py --images 2000 --options 1000 --checkpoints 300 --seed 0 --jobs 2
 
 Every run is a process of its own, forked from one that has imported everything, with a limit of time and of memory.
-Pictures go through a command in folders of --batch; where a folder's run dies, it is halved until the picture is found.
+Images go through a command in folders of --batch; where a folder's run dies, it is halved until the image is found.
 Printed is a table in Markdown:
 
 right           exit code 0 and the result is there; of damage that checksums cover, the same result as without it
-one line        the command says in one line what is wrong, or names the picture as left out
+one line        the command says in one line what is wrong, or names the image as left out
 unclear line    one line, but only that of an error in BasicSR, or about an input that is right
-silent          exit code 0 for an input that is wrong by construction, or a picture that is neither done nor named
+silent          exit code 0 for an input that is wrong by construction, or an image that is neither done nor named
 
 Exit code 1 if there is any traceback, crash, hang or silent one. Their inputs are kept in --keep, and any case is made
-again, and run with its output shown, by --only, for example --only option:123 or --only picture:5.
+again, and run with its output shown, by --only, for example --only option:123 or --only image:5.
 """
 import argparse
 import collections
@@ -60,8 +60,8 @@ from cdnsr_basicsr.inference import runtime, upscale  # noqa: E402,F401
 
 ENDS = ('right', 'one line', 'unclear line', 'traceback', 'crash', 'hang', 'silent')
 BAD = ENDS[3:]
-SECONDS = dict(picture=20, option=60, checkpoint=60)  # of one case
-PICTURE_COMMANDS = ('upscale', 'prepare', 'calibrate')
+SECONDS = dict(image=20, option=60, checkpoint=60)  # of one case
+IMAGE_COMMANDS = ('upscale', 'prepare', 'calibrate')
 CHECKPOINT_COMMANDS = ('upscale', 'convert', 'train', 'label', 'export', 'calibrate')
 
 
@@ -137,14 +137,14 @@ def said(ended: Ended) -> str:
 
 
 def pattern(height: int, width: int, shift: int = 0) -> np.ndarray:
-    """A picture by rule, uint8 RGB."""
+    """An image by rule, uint8 RGB."""
     y, x = np.mgrid[:height, :width]
     waves = [128 + 100 * np.sin((x * a + y * b + shift) / 5) for a, b in ((1, .3), (.2, 1), (.7, -.6))]
     return np.stack(waves, 2).astype(np.uint8)
 
 
-def pictures() -> dict:
-    """Right pictures in all formats and depths that are read: name -> content."""
+def images() -> dict:
+    """Right images in all formats and depths that are read: name -> content."""
     rgb = Image.fromarray(pattern(40, 48))
     rgba, frames = rgb.convert('RGBA'), [Image.fromarray(pattern(40, 48, shift)) for shift in (9, 30)]
     rgba.putalpha(rgb.convert('L'))
@@ -234,8 +234,8 @@ def with_right_checksums(data: bytes) -> bytes:
     return b''.join(parts)
 
 
-def picture(seeds: dict, number: int, seed: int) -> tuple:
-    """Name and content of a picture: one of ten is left as it is, some have the ending of another format."""
+def image(seeds: dict, number: int, seed: int) -> tuple:
+    """Name and content of an image: one of ten is left as it is, some have the ending of another format."""
     chance = random.Random(f'{seed}:picture:{number}')
     name = chance.choice(sorted(seeds))
     data, suffix = seeds[name], Path(name).suffix
@@ -510,7 +510,7 @@ class Campaign:
         for argv in commands:
             ended = run(argv, self.bases, 120, self.memory)
             assert said(ended) == 'right', f'{" ".join(argv)}: {ended}'
-        self.seeds = pictures()
+        self.seeds = images()
         for folder in self.args.corpus:
             self.seeds.update({str(path): path.read_bytes() for path in Path(folder).rglob('*') if path.is_file()})
 
@@ -528,18 +528,18 @@ class Campaign:
                 symlinks=True,
                 ignore=lambda at, names: [
                     name for name in names if name in ('experiments', 'out', 'data') or
-                    (kind == 'picture' and at.endswith('/in') and not name.startswith(f'p{number:06d}.'))
+                    (kind == 'image' and at.endswith('/in') and not name.startswith(f'p{number:06d}.'))
                 ])
             (kept / 'command.txt').write_text(f'basicsr {" ".join(map(str, argv))}\n{done}\n')
             print(f'{end}: {kind} {number}, {command} {done}: kept in {kept}', file=sys.stderr, flush=True)
 
-    def pictures(self, command: str, numbers: list) -> None:
-        """Runs pictures through a command, in one run if none of them ends it."""
+    def images(self, command: str, numbers: list) -> None:
+        """Runs images through a command, in one run if none of them ends it."""
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             folder, left = Path(folder), {}
             (folder / 'in').mkdir()
             for number in numbers:
-                name, data = picture(self.seeds, number, self.args.seed)
+                name, data = image(self.seeds, number, self.args.seed)
                 (folder / 'in' / name).write_bytes(data)
                 left[number] = name
             argv = {
@@ -547,36 +547,36 @@ class Campaign:
                 'prepare': ['prepare', '-i', 'in', '-o', 'out', '--whole', '--workers', '1'],
                 'calibrate': ['calibrate', '-m', self.bases / 'routed.pth', '-i', 'in', '--budgets', '0.5'],
             }[command]
-            ended = run(argv, folder, SECONDS['picture'] + 2 * len(numbers), self.memory)
+            ended = run(argv, folder, SECONDS['image'] + 2 * len(numbers), self.memory)
             end = said(ended)
             if end in BAD:
                 if len(numbers) == 1:
-                    self.count('picture', command, numbers[0], end, folder, argv)
+                    self.count('image', command, numbers[0], end, folder, argv)
                 else:
                     for half in (numbers[::2], numbers[1::2]):
-                        self.pictures(command, half)
+                        self.images(command, half)
                 return
             refused = ended.code == 2  # the folder as a whole: the others are still to be tried
             for number, name in list(left.items()):
-                results = [path for path in (folder / 'out').rglob(f'{Path(name).stem}*') if self.is_picture(path)]
+                results = [path for path in (folder / 'out').rglob(f'{Path(name).stem}*') if self.is_image(path)]
                 if name in ended.output and not results:
-                    self.count('picture', command, number, 'one line', folder, argv)
+                    self.count('image', command, number, 'one line', folder, argv)
                 elif results or (command == 'calibrate' and ended.code in (0, 1)):
-                    self.count('picture', command, number, 'right', folder, argv)
+                    self.count('image', command, number, 'right', folder, argv)
                 elif refused and len(numbers) > 1:
                     continue
                 else:
-                    self.count('picture', command, number, 'one line' if refused else 'silent', folder, argv)
+                    self.count('image', command, number, 'one line' if refused else 'silent', folder, argv)
                 del left[number]
         rest = list(left)
         if rest and len(rest) == len(numbers):  # it does not say which of them
-            self.pictures(command, rest[::2])
-            self.pictures(command, rest[1::2])
+            self.images(command, rest[::2])
+            self.images(command, rest[1::2])
         elif rest:
-            self.pictures(command, rest)
+            self.images(command, rest)
 
     @staticmethod
-    def is_picture(path: Path) -> bool:
+    def is_image(path: Path) -> bool:
         """Whether a result is whole, as far as its header tells."""
         try:
             with tifffile.TiffFile(path) if path.suffix == '.tif' else Image.open(path) as image:
@@ -624,14 +624,14 @@ class Campaign:
         """What is to be run: method and arguments."""
         if self.args.only:
             kind, number = self.args.only.split(':')
-            if kind == 'picture':
-                return [('pictures', command, [int(number)]) for command in PICTURE_COMMANDS]
+            if kind == 'image':
+                return [('images', command, [int(number)]) for command in IMAGE_COMMANDS]
             return [(kind, int(number))]
         args, tasks = self.args, []
-        for start in range(0, args.pictures, args.batch):
-            numbers = list(range(start, min(start + args.batch, args.pictures)))
-            tasks += [('pictures', 'upscale', numbers), ('pictures', 'prepare', numbers)]
-            tasks.append(('pictures', 'calibrate', numbers[:max(1, args.batch // 10)]))  # it measures, which takes time
+        for start in range(0, args.images, args.batch):
+            numbers = list(range(start, min(start + args.batch, args.images)))
+            tasks += [('images', 'upscale', numbers), ('images', 'prepare', numbers)]
+            tasks.append(('images', 'calibrate', numbers[:max(1, args.batch // 10)]))  # it measures, which takes time
         tasks += [('option', number) for number in range(args.options)]
         return tasks + [('checkpoint', number) for number in range(args.checkpoints)]
 
@@ -657,17 +657,17 @@ def table(counts: collections.Counter) -> str:
 
 def main(argv: Optional[list] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for kind in ('pictures', 'options', 'checkpoints'):
+    for kind in ('images', 'options', 'checkpoints'):
         parser.add_argument(f'--{kind}', type=int, default=0, metavar='N', help=f'how many {kind} (default: 0)')
     parser.add_argument('--seed', type=int, default=0, help='what decides of all damages (default: 0)')
     parser.add_argument('--jobs', type=int, default=2, help='processes (default: 2)')
-    parser.add_argument('--batch', type=int, default=50, help='pictures of a folder (default: 50)')
+    parser.add_argument('--batch', type=int, default=50, help='images of a folder (default: 50)')
     parser.add_argument(
         '--memory', type=int, default=4096, metavar='MIB', help='of a run, beyond imports (default: 4096)')
-    parser.add_argument('--corpus', nargs='+', default=[], metavar='FOLDER', help='further pictures to damage')
+    parser.add_argument('--corpus', nargs='+', default=[], metavar='FOLDER', help='further images to damage')
     parser.add_argument('--keep', default='fuzz_failures', metavar='FOLDER', help='inputs that end badly')
     parser.add_argument('--keep-unclear', action='store_true', help='keep inputs with an unclear line too')
-    parser.add_argument('--only', metavar='KIND:NUMBER', help='one case: picture, option or checkpoint and its number')
+    parser.add_argument('--only', metavar='KIND:NUMBER', help='one case: image, option or checkpoint and its number')
     args = parser.parse_args(argv)
     args.jobs, args.keep = 1 if args.only else args.jobs, os.path.abspath(args.keep)
     torch.set_num_threads(1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to 4x pictures and a first training: installs into .venv, upscales photographs with a model of this package,
+# From nothing to 4x images and a first training: installs into .venv, upscales photographs with a model of this package,
 # fine-tunes another one for two minutes on photographs that scikit-image ships, and tests it on others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,7 @@ basicsr models
 step 'Three photographs, four times as large, at half the cost of the hardest branch'
 python scripts/quickstart_photos.py "$data/photographs"
 basicsr upscale -m "$model" -i "$data/photographs/held_out" -o "$out" --budget 0.5 --map --overwrite
-echo "The pictures and their difficulty maps (*_map.png): $out"
+echo "The images and their difficulty maps (*_map.png): $out"
 
 step 'The same photographs made four times as small, and large again'
 basicsr prepare -i "$data/photographs/held_out" -o "$data/held_out" --whole --overwrite

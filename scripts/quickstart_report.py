@@ -1,4 +1,4 @@
-"""Compares upscaled pictures with bicubic upsampling; fails if one of them is not better.
+"""Compares upscaled images with bicubic upsampling; fails if one of them is not better.
 
 Usage: python scripts/quickstart_report.py PREPARED_FOLDER NAME=FOLDER [NAME=FOLDER ...]
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the models of this package again: makes their figures, tables and pictures of HR images.
+# Measures the models of this package again: makes their figures, tables and illustrations from HR images.
 # Usage: bash scripts/reproduce.sh Set5=FOLDER Set14=FOLDER photographs=FOLDER CID22=FOLDER
 # It rewrites models.json, docs/models and the lists of models, so that `git diff` shows what is different here. Let
 # nothing else run: it measures time (REPEAT=0 does not). MODELS='a b' measures only some of the models.

@@ -13,7 +13,7 @@ Usage:
 Each run is a name, an option file and changes to it, as --force_yml takes them. Patches are cut at random places out of
 whole photographs, at their own size and at the fractions of --sizes, flipped and rotated as the option file says; the
 data that it names are not read. `--degraded COUNT` makes that many pairs instead, of the photographs that the first
-option file names (options/train_photo_branch1.yml), as scripts/degrade.py does. `--val` takes folders of HR pictures,
+option file names (options/train_photo_branch1.yml), as scripts/degrade.py does. `--val` takes folders of HR images,
 or of pairs in gt/ and lq/. PSNR is RGB, with a border of as many pixels as the scale left out, of the EMA weights.
 Without a GPU the same is done step by step.
 """
@@ -87,7 +87,7 @@ def read_images(folder):
 
 
 def pairs(folders, scale, fractions=(1, )):
-    """HR and LR pictures of folders, on the device, as (h, w, 3), uint8."""
+    """HR and LR images of folders, on the device, as (h, w, 3), uint8."""
     for whole in (whole for folder in folders for whole in read_images(folder)):
         for fraction in fractions:
             gt = whole if fraction == 1 else shrink(whole, fraction)
@@ -96,14 +96,14 @@ def pairs(folders, scale, fractions=(1, )):
 
 
 def validation_pairs(folder, scale):
-    """GT and LR of a folder of HR pictures, or of one with gt/ and lq/, as `pairs`."""
+    """GT and LR of a folder of HR images, or of one with gt/ and lq/, as `pairs`."""
     if Path(folder, 'lq').is_dir():
         return list(zip(*(list(read_images(Path(folder, name))) for name in ('gt', 'lq'))))
     return list(pairs([folder], scale))
 
 
 def image(pixels):
-    """A picture of shape (h, w, 3), uint8, as a batch of shape (1, 3, h, w) in [0, 1]."""
+    """An image of shape (h, w, 3), uint8, as a batch of shape (1, 3, h, w) in [0, 1]."""
     return pixels.permute(2, 0, 1)[None] / 255
 
 
@@ -140,10 +140,10 @@ class Photographs:
         self.start = area.cumsum(0) - area
 
     def check(self, side):
-        """Ends the program if no patch of a side, in LR pixels, fits into any picture."""
+        """Ends the program if no patch of a side, in LR pixels, fits into any image."""
         if not torch.any((self.height >= side) & (self.width >= side)):
             need = side * self.scale
-            raise SystemExit(f'{len(self.start)} pictures, but none has {need}x{need} pixels, as a patch of them needs')
+            raise SystemExit(f'{len(self.start)} images, but none has {need}x{need} pixels, as a patch of them needs')
 
     def patches(self, count, side, flip, rotate, taught, generator):
         """Random patches; every place of every photograph is equally likely.
@@ -331,7 +331,7 @@ def main():
     parser.add_argument('--sizes', nargs='+', type=float, default=[1, 0.8, 0.6], help='fractions (default: 1 0.8 0.6)')
     parser.add_argument(
         '--val', nargs='+', default=[], metavar='FOLDER', help='folders of HR images, or of gt/ and lq/')
-    parser.add_argument('--teacher', metavar='CHECKPOINT', help="what makes teacher_opt's pictures")
+    parser.add_argument('--teacher', metavar='CHECKPOINT', help="what makes teacher_opt's images")
     parser.add_argument('--seconds', type=float, help='fewer iterations of all runs, if they would take longer')
     parser.add_argument('--points', type=int, default=4, help='validations of a run (default: 4)')
     parser.add_argument('--finish', type=float, default=0.1, help='part in float32 at the end of others (default: 0.1)')
@@ -351,7 +351,7 @@ def main():
     pictures = degraded(opt, args.degraded) if args.degraded else pairs(args.photographs, scale, args.sizes)
     photographs = Photographs(pictures, scale, teacher)
     sets = {Path(folder).name: validation_pairs(folder, scale) for folder in args.val}
-    say(f'{len(photographs.start)} pictures, {len(photographs.images[0]) / 1e6:.1f} megapixels of LR')
+    say(f'{len(photographs.start)} images, {len(photographs.images[0]) / 1e6:.1f} megapixels of LR')
 
     needed = seconds_of([Run(run, photographs, 1, args.out, 0) for run in args.runs]) if args.seconds else 0
     factor = min(1, args.seconds / needed) if needed else 1

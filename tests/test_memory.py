@@ -1,4 +1,4 @@
-"""Memory that is freed stays in the process, and what is promised of it is kept."""
+"""Memory that is freed stays in the process, and a limit of it is kept."""
 import cv2
 import importlib
 import itertools
@@ -18,8 +18,8 @@ from cdnsr_basicsr.inference import PixelUpscaler, TileUpscaler, tile_upscaler
 from cdnsr_basicsr.inference.image_io import read_image
 from cdnsr_basicsr.inference.pictures import side_by_side
 from cdnsr_basicsr.inference.tiling import Canvas, TensorRows, Tiling, parts_within, shared_out
-from cdnsr_basicsr.loading import promise_of
-from cdnsr_basicsr.memory import MIB, SPARE, UNEVEN, GpuMemory, HostMemory, Promise, ShortOfMemory, available
+from cdnsr_basicsr.loading import memory_limit_of
+from cdnsr_basicsr.memory import MIB, SPARE, UNEVEN, GpuMemory, HostMemory, MemoryLimit, ShortOfMemory, available
 from cdnsr_basicsr.options import OptionError
 from cdnsr_basicsr.settings import bytes_of
 from tests.helpers import ENV, ROOT, carn, fsrcnn, pcsr, photograph, spread
@@ -135,9 +135,9 @@ def test_what_is_free_in_a_group_of_the_first_version(tmp_path):
 
 
 def test_auto_takes_three_quarters_of_what_is_free(monkeypatch):
-    assert Promise(Fake(base=100, free=1000)).limit == 850
+    assert MemoryLimit(Fake(base=100, free=1000)).size == 850
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '3')  # of torchrun
-    assert Promise(Fake(base=100, free=1000)).limit == 350
+    assert MemoryLimit(Fake(base=100, free=1000)).size == 350
 
 
 @pytest.mark.slow
@@ -147,6 +147,7 @@ def test_what_the_process_and_its_decoder_hold(tmp_path):
     read_image(tmp_path / 'a.png')
     alone = memory._status('self', 'VmRSS')
     assert abs(host.used() - host._others() - alone) < MIB and host._others() > 20 * MIB
+    host.trim()  # of what is freed and kept, the block would take its memory
     before = host.used()
     block = np.ones(2**26, np.uint8)
     assert 60 * MIB < host.used() - before < 70 * MIB and host.peak() >= host.used() - MIB
@@ -166,57 +167,57 @@ def test_a_gpu_s_memory_is_torch_s(monkeypatch):
         set_per_process_memory_fraction=None)
     for name, value in fakes.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, n=name, v=value: called.setdefault(n, args) and v or v)
-    promise = promise_of('auto', torch.device('cuda:1'))
-    assert isinstance(promise.memory, GpuMemory) and not promise.of_host and promise.enforced
-    assert promise.limit == 300 + 750 and called['set_per_process_memory_fraction'] == (1050 / 4000, 1)
-    assert promise.memory.peak() == 500 and called['mem_get_info'] == (1, )
-    assert promise.has_room(10**12)  # torch itself refuses
+    memory_limit = memory_limit_of('auto', torch.device('cuda:1'))
+    assert isinstance(memory_limit.memory, GpuMemory) and not memory_limit.of_host and memory_limit.enforced
+    assert memory_limit.size == 300 + 750 and called['set_per_process_memory_fraction'] == (1050 / 4000, 1)
+    assert memory_limit.memory.peak() == 500 and called['mem_get_info'] == (1, )
+    assert memory_limit.has_room(10**12)  # torch itself refuses
     called.clear()
-    assert promise_of('1G', torch.device('cuda:0')).limit == 2**30
+    assert memory_limit_of('1G', torch.device('cuda:0')).size == 2**30
     assert called['set_per_process_memory_fraction'] == (1., 0)  # more than there is
 
 
 def test_where_it_cannot_be_measured_that_is_said(monkeypatch):
     monkeypatch.setattr(memory, '_status', lambda pid, key: 0)
     with pytest.raises(OptionError, match='memory=4G: needs Linux with glibc, and /proc'):
-        promise_of('4G', torch.device('cpu'))
+        memory_limit_of('4G', torch.device('cpu'))
 
 
-# promises
+# limits
 
 
 def test_what_is_reserved_is_not_free():
-    promise = Promise(Fake(), 500 * MIB)
-    assert promise.free() == 400 * MIB - SPARE
-    with promise.reserving(50 * MIB), promise.reserving(20 * MIB):
-        assert promise.free() == 330 * MIB - SPARE
-        with promise.shared_by(2):
-            assert promise.free() == (330 * MIB - SPARE) // 2
-    assert promise.free() == 400 * MIB - SPARE
-    with promise.reserving(500 * MIB):
-        assert promise.free() == 0
+    memory_limit = MemoryLimit(Fake(), 500 * MIB)
+    assert memory_limit.free() == 400 * MIB - SPARE
+    with memory_limit.reserving(50 * MIB), memory_limit.reserving(20 * MIB):
+        assert memory_limit.free() == 330 * MIB - SPARE
+        with memory_limit.shared_by(2):
+            assert memory_limit.free() == (330 * MIB - SPARE) // 2
+    assert memory_limit.free() == 400 * MIB - SPARE
+    with memory_limit.reserving(500 * MIB):
+        assert memory_limit.free() == 0
 
 
 @pytest.mark.parametrize('users,reserved,size', [(1, 0, 1), (1, 70 * MIB, 333 * MIB), (2, 5, 77 * MIB), (2, 0, 2**31)])
 def test_the_figure_that_is_named_suffices(users, reserved, size):
-    promise = Promise(Fake(), 300 * MIB)
-    with promise.reserving(reserved), promise.shared_by(users):
-        text = str(promise.short_of(size, 'tiles'))
-        assert text.endswith('but 300M are promised') and f'{round(size * users / MIB)}M for tiles' in text
-        promise.limit = bytes_of(text.split()[1])
-        assert size <= promise.free() <= size + 24 * MIB
+    memory_limit = MemoryLimit(Fake(), 300 * MIB)
+    with memory_limit.reserving(reserved), memory_limit.shared_by(users):
+        text = str(memory_limit.short_of(size, 'tiles'))
+        assert text.endswith('but the limit is 300M') and f'{round(size * users / MIB)}M for tiles' in text
+        memory_limit.size = bytes_of(text.split()[1])
+        assert size <= memory_limit.free() <= size + 24 * MIB
 
 
 def test_room_is_made_when_it_is_needed():
     fake = Fake()
-    promise = Promise(fake, 200 * MIB + SPARE // 4)
-    assert not promise.has_room(101 * MIB) and promise.has_room(80 * MIB)
+    memory_limit = MemoryLimit(fake, 200 * MIB + SPARE // 4)
+    assert not memory_limit.has_room(101 * MIB) and memory_limit.has_room(80 * MIB)
     fake.take(80 * MIB)
-    assert promise.has_room(80 * MIB) and fake.kept  # what was freed is taken again
-    assert promise.has_room(100 * MIB) and not fake.kept  # a larger one might not fit into that
-    promise.trim()
+    assert memory_limit.has_room(80 * MIB) and fake.kept  # what was freed is taken again
+    assert memory_limit.has_room(100 * MIB) and not fake.kept  # a larger one might not fit into that
+    memory_limit.trim()
     fake.take(50 * MIB)  # by something else, so that it may not fit
-    assert promise.has_room(80 * MIB) and not fake.kept
+    assert memory_limit.has_room(80 * MIB) and not fake.kept
 
 
 def test_growth_leaves_out_what_the_first_run_keeps():
@@ -228,7 +229,7 @@ def test_growth_leaves_out_what_the_first_run_keeps():
         runs.append(1)
         fake.take(8 * MIB)
 
-    assert Promise(fake, 1).growth(run) == UNEVEN * 8 * MIB
+    assert MemoryLimit(fake, 1).growth(run) == UNEVEN * 8 * MIB
 
 
 # plans
@@ -275,7 +276,7 @@ def test_bytes_of_a_canvas(size, max_rows, summed):
 
 
 def under(upscaler, fake, limit, per_pixel, monkeypatch):
-    """The engine with a promise, where each pixel of a pass takes so many bytes."""
+    """The engine with a limit of memory, where each pixel of a pass takes so many bytes."""
     run = upscaler.run
 
     def taking(branch, tiles):
@@ -283,12 +284,12 @@ def under(upscaler, fake, limit, per_pixel, monkeypatch):
         return run(branch, tiles)
 
     monkeypatch.setattr(upscaler, 'run', taking)
-    upscaler.keep_to(Promise(fake, limit))
+    upscaler.limit_memory(MemoryLimit(fake, limit))
     return upscaler
 
 
 @pytest.mark.slow
-def test_passes_keep_to_the_promise_and_the_image_stays_the_same(tiny_net, monkeypatch):
+def test_passes_stay_below_the_limit_and_the_image_stays_the_same(tiny_net, monkeypatch):
     net = spread(build_network(tiny_net(4, [fsrcnn(4), carn(4), carn(8)])).eval())
     lq, per_pixel = torch.rand(1, 3, 200, 420) * torch.linspace(0, 1, 420), 20000
     expected = TileUpscaler(net, 96, 92, max_tiles=4).upscale(lq).image
@@ -314,7 +315,7 @@ def test_too_little_for_the_smallest_plan_is_refused_with_a_figure_that_suffices
     with pytest.raises(ShortOfMemory, match='a strip of tiles') as caught:
         upscaler.plan(lq)
     assert '\n' not in str(caught.value)
-    upscaler.promise.limit = bytes_of(str(caught.value).split()[1])
+    upscaler.memory_limit.size = bytes_of(str(caught.value).split()[1])
     upscaler.measured = tile_upscaler.Speed([2] * 3, [1.] * 4)
     plan = upscaler.plan(lq)
     assert plan.tile_rows < 3 and max(plan.max_tiles) == 1 and max(plan.max_pixels) < 188 * 188
@@ -329,23 +330,23 @@ def test_plenty_changes_no_plan(tiny_net, monkeypatch):
 
 
 @pytest.mark.slow
-def test_pixels_keep_to_the_promise():
+def test_pixels_stay_below_the_limit():
     net, lq = build_network(pcsr()).eval(), torch.rand(1, 3, 150, 200)
     expected = PixelUpscaler(net, 64, 52).upscale(lq).image
     bands = []
     for limit in (180, 200, 2**20):
         upscaler = PixelUpscaler(net, 64, 52)
-        upscaler.keep_to(Promise(Fake(), limit * MIB))
+        upscaler.limit_memory(MemoryLimit(Fake(), limit * MIB))
         upscaler.taken = upscaler.taken._replace(by_tile=4000., by_band=1000.)
         plan = upscaler.plan(TensorRows(lq))
-        assert upscaler._bytes_of(plan) <= upscaler.promise.free()
+        assert upscaler._bytes_of(plan) <= upscaler.memory_limit.free()
         bands.append(plan.band_pixels)
         assert (upscaler.upscale(lq).image - expected).abs().max() < 1e-5
     assert bands[0] < bands[1] < bands[2]
-    upscaler.promise.limit = 120 * MIB
+    upscaler.memory_limit.size = 120 * MIB
     with pytest.raises(ShortOfMemory) as caught:
         upscaler.plan(TensorRows(lq))
-    upscaler.promise.limit = bytes_of(str(caught.value).split()[1])
+    upscaler.memory_limit.size = bytes_of(str(caught.value).split()[1])
     upscaler.plan(TensorRows(lq))
 
 
@@ -360,16 +361,16 @@ def test_images_side_by_side_need_not_have_the_same_strips():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['png', 'jpg', 'webp', 'avif', 'bmp', 'tif'])
-def test_reading_keeps_to_the_promise(tmp_path, kind):
+def test_reading_stays_below_the_limit(tmp_path, kind):
     path, pixels = tmp_path / f'a.{kind}', np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), np.uint8)
     from PIL import Image
     Image.fromarray(pixels).save(path, **({'compression': 'tiff_lzw'} if kind == 'tif' else {}))
     usual = read_image(path).pixels
-    promise = Promise(Fake(), 100 * MIB + SPARE + 10 * MIB)
+    memory_limit = MemoryLimit(Fake(), 100 * MIB + SPARE + 10 * MIB)
     with pytest.raises(ShortOfMemory, match=r'\d+M for reading it') as caught:
-        read_image(path, promise=promise)
-    promise.limit = bytes_of(str(caught.value).split()[1])
-    assert np.array_equal(read_image(path, promise=promise).pixels, usual)
+        read_image(path, memory_limit=memory_limit)
+    memory_limit.size = bytes_of(str(caught.value).split()[1])
+    assert np.array_equal(read_image(path, memory_limit=memory_limit).pixels, usual)
     assert np.array_equal(read_image(path).pixels, usual)  # the next one may take more again
 
 
@@ -409,7 +410,7 @@ def test_writing_takes_no_more_than_is_counted(tmp_path):
 
 
 @pytest.fixture
-def promised(tmp_path, tiny_net, monkeypatch):
+def limited(tmp_path, tiny_net, monkeypatch):
     """Upscales a folder by the command, with so many MiB beside what the process holds; exit code and what it says."""
     from cdnsr_basicsr.checkpoint import save_checkpoint
     monkeypatch.chdir(tmp_path)
@@ -430,15 +431,15 @@ def promised(tmp_path, tiny_net, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_picture_that_takes_too_much_is_left_out_and_the_others_are_done(promised, capsys):
+def test_a_picture_that_takes_too_much_is_left_out_and_the_others_are_done(limited, capsys):
     cv2.imwrite('in/b.png', photograph(1600, 3000))
-    assert promised(150) == 1
+    assert limited(150) == 1
     said = capsys.readouterr()
     assert sorted(path.name for path in Path('out').iterdir()) == ['a.png', 'c.png']
     failure, = [line for line in said.err.splitlines() if line.startswith('Failed')]
-    assert failure.startswith('Failed: in/b.png: needs ') and failure.endswith('are promised')
-    assert ' at most, of ' in said.out
-    assert promised(150, source='in/b.png') == 2  # nothing at all was done
+    assert re.fullmatch(r'Failed: in/b.png: needs .*, but the limit is \d+M', failure)
+    assert '(limit: ' in said.out
+    assert limited(150, source='in/b.png') == 2  # nothing at all was done
     said = capsys.readouterr()
     assert said.err.count('\n') == 1 and 'in/b.png needs' in said.err and not said.out
     assert not Path('out/b.png').exists()
@@ -446,11 +447,11 @@ def test_a_picture_that_takes_too_much_is_left_out_and_the_others_are_done(promi
 
 @pytest.mark.slow
 @pytest.mark.parametrize('arguments', [(), ('--ext', 'tif', '--map'), ('--budget', '0.8', '--threads', '1')])
-def test_the_pictures_are_the_same(promised, arguments, capsys):
+def test_the_pictures_are_the_same(limited, arguments, capsys):
     rgba = np.dstack([photograph(60, 90, 2), photograph(60, 90, 3)[..., 0]])
     cv2.imwrite('in/d.png', rgba)
     assert cli.main(['upscale', '-m', 'net.pth', '-i', 'in', '-o', 'usual', *arguments]) == 0
-    assert promised(200, '--json', *arguments) == 0
+    assert limited(200, '--json', *arguments) == 0
     content = json.loads(capsys.readouterr().out.split('\n', 1)[1].partition('{')[2].join(['{', '']))
     assert content['memory_mib'] > 200 and content['peak_mib'] > 0
     for path in Path('usual').iterdir():
@@ -458,15 +459,15 @@ def test_the_pictures_are_the_same(promised, arguments, capsys):
         assert np.abs(usual.astype(int) - image).max() <= 1
 
 
-def test_only_torch_promises(monkeypatch):
+def test_only_the_memory_of_torch_is_limited(monkeypatch):
     monkeypatch.setattr('cdnsr_basicsr.loading.check_backend', lambda *args: None)
-    with pytest.raises(OptionError, match='memory=4G: what onnxruntime takes cannot be promised'):
+    with pytest.raises(OptionError, match='memory=4G: the memory of onnxruntime cannot be limited'):
         sr.load('net.pth', backend='onnxruntime', memory='4G')
 
 
 # the process
 
-# with the least that can be promised, and two with more
+# with the smallest limit that is accepted, and two with more
 MEASURED = [('cdnsr-etds-x4', '7680x4320', 'least'), ('cdnsr-etds-x4', '7680x4320', '2G'),
             ('cdnsr-modern-x4', '512x512', 'least'), ('cdnsr-modern-x3', '256x256', 'least'),
             ('cdnsr-modern-x2', '256x256', 'least'), ('cdnsr-fsrcnn-x4', '1280x720', 'least'),
@@ -476,7 +477,7 @@ MEASURED = [('cdnsr-etds-x4', '7680x4320', 'least'), ('cdnsr-etds-x4', '7680x432
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name,size,memory', MEASURED, ids=[' '.join(row) for row in MEASURED])
-def test_the_process_stays_below_what_was_promised(tmp_path, monkeypatch, name, size, memory):
+def test_the_process_stays_below_the_limit(tmp_path, monkeypatch, name, size, memory):
     monkeypatch.syspath_prepend(str(ROOT / 'scripts'))
     bench = importlib.import_module('bench_memory')
     path = str(tmp_path / 'lr.png')
@@ -487,6 +488,6 @@ def test_the_process_stays_below_what_was_promised(tmp_path, monkeypatch, name, 
     else:
         code, peak, _, said = bench.peak_of(*arguments, '--memory', memory, env=ENV)
     assert code == 0, said
-    told = re.search(r'Memory: (\d+)M at most, of (\d+)M promised', said)
+    told = re.search(r'Peak memory: (\d+)M \(limit: (\d+)M\)', said)
     assert peak <= int(told[2]) and memory in ('auto', '2G', f'{told[2]}M'), said
     assert int(told[1]) <= int(told[2])

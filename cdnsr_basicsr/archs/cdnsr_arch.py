@@ -10,7 +10,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 
 class Routing(NamedTuple):
-    """What CDNSR decided for a batch of patches.
+    """CDNSR's decisions for a batch of patches.
 
     Attributes:
         logits (Tensor): of shape (b, M). Output of the classifier.
@@ -132,7 +132,7 @@ class PatchClassifier(nn.Module):
 
 
 class _PredictsErrors(nn.Module):
-    """What classifiers that predict errors have in common: errors as logits, and back."""
+    """Base of classifiers that predict errors: converts errors to logits, and back."""
 
     def __init__(self, num_classes, price):
         super(_PredictsErrors, self).__init__()
@@ -238,9 +238,9 @@ class ErrorMap(_PredictsErrors):
         price (float): Squared error, in grey levels (0 to 255), that the most expensive branch has to save to be worth
             its cost, without a budget. Default: 2.
         margin (float): Loss of PSNR by routing, relative to the predicted one, as it was measured on photographs that
-            were not learnt from; of errors towards the hardest branch those themselves. Default: 1.
-        reference (str): 'gt' | 'hardest': what errors are towards: the ground truth, or the image of the last branch,
-            whose own error is zero then. Default: 'gt'.
+            were not learnt from; of errors relative to the hardest branch's image, those themselves. Default: 1.
+        reference (str): 'gt' | 'hardest': what errors are relative to: the ground truth, or the image of the last
+            branch, whose own error is zero then. Default: 'gt'.
 
     Attributes:
         costs (Tensor): Buffer of shape (M, ), cost of each branch relative to the most expensive; the model sets it.

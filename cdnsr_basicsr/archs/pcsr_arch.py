@@ -213,7 +213,7 @@ class PixelMLP(nn.Module):
 
 
 class PixelRouting(NamedTuple):
-    """What PCSR decided for each pixel.
+    """PCSR's decision for each pixel.
 
     Attributes:
         margin (Tensor): of shape (b, H, W), log p_heavy - log p_light.

@@ -95,7 +95,7 @@ def benchmark(settings: Settings,
 
 
 def check_comparable(networks: dict[str, Network]) -> None:
-    """Refuses networks whose figures say nothing beside each other."""
+    """Refuses networks whose figures cannot be compared."""
     scales = sorted({network.scale for network in networks.values()})
     if len(scales) != 1:
         raise OptionError('-m', f'all models must have the same scale, but have {scales}')

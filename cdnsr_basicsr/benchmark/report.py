@@ -1,4 +1,4 @@
-"""What a benchmark has measured, as table, CSV and plot."""
+"""Reports measurements as table, CSV and plot."""
 from __future__ import annotations
 
 import csv
@@ -15,7 +15,7 @@ COLUMNS = ('model', 'network', 'method', 'precision', 'PSNR', 'pooled', 'SSIM', 
 
 
 def summary(row: Row, about: dict, results: list[dict], pooled: float, ms: float, first: float) -> Measured:
-    """What was measured of a row.
+    """Summarises the measurements of a row.
 
     Args:
         row: The row.

@@ -1,4 +1,4 @@
-"""What a benchmark compares: its settings, which rows there are, and what is measured of each."""
+"""Settings and rows of a benchmark, and the figures of each row."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -31,7 +31,7 @@ from .rows import LOOPS, Network, Row, Settings
 
 
 class Result(NamedTuple):
-    """What a runner makes of an image.
+    """The result of a runner for an image.
 
     Attributes:
         image: of shape (1, c, H, W).
@@ -64,7 +64,7 @@ def load(model: str) -> nn.Module:
 
 
 def network_of(model: str, settings: Settings) -> Network:
-    """What a benchmark has to know of a model beforehand.
+    """What a benchmark has to know of a model in advance.
 
     Raises:
         OptionError: It cannot be loaded, or is no network for super-resolution.
@@ -132,7 +132,7 @@ class Bench:
         return self.plain.branch_macs[branch] / self.plain.patch_size**2 / self.plain.scale**2 / 1000
 
     def alone(self, branch: int) -> list[int]:
-        """Counts of a result that one branch has made."""
+        """Counts of a result that a single branch computed."""
         return [int(i == branch) for i in range(len(self.branches))]
 
     def lq(self, number: int) -> torch.Tensor:

@@ -123,8 +123,8 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
                  f'whole images{counted}, including classifier and tile overlap.\n')
     if done.present:
         text += f'Skipped, already exist: {done.present} (--overwrite replaces them{", with maps" * args.map}).\n'
-    if done.promised is not None and done.peak is not None:
-        text += f'Memory: {mib(done.peak)} at most, of {mib(done.promised)} promised.\n'
+    if done.memory_limit is not None and done.peak is not None:
+        text += f'Peak memory: {mib(done.peak)} (limit: {mib(done.memory_limit)}).\n'
     say(
         text,
         dict(
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace, say: arguments.Say) -> int:
             unit=upscaler.unit.lower() if routed else None,
             counts=done.counts if routed else [],
             shares=shares,
-            memory_mib=None if done.promised is None else done.promised / MIB,
+            memory_mib=None if done.memory_limit is None else done.memory_limit / MIB,
             peak_mib=None if done.peak is None else done.peak / MIB))
     arguments.say_what_is_missing(args.input, done.notes, done.left_out)
     for path, reason in done.failed:

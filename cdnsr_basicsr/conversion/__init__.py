@@ -1,1 +1,1 @@
-"""Checkpoints of other projects: a file *_family.py per lineage of code, with its names and what they tell."""
+"""Checkpoints of other projects: a file *_family.py for each lineage of code, with its names and what they reveal."""

@@ -1,4 +1,4 @@
-"""Makes self-describing checkpoints of files that other projects have published, and of one's own."""
+"""Converts files that other projects have published, and one's own, to self-describing checkpoints."""
 from __future__ import annotations
 
 import importlib.util
@@ -122,7 +122,7 @@ def convert(path: Optional[str],
         upscale: Upsampling factor, of files that do not tell it. Default: 4.
 
     Raises:
-        OptionError: It cannot be done; why.
+        OptionError: The conversion failed; the message says why.
     """
     if family not in ('auto', *families()):
         raise OptionError(f'--from {family}', f'accepted: auto, {", ".join(sorted(families()))}')
@@ -166,7 +166,7 @@ def made_plain(converted: Converted, path: str, clip: bool = False) -> Converted
         clip: Whether the result clips its output to [0, 1].
 
     Raises:
-        OptionError: There is nothing to be made plain, or the result is not equal.
+        OptionError: No part has a plain form, or the result is not equal.
     """
     net, block, family, notes = converted
     plain_net: nn.Module
@@ -187,7 +187,7 @@ def made_plain(converted: Converted, path: str, clip: bool = False) -> Converted
 
 
 def save(converted: Converted, path: str) -> None:
-    """Writes a self-describing checkpoint, and looks whether it loads, before it gets its name.
+    """Writes a self-describing checkpoint, and checks that it loads, before it gets its name.
 
     Args:
         converted: What is to be written.

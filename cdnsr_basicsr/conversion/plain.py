@@ -123,7 +123,7 @@ def prove_equal(source: nn.Module, plain: PlainConvSR, clip: bool = False) -> No
 
     Args:
         source: Network that has been converted.
-        plain: What became of it.
+        plain: The converted network.
         clip: Whether `plain` clips its output to [0, 1]; that of `source` is clipped for the comparison then. (If it is
             the source that clips, that of `plain` is.)
 

@@ -1,4 +1,4 @@
-"""What a family of other projects' checkpoints is, and which ones there are: the files *_family.py beside this one.
+"""Families of other projects' checkpoints: the files *_family.py beside this one.
 
 No torch here and, before a checkpoint is loaded, in these files: the help text of `basicsr convert` needs their names.
 """
@@ -41,7 +41,7 @@ class Found(NamedTuple):
 
 
 class Family(ABC):
-    """A family of checkpoints. What `detect` and `load` raise, a user is told as what is wrong with the file.
+    """A family of checkpoints. Errors of `detect` and `load` are shown to users as errors of the file.
 
     Attributes:
         names: What `--from` calls it.

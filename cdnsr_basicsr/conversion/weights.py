@@ -1,4 +1,4 @@
-"""What families do with the weights of other projects: renaming, counting, folding."""
+"""Operations on the weights of other projects: renaming, counting, folding."""
 from __future__ import annotations
 
 import re

@@ -16,7 +16,7 @@ from ..options.networks import of_basicsr_or_ours
 from .labels import read_labels
 from .pictures import Database, Folder, NotAPicture, Pictures, check_decodes, decoded, keys_of_lmdb, read_names
 
-DECODED = 2**25  # bytes of a dataset's images that are decoded; the others' headers and ends are looked at
+DECODED = 2**25  # bytes of a dataset's images that are decoded; of the others, headers and ends are checked
 MAX_ITEMS = 10**8  # of an enlarged dataset: their order is a list
 CROPPED = 400  # RealESRGANDataset's images, whatever they were
 SSIM_WINDOW = 11
@@ -44,7 +44,7 @@ def unlogged() -> Iterator[None]:
 
 
 def as_basicsr_reads(name: str, block: Mapping, opt: Mapping) -> dict:
-    """A dataset's block as BasicSR's parse_options hands it over."""
+    """A dataset's block as BasicSR's parse_options passes it on."""
     block = dict(copy.deepcopy(dict(block)), phase=name.split('_')[0])
     if 'scale' in opt:
         block['scale'] = opt['scale']
@@ -169,7 +169,7 @@ def step_of(pictures: Pictures, names: list[str]) -> int:
         try:
             total += pictures.bytes_of(name)
         except (OSError, UnicodeError, NotAPicture):
-            continue  # told where it is looked at
+            continue  # reported where it is checked
     return max(1, round(total / max(1, len(probe)) * len(names) / DECODED))
 
 
@@ -207,7 +207,7 @@ def check_metric_size(metrics: Mapping, where: str, gt: str, gt_size: Size) -> N
 
 
 def check_pairs(block: Mapping, where: str, metrics: Mapping) -> None:
-    """Looks at all pairs of a paired dataset."""
+    """Checks all pairs of a paired dataset."""
     pairs = list(pair_names(block, where))
     looked = Looked(where, 2 * len(pairs), step_of(pairs[0][0], [pair[1] for pair in pairs]))
     for gt, gt_name, lq, lq_name in pairs:
@@ -241,7 +241,7 @@ def check_singles(block: Mapping, where: str, key: str, check: Callable[[str, Si
 def check_frames(block: Mapping, where: str, known: bool) -> None:
     """Checks the frames of a dataset of clips: every file below its roots with an image extension.
 
-    So it does for datasets of others, of which nothing else is known.
+    Used for datasets of other plugins too, of which nothing else is known.
     """
     if block.get('io_backend', {}).get('type') == 'lmdb':
         for key in ROOTS:
@@ -298,7 +298,7 @@ def check_pictures(dataset: Any, block: Mapping, where: str, opt: Mapping) -> No
 
 
 def check_labels(block: Mapping, where: str, num_classes: int) -> None:
-    """Refuses labels of other classes, all at once: a step that looked at its own would wait for a GPU."""
+    """Refuses labels of other classes, all at once: a step that checked its own would wait for a GPU."""
     labels = {entry.label for entry in read_labels(block['label_file']).values()}
     highest = max(labels.intersection(block.get('classes') or labels), default=0)
     if highest >= num_classes:
@@ -434,7 +434,7 @@ class Named(torch.utils.data.Dataset):
 def check_data(opt: Mapping) -> None:
     """Checks all images of a checked option file, and runs the network on the first of each dataset.
 
-    Sizes and ends of all of them are looked at, some are decoded. Only the first process of several does it.
+    Sizes and ends of all of them are checked, some are decoded. Only the first process of several does it.
 
     Raises:
         OptionError: For the first that cannot be trained or tested with, by its name.

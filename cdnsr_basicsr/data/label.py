@@ -110,7 +110,7 @@ def read_batches(folder: Path, workers: int) -> Iterator[tuple[list[str], torch.
 
 @contextmanager
 def teacher_writer(path: Path) -> Iterator[Any]:
-    """Yields BasicSR's maker of an LMDB that takes the place of `path` when the block ends without an error."""
+    """Yields BasicSR's LmdbMaker; its LMDB takes the place of `path` when the block ends without an error."""
     with replace_folder_when_done(path) as work:
         made = work / path.name
         with new_database(made) as maker:
@@ -148,8 +148,8 @@ def label(folder: str,
         margin: Relative margin of 'branches', at least 0.
         workers: Reading threads. Default: the number of CPUs. The labels do not depend on it.
         overwrite: Whether to replace existing labels, and the outputs of a teacher.
-        teacher: Whether to keep what the network of 'psnr' makes of the patches, in 8 bits, in teacher.lmdb beside
-            them: LabeledPatchDataset's dataroot_teacher, which trainings learn from without running the network.
+        teacher: Whether to save the outputs of the network of 'psnr', in 8 bits, in teacher.lmdb beside the patches:
+            LabeledPatchDataset's dataroot_teacher, from which trainings learn without running the network.
 
     Returns:
         Label file and number of patches per class.

@@ -86,7 +86,7 @@ class LabeledPatchDataset(PairedImageDataset):
             raise OptionError(f'{where}.dataroot_teacher', 'requires io_backend: {type: lmdb}')
 
     def _open_teacher(self, opt):
-        """Has the teacher's outputs read beside the patches."""
+        """Opens the teacher's outputs, to be read beside the patches."""
         root, where = opt['dataroot_teacher'], f"datasets.{opt.get('name', '')}.dataroot_teacher"
         # check_data has walked through it, once for all processes
         if set(keys_of_lmdb(root, where, walk=False)) != {path['gt_path'] for path in self.paths}:
@@ -135,7 +135,7 @@ class LabeledPatchDataset(PairedImageDataset):
 
     @staticmethod
     def _check_sizes(opt, gt_sizes, lq_sizes):
-        """Refuses what the first batch would fail of: patches that do not fit gt_size or scale."""
+        """Refuses patches that do not fit gt_size or scale, of which the first batch would fail."""
         where = f"datasets.{opt.get('name', '')}"
         scale, gt_size = opt['scale'], opt['gt_size']
         check_number(gt_size, f'{where}.gt_size', scale, min(map(min, gt_sizes)), integer=True)

@@ -18,7 +18,7 @@ from ..options import OptionError
 
 PNG, IEND = b'\x89PNG\r\n\x1a\n', b'\x00\x00\x00\x00IEND\xaeB`\x82'
 JPEG, EOI = b'\xff\xd8\xff', b'\xff\xd9'
-NEAR = 2**16  # bytes at either end of a file that are looked at
+NEAR = 2**16  # bytes at either end of a file that are examined
 ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width change places
 # walks through an LMDB where a crash does no harm: a file that is shorter than it says ends a process by SIGBUS
 SCAN = '''
@@ -33,7 +33,7 @@ except lmdb.Error as error:
 
 
 class NotAPicture(ValueError):
-    """Why a file cannot be trained or tested with."""
+    """A file cannot be used for training or testing; the message says why."""
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def picture_size(head: bytes, tail: bytes, whole: Callable[[], bytes]) -> tuple[
         whole: Gives all of them.
 
     Raises:
-        NotAPicture: It is none, is cut off, or cannot be read by OpenCV, as BasicSR reads it.
+        NotAPicture: It is not an image, is truncated, or cannot be read by OpenCV, which BasicSR reads images with.
     """
     if head.startswith(PNG) and len(head) >= 33:
         return png_size(head, tail, whole)

@@ -219,7 +219,7 @@ def finished_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def new_database(path: Path) -> Iterator[Any]:
-    """Yields BasicSR's maker of an LMDB, which is finished when the block ends, unless it ends with an error.
+    """Yields BasicSR's LmdbMaker, which is finished when the block ends, unless it ends with an error.
 
     Raises:
         OSError: It cannot be written.

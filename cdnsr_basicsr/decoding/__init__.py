@@ -1,1 +1,1 @@
-"""Files of images to pixels and metadata, in a process of its own. Imports no torch, so that this starts at once."""
+"""Decodes image files to pixels and metadata, in a separate process. Imports no torch, so that it starts at once."""

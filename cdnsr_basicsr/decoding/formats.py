@@ -1,4 +1,4 @@
-"""What the header of an image's file says, and how to get at its pixels."""
+"""Reads headers of image files, and decodes their pixels."""
 from __future__ import annotations
 
 import cv2
@@ -72,7 +72,7 @@ class Stored(NamedTuple):
 
 
 def kind_of(head: bytes) -> Optional[str]:
-    """The kind of a file by its first 64 bytes; None if it is none that is known here."""
+    """The kind of a file by its first 64 bytes; None if it is unknown."""
     if head.startswith(PNG_SIGNATURE):
         return 'PNG'
     if head[:4] in TIFF_SIGNATURES:
@@ -84,7 +84,7 @@ def kind_of(head: bytes) -> Optional[str]:
 
 
 def read_header(file: BinaryIO, max_pixels: int, allow: Callable[[int], None]) -> Stored:
-    """Reads all there is to know of an image before its pixels are decoded; a size that cannot be is refused.
+    """Reads everything but the pixels of an image; refuses an impossible size.
 
     Args:
         file: The file, at its beginning.

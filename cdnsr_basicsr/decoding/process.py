@@ -80,8 +80,8 @@ def decode(file: BinaryIO, max_pixels: int, room: Optional[int] = None) -> Pictu
             need.
 
     Raises:
-        DecodingError: The file is broken, too large, of no kind that is accepted, or killed its decoder; TooLittleRoom,
-            if it is known how much it needs.
+        DecodingError: The file is broken, too large, of a kind that is not accepted, or killed its decoder;
+            TooLittleRoom, if it is known how much it needs.
     """
     with _decoder() as decoder:
         reply, data = decoder.ask(file, max_pixels, room)

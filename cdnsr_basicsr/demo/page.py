@@ -1,4 +1,4 @@
-"""The page: what is on it, and what happens when a visitor does something. Needs Gradio."""
+"""The page: its layout, and its reactions to what a visitor does. Needs Gradio."""
 from __future__ import annotations
 
 import gradio as gr
@@ -116,7 +116,7 @@ class Page:
         return blocks
 
     def _connect(self, blocks: gr.Blocks) -> None:
-        """Says what happens when."""
+        """Connects events with their handlers."""
         chosen = [self.model, self.precision, self.on, self.limit, *self.sliders.values()]
         quiet: dict[str, Any] = dict(show_progress='hidden', concurrency_limit=None, api_visibility='private')
         decided = [self.viewer, self.status, self.numbers, self.limit, *self.sliders.values(), self.download, self.run]
@@ -146,7 +146,7 @@ class Page:
             raise gr.Error('This visit has ended; load the page again.', print_exception=False) from error
 
     def open_upload(self, file: Any, request: gr.Request) -> tuple[Any, Any, Any]:
-        """Reads a file that was uploaded; what is wrong with it is said, and the image at hand stays."""
+        """Reads a file that was uploaded; if it cannot be read, the reason is shown, and the current image stays."""
         session = self.session_of(request)
         path = self.sessions.uploaded(file['path']) if isinstance(file, dict) else None
         if path is None:
@@ -168,7 +168,7 @@ class Page:
 
     def decide(self, model: str, precision: str, device: str, limit: str, budget: float, max_loss: float,
                fidelity: float, request: gr.Request) -> Iterator[dict[Any, Any]]:
-        """Decides what is done with each tile, by what is chosen on the page now."""
+        """Routes the image by the settings on the page."""
         session = self.session_of(request)
         if not self.engines.has(model, precision, device):
             yield {self.status: status(f'Loading {name_of(model)}, and measuring its speed', 0.)}
@@ -192,7 +192,7 @@ class Page:
         yield shown
 
     def compute(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
-        """Computes the pixels of what was decided, when nothing has changed for a moment."""
+        """Upscales the image as decided, once nothing has changed for a moment."""
         session = self.session_of(request)
         try:
             for share in session.upscale():
@@ -224,7 +224,7 @@ class Page:
         }
 
     def costs(self, session: Session) -> str:
-        """What the decision at hand costs, in numbers."""
+        """The cost of the current decision, in numbers."""
         decision, result = session.decision, session.result
         if decision is None:
             return ''
@@ -380,7 +380,7 @@ def file_url(path: Path) -> str:
 
 
 def alert(text: str) -> str:
-    """A line that says what is wrong."""
+    """A line with an error."""
     return f'<div class="error" role="alert">{escape(text)}</div>'
 
 
@@ -390,7 +390,7 @@ def wrong(text: str) -> Any:
 
 
 def status(text: str, share: Optional[float] = None) -> str:
-    """A line that says what is going on.
+    """A line with the status.
 
     Args:
         text: The line.
@@ -419,7 +419,7 @@ def done(session: Session) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time to read."""
+    """A time as text."""
     return f'{1000 * value:.0f} ms' if value < 0.1 else f'{value:.2f} s' if value < 10 else f'{value:.0f} s'
 
 

@@ -1,4 +1,4 @@
-"""What a visitor of the page does: an image is read once, looked at once, decided on at every limit, and upscaled."""
+"""A visitor's image: read and its errors predicted once, then routed at any limit and upscaled."""
 from __future__ import annotations
 
 import numpy as np
@@ -29,7 +29,7 @@ UPLOADED = re.compile('[0-9a-f]{64}')  # what Gradio calls the folder of an uplo
 
 
 class Stopped(Exception):
-    """Something else is wanted than what is being computed."""
+    """The result that is being computed is no longer wanted."""
 
 
 class Engines:
@@ -111,7 +111,7 @@ def _alike(decision: Decision, other: Optional[Decision]) -> bool:
 
 
 class Session:
-    """A visitor's image and what becomes of it. All files lie in one folder, which nobody else can guess.
+    """A visitor's image and its results. All files are in one folder, whose name nobody else can guess.
 
     Args:
         root: Folder for the folders of all sessions.
@@ -142,7 +142,7 @@ class Session:
     # the image
 
     def open(self, path: Path, name: str, max_megapixels: float, move: bool) -> None:
-        """Takes an image in the place of the one that it has, which stays if the file cannot be read.
+        """Replaces the image by another one; it stays if the file cannot be read.
 
         Raises:
             ImageError: The file cannot be read.
@@ -205,7 +205,7 @@ class Session:
     # its pixels
 
     def upscale(self) -> Iterator[Optional[float]]:
-        """Computes what was decided, until nothing else is wanted any more.
+        """Computes what was decided, again after each change, until the result is up to date.
 
         Yields:
             Share of the image that is done, several times a second; None while another image has its turn.

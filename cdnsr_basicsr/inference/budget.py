@@ -1,4 +1,4 @@
-"""Which class each tile gets, from the classifier's logits and what may be spent. Needs torch only."""
+"""Assigns a class to each tile, by the classifier's logits and a budget. Needs only torch."""
 from __future__ import annotations
 
 import torch

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 from pathlib import Path
 
-MAP_SIDES = (512, 2048)  # a picture's longer side is brought between these, in pixels
+MAP_SIDES = (512, 2048)  # the map's longer side is brought between these, in pixels
 
 
 def class_colors(num_classes: int) -> np.ndarray:
@@ -20,7 +20,7 @@ def draw_difficulty_map(image: np.ndarray, class_map: np.ndarray, num_classes: i
 
     Args:
         image: of shape (H, W, 3), uint8, BGR; or (H, W), gray.
-        class_map: of shape (h, w), class of each LR pixel; shown at the picture's size.
+        class_map: of shape (h, w), class of each LR pixel; shown at the image's size.
         num_classes: Number of classes M.
 
     Returns:

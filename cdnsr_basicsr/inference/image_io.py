@@ -18,7 +18,7 @@ from ..decoding.formats import ACCEPTED, PNG_END, PROFILE_TAG, kind_of, png_chun
 from ..decoding.metadata import MAKER_NOTE, add_to_tiff, resized_exif, resized_xmp
 from ..decoding.process import DecodingError, Picture, TooLittleRoom, decode, resident
 from ..files import replace_when_done
-from ..memory import Promise
+from ..memory import MemoryLimit
 from ..settings import MAX_MEGAPIXELS
 
 # what is read, by ending; the last line only to say of each file why it is not
@@ -96,7 +96,7 @@ def _begins_like_an_image(path: Path) -> bool:
 
 def read_image(path: Union[str, Path],
                max_megapixels: float = MAX_MEGAPIXELS,
-               promise: Optional[Promise] = None) -> Picture:
+               memory_limit: Optional[MemoryLimit] = None) -> Picture:
     """Reads the first image of a file, upright.
 
     The kind is told by the file's content. 16 bits a channel stay 16, fewer than 8 are scaled to 8; palettes and CMYK
@@ -106,23 +106,23 @@ def read_image(path: Union[str, Path],
     Args:
         path: The file.
         max_megapixels: Larger ones are refused, before there is memory for them.
-        promise: Of the memory in which it is read. Default: it takes as much as its size can need.
+        memory_limit: Of the memory in which it is read. Default: none.
 
     Raises:
         ImageError: The file cannot be read, is broken or of a kind that is not accepted.
-        ShortOfMemory: Reading it would break the promise.
+        ShortOfMemory: Reading it would exceed the limit.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
             raise ImageError(f'{path}: not a file; {ACCEPTED}')
         with open(path, 'rb') as file:
-            room = None if promise is None else promise.free() + resident()
+            room = None if memory_limit is None else memory_limit.free() + resident()
             return decode(file, round(max_megapixels * 10**6), room)
     except TooLittleRoom as error:
-        if promise is None:
+        if memory_limit is None:
             raise
-        raise promise.short_of(error.needs - resident(), 'reading it') from error
+        raise memory_limit.short_of(error.needs - resident(), 'reading it') from error
     except (OSError, DecodingError) as error:
         raise ImageError(f'{path}: {getattr(error, "strerror", None) or error}; {ACCEPTED}') from error
 

@@ -1,6 +1,6 @@
-"""What an engine has to know of a network: what kind it is, what its images are, how a fast copy of it is made.
+"""What an engine has to know of a network: its kind, its images, and how to make a fast copy of it.
 
-Networks say what they can do by their attributes. Here alone these are asked for.
+Networks tell what they can do by attributes; only this module asks for these.
 """
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def branches_of(net: nn.Module) -> list[nn.Module]:
 
 
 def reference_of(classifier: Optional[nn.Module]) -> Optional[str]:
-    """What the errors that a classifier predicts are towards: 'gt', or 'hardest', the last branch's image; None if it
-    predicts none."""
+    """What the errors that a classifier predicts are relative to: 'gt', or 'hardest', the last branch's image; None if
+    it predicts none."""
     return None if predicts_errors(classifier) is None else str(getattr(classifier, 'reference', 'gt'))
 
 
@@ -159,12 +159,12 @@ def deployed(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def weights_of(net: nn.Module) -> Weights:
-    """A network's weights and their versions, by which it is seen that they have changed."""
+    """A network's weights and their versions, which change when the weights do."""
     return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in [*net.parameters(), *net.buffers()]]
 
 
 def same_weights(state: Weights, other: Weights) -> bool:
-    """Whether two results of `weights_of` are of the same weights, unchanged."""
+    """Whether two results of `weights_of` belong to the same, unchanged weights."""
     return len(state) == len(other) and all(tensor is copied and version == then
                                             for (tensor, version), (copied, then) in zip(state, other))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple, Optional, Sequence
 
-from ..memory import Promise
+from ..memory import MemoryLimit
 from ..options import OptionError, shown
 from .image_io import ImageError, read_image
 from .luma import from_luma, in_colours, to_gray, to_luma
@@ -43,19 +43,19 @@ class Opened(NamedTuple):
     mapped_bytes: int = 0
 
 
-def opened(image: Any, promise: Optional[Promise] = None) -> Opened:
+def opened(image: Any, memory_limit: Optional[MemoryLimit] = None) -> Opened:
     """Opens a path, a PIL image, an array (h, w) or (h, w, c), or a tensor (1, c, h, w).
 
     Args:
         image: It.
-        promise: Of the memory in which a file is read; see read_image.
+        memory_limit: Of the memory in which a file is read; see read_image.
 
     Raises:
         OptionError: It is none of these.
         ImageError: The file cannot be read.
     """
     if isinstance(image, (str, Path)):
-        pixels = read_image(image, promise=promise).pixels
+        pixels = read_image(image, memory_limit=memory_limit).pixels
         return Opened(pixels, lambda pixels: pixels, pixels.nbytes)
     if isinstance(image, Image.Image):
         return _opened_pil(ImageOps.exif_transpose(image))

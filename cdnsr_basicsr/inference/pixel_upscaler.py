@@ -169,16 +169,16 @@ class PixelUpscaler(Upscaler):
             return PixelPlan(size, self.size_of(*size), self.patch_size, self.step, self.num_classes, max_tiles,
                              strip_pixels, band_pixels)
 
-        if self.promise is None:
+        if self.memory_limit is None:
             return planned(*usual)
         self._update()
-        room = self.promise.free()
+        room = self.memory_limit.free()
         # strips last: a budget and adaptive thresholds look at a strip
         for strip, tiles, band in itertools.product(*(halved(number) for number in (usual[1], usual[0], usual[2]))):
             plan = planned(tiles, strip, band)
             if self._bytes_of(plan) <= room:
                 return plan
-        raise self.promise.short_of(self._bytes_of(plan), 'a strip of tiles')
+        raise self.memory_limit.short_of(self._bytes_of(plan), 'a strip of tiles')
 
     def _bytes_of(self, plan: PixelPlan) -> int:
         """What a plan takes."""
@@ -197,11 +197,11 @@ class PixelUpscaler(Upscaler):
     @torch.inference_mode()
     def _take_bytes(self) -> Taken:
         """Measures what tiles and bands take."""
-        assert self.promise is not None
+        assert self.memory_limit is not None
         if self.taken is None:
             side, channels = TRIED_SIDE, self.channels
             tile = torch.rand(1, channels, side, side, device=self.device)
-            by_tile = self.promise.growth(lambda: self._run([tile])) / side**2
+            by_tile = self.memory_limit.growth(lambda: self._run([tile])) / side**2
             features = self._run([tile]).permute(0, 2, 3, 1).contiguous()
             lq = tile.permute(0, 2, 3, 1).contiguous()
             out_size = self.size_of(side, side)
@@ -217,7 +217,7 @@ class PixelUpscaler(Upscaler):
                 picture += self.source.bilinear(lq, (side, side), out_size, 0, rows, 0)[0]
                 return self.source.refine(picture.unsqueeze(0), heavy) if self.routed else picture
 
-            by_band = self.promise.growth(band) / (rows * out_size[1])
+            by_band = self.memory_limit.growth(band) / (rows * out_size[1])
             of_features = features.shape[-1] * features.element_size()
             # lq as it comes, and channels last; a tile as it is cut out, twice
             self.taken = Taken(by_tile + 8 * channels, by_band, of_features + 12 * channels)

@@ -22,7 +22,7 @@ def installed() -> list[str]:
 
 
 def precisions(backend: str) -> tuple[str, ...]:
-    """What a backend can compute in here."""
+    """The precisions that a backend supports on this machine."""
     if backend == 'torch':
         return PRECISIONS
     if backend == 'openvino':  # what a CPU cannot do, it would do in float32 without a word
@@ -90,7 +90,7 @@ class OpenVino:
         self.uses: Counter[tuple[Any, ...]] = Counter()
 
     def _request(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
-        """What computes inputs of this shape (b, h, w, c)."""
+        """The inference request for inputs of this shape (b, h, w, c)."""
         self.uses[dtype, shape] += 1
         key = (dtype, shape) if self.uses[dtype, shape] > OFTEN else (dtype, )
         if key not in self.requests:
@@ -177,7 +177,7 @@ class ExportedPart(nn.Module):
             Images of shape (b, c, h * scale, w * scale), or logits of shape (b, num_classes), float32.
 
         Raises:
-            RuntimeError: The model makes something else of it.
+            RuntimeError: The model's output has another shape.
         """
         dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else torch.float32
         scale, channels, _ = self.known_geometry
@@ -238,6 +238,6 @@ class ExportedNetwork(nn.Module):
 
 
 def _last_line(error: Exception) -> str:
-    """What a runtime's error says; OpenVINO's begin with where in its sources they were raised."""
+    """The text of a runtime's error, without the places in its sources that OpenVINO's begin with."""
     lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__

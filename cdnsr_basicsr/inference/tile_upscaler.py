@@ -10,7 +10,7 @@ from torch import nn
 from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, cast
 
 from ..complexity import count_macs
-from ..memory import Promise
+from ..memory import MemoryLimit
 from .budget import RoutingPath, SettledPath, settled, turning_price
 from .network import (
     PRECISIONS,
@@ -62,7 +62,7 @@ class Look(NamedTuple):
         tiling: The tiles.
         tile_rows: Tile rows of a strip.
         merge: Makes of the classes of all tiles what is run.
-        pass_bytes: What a forward pass may take; infinite without a promise.
+        pass_bytes: What a forward pass may take; infinite without a limit of memory.
         errors: Predicted errors of the tiles, of shape (rows, columns, M); empty where they are not asked for.
         weight: What a squared error of the image counts, per pixel, beside those of other images.
     """
@@ -94,7 +94,7 @@ class TilePlan(NamedTuple):
         strips: What is run.
         tile_rows: Tile rows of a strip.
         max_tiles: Most tiles per forward pass of each branch.
-        max_pixels: Most pixels of a block, likewise; larger ones are run in parts, where memory is promised.
+        max_pixels: Most pixels of a block, likewise; larger ones are run in parts, where memory is limited.
         cost: MACs to be spent, classifier and tile overlap included, relative to the hardest branch on the whole image.
         out_size: Height and width of the result.
     """
@@ -147,8 +147,8 @@ class TileUpscaler(Upscaler):
         target_ms: Time that may be spent on an image, in milliseconds, by the measured speed of the branches.
         max_loss: PSNR that an image may lose against the hardest branch alone, in dB, as predicted; of a classifier
             that predicts errors. No more is spent than that needs.
-        fidelity: PSNR towards the hardest branch's image that an image has to have, in dB, likewise; of a classifier
-            whose errors are towards that image.
+        fidelity: PSNR relative to the hardest branch's image that an image has to have, in dB, likewise; of a
+            classifier whose errors are relative to that image.
         cost: 'macs' | 'latency': what a budget, or the price of a predicted error, counts. Default: time where branches
             are of different archs, else MACs.
         precision: 'float32' | 'bfloat16' | 'float16': of the branches. The classifier always runs in float32.
@@ -158,7 +158,7 @@ class TileUpscaler(Upscaler):
 
     Attributes:
         multiple: What the sides of tiles must be multiples of.
-        reference: What the errors that the classifier predicts are towards; see `reference_of`.
+        reference: What the errors that the classifier predicts are relative to; see `reference_of`.
         branch_macs: MACs of each branch for one tile.
         classifier_macs: MACs of the classifier for one tile.
         hardest: The branch that leaves the least error, which budgets are relative to: the last one, where no
@@ -224,8 +224,8 @@ class TileUpscaler(Upscaler):
         self.budget, self.target_ms, self.max_loss, self.fidelity = budget, target_ms, max_loss, fidelity
 
     def take_hardest(self, branch: int) -> None:
-        """Takes a branch that was found to leave the least error for the hardest; not where errors are towards the last
-        one's image."""
+        """Takes a branch that was found to leave the least error for the hardest; not where errors are relative to the
+        image of the last one."""
         if self.reference != 'hardest':
             self.hardest = branch
 
@@ -294,12 +294,13 @@ class TileUpscaler(Upscaler):
             names = [f'{branch}{dtype}' for branch, dtype in zip(self.branches, self.dtypes)]
             names += [] if self.classifier is None else [str(self.classifier)]
             most = None
-            if self.promise is not None:
-                self._take_bytes(self.promise)
-                free, tile = self.promise.free(), self.patch_size**2
+            if self.memory_limit is not None:
+                self._take_bytes(self.memory_limit)
+                free, tile = self.memory_limit.free(), self.patch_size**2
                 most = [int(free / size / tile) for size in self.bytes_per_pixel]
                 if not min(most):
-                    raise self.promise.short_of(int(max(self.bytes_per_pixel) * tile), 'a tile, whose time is measured')
+                    raise self.memory_limit.short_of(
+                        int(max(self.bytes_per_pixel) * tile), 'a tile, whose time is measured')
             self.measured = measured_speed(parts, names, self.patch_size, self.channels, self.device, fresh, most)
         return self.measured
 
@@ -325,7 +326,7 @@ class TileUpscaler(Upscaler):
         return [max(1, int(min(pair))) for pair in zip(usual, most)]
 
     @torch.inference_mode()
-    def _take_bytes(self, promise: Promise) -> None:
+    def _take_bytes(self, memory_limit: MemoryLimit) -> None:
         """Measures what a pixel of a tile takes in a forward pass of each branch, and of the classifier."""
         if self.bytes_per_pixel:
             return
@@ -337,10 +338,10 @@ class TileUpscaler(Upscaler):
                 part = mapper.error_map
             size = 0.
             for side in (-(-TRIED_SIDE // self.multiple) * self.multiple, self.patch_size):
-                if size * side**2 > promise.free():
+                if size * side**2 > memory_limit.free():
                     break
                 tiles = torch.rand(1, self.channels, side, side, device=self.device)
-                size = promise.growth(lambda: part(tiles.to(memory_format=torch.channels_last))) / side**2 + copies
+                size = memory_limit.growth(lambda: part(tiles.to(memory_format=torch.channels_last))) / side**2 + copies
             found.append(size)
         self.bytes_per_pixel = found
 
@@ -354,8 +355,8 @@ class TileUpscaler(Upscaler):
         return -(-LEAST_SIZE // self.multiple) * self.multiple + 2 * self.around
 
     def _least_bytes(self) -> int:
-        assert self.promise is not None
-        self._take_bytes(self.promise)
+        assert self.memory_limit is not None
+        self._take_bytes(self.memory_limit)
         side = min(self._least_side(), self.patch_size)
         return int(max(self.bytes_per_pixel) * side**2)
 
@@ -432,8 +433,8 @@ class TileUpscaler(Upscaler):
         canvas_bytes = min(CANVAS_BYTES[self.kind], self.known_to_fit.get('canvas', CANVAS_BYTES[self.kind]))
         tile_rows = min(len(tiling.tops), max(1, canvas_bytes // row_bytes // high) * high)
         pass_bytes = math.inf
-        if self.promise is not None:
-            tile_rows, pass_bytes = self._within(self.promise, tiling, high, tile_rows, merged)
+        if self.memory_limit is not None:
+            tile_rows, pass_bytes = self._within(self.memory_limit, tiling, high, tile_rows, merged)
 
         def merge(classes: torch.Tensor) -> Strips:
             return tiling.merge(classes, merged, tile_rows, high)
@@ -447,20 +448,21 @@ class TileUpscaler(Upscaler):
         grid = errors.view(len(tiling.tops), len(tiling.lefts), -1)
         return Look(tiling, tile_rows, merge, pass_bytes, grid, weight)
 
-    def _within(self, promise: Promise, tiling: Tiling, high: int, usual_rows: int, merged: int) -> tuple[int, int]:
-        """Tile rows of a strip, and bytes of a forward pass, that keep to a promise.
+    def _within(self, memory_limit: MemoryLimit, tiling: Tiling, high: int, usual_rows: int,
+                merged: int) -> tuple[int, int]:
+        """Tile rows of a strip, and bytes of a forward pass, that stay below a limit of memory.
 
         Args:
-            promise: It.
+            memory_limit: The limit.
             tiling: The tiles.
             high: Tile rows of the highest block.
-            usual_rows: Tile rows of a strip without a promise.
+            usual_rows: Tile rows of a strip without a limit.
             merged: Tiles of the largest block.
 
         Raises:
             ShortOfMemory: There are none.
         """
-        self._take_bytes(promise)
+        self._take_bytes(memory_limit)
         (height, width), per_pixel = tiling.size, max(self.bytes_per_pixel)
         # the largest block, of a strip the rows as the image gives them, and padded
         block = [min(count, high) * side for count, side in zip((len(tiling.tops), len(tiling.lefts)), tiling.size)]
@@ -474,9 +476,9 @@ class TileUpscaler(Upscaler):
         least = per_pixel * math.prod(min(side, self._least_side()) for side in block)
         wanted = per_pixel * max(merged, MAX_TILES[self.kind][-1]) * height * width
         rows = [*range(high, usual_rows, high), usual_rows]
-        found = shared_out(promise.free(), strip, rows, int(least), int(wanted))
+        found = shared_out(memory_limit.free(), strip, rows, int(least), int(wanted))
         if found is None:
-            raise promise.short_of(strip(rows[0]) + int(least), 'a strip of tiles')
+            raise memory_limit.short_of(strip(rows[0]) + int(least), 'a strip of tiles')
         return found
 
     def _row_bytes(self, tiling: Tiling) -> int:
@@ -610,7 +612,7 @@ class TileUpscaler(Upscaler):
         return self._spent(plan.tiling, plan.strips, parts), self._whole(plan.tiling, parts)
 
     def decibels(self, plan: TilePlan, errors: torch.Tensor) -> float:
-        """What `max_loss` would have to be for a plan or, if errors are towards the hardest branch's image, `fidelity`.
+        """The `max_loss` that leads to a plan or, if errors are relative to the hardest branch's image, the `fidelity`.
 
         Args:
             plan: The plan.
@@ -632,13 +634,13 @@ class TileUpscaler(Upscaler):
     def _error_map(self, mapper: MapsErrors, image: Rows) -> torch.Tensor:
         """Predicted errors of all cells of an image, of shape (M, rows, columns), on the CPU."""
         cell, most = mapper.cell, MAPPED_ROWS
-        if self.promise is not None:
-            self._take_bytes(self.promise)
+        if self.memory_limit is not None:
+            self._take_bytes(self.memory_limit)
             # of the image itself, too: as it comes, and on the device
             row = (self.bytes_per_pixel[-1] + 8 * self.channels) * image.width
-            rows = int(self.promise.free() / row) - 2 * mapper.reach
+            rows = int(self.memory_limit.free() / row) - 2 * mapper.reach
             if rows < cell:
-                raise self.promise.short_of(int(row * (cell + 2 * mapper.reach)), 'the router')
+                raise self.memory_limit.short_of(int(row * (cell + 2 * mapper.reach)), 'the router')
             most = min(most, rows // cell * cell)
 
         def errors_of(top: int, bottom: int) -> torch.Tensor:
@@ -663,10 +665,10 @@ class TileUpscaler(Upscaler):
                 return cast(torch.Tensor, classifier(tiles.contiguous(memory_format=torch.channels_last)))
 
         together = CLASSIFIED_TOGETHER[self.kind]
-        if self.promise is not None:
-            self._take_bytes(self.promise)
+        if self.memory_limit is not None:
+            self._take_bytes(self.memory_limit)
             tile, rows = self.bytes_per_pixel[-1] * height * width, 8 * self.channels * height * tiling.padded[1]
-            together = max(1, min(together, int((self.promise.free() - rows) / tile)))
+            together = max(1, min(together, int((self.memory_limit.free() - rows) / tile)))
         most = together // columns * columns or together  # whole rows, if they are not too long
         return torch.cat(list(self._in_parts('tiles classified', logits_of, len(tiling), most)))
 
@@ -742,7 +744,7 @@ class TileUpscaler(Upscaler):
 
     def _run_boxes(self, kind: int, boxes: list[tuple[int, int, int, int]], lq: torch.Tensor) -> torch.Tensor:
         """Runs parts of an image of one size through a branch; a box has top, bottom, left and right."""
-        if self.promise is not None:
+        if self.memory_limit is not None:
             top, bottom, left, right = boxes[0]
             self._ask_for(self.bytes_per_pixel[kind] * len(boxes) * (bottom - top) * (right - left), 'tiles')
         tiles = torch.stack([lq[:, top:bottom, left:right] for top, bottom, left, right in boxes])

@@ -48,8 +48,8 @@ class Summary(NamedTuple):
         cost: Of all, relative to the most expensive branch on whole images, classifier and overlap included.
         counts: Tiles, or pixels of the results, of each class.
         notes: Path of each image that was not done as a whole, and what of it was, such as the first frame.
-        left_out: Files of the folder that are no images by their endings.
-        promised, peak: Bytes of memory that were promised, and that were held at most; None without a promise.
+        left_out: Files of the folder whose endings are not those of images.
+        memory_limit, peak: Bytes of memory that might be held, and that were held at most; None without a limit.
     """
     done: int
     present: int
@@ -60,7 +60,7 @@ class Summary(NamedTuple):
     counts: list[int]
     notes: list[tuple[str, str]]
     left_out: list[str]
-    promised: Optional[int] = None
+    memory_limit: Optional[int] = None
     peak: Optional[int] = None
 
 
@@ -76,7 +76,7 @@ class Job(NamedTuple):
     """An image, and where its result goes.
 
     Attributes:
-        source: The picture.
+        source: The image.
         result: Its result.
         large: Its result if the format of `result` cannot hold it.
         present: Whether `result` exists and is kept.
@@ -92,10 +92,10 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What has become of an image: it was done, has failed, or already had a result.
+    """The outcome of an image: it was done, has failed, or already had a result.
 
     Attributes:
-        source: The picture.
+        source: The image.
         failed: Why it has failed; empty otherwise.
         done: Whether its result was written.
         pixels: Of the result.
@@ -258,8 +258,8 @@ def named_images(source: Union[str, Path], output: Union[str, Path], suffix: str
     """What is to be upscaled of a file or folder, once the folder for the results has been made.
 
     Returns:
-        Names of the images below `source`, or of the file; files that are no images by their endings; folders that
-        cannot be read, and why.
+        Names of the images below `source`, or of the file; files whose endings are not those of images; folders
+        that cannot be read, and why.
     """
     root, folder = Path(source), Path(output)
     if not root.exists():
@@ -340,8 +340,8 @@ def outcome_of(upscaler: Upscaler, job: Job, handling: Handling, single: bool = 
         Path(job.result).parent.mkdir(parents=True, exist_ok=True)
         done = _upscale_file(upscaler, job, handling)
     except ShortOfMemory as error:
-        if single and upscaler.promise is not None:
-            raise OptionError(f'memory={mib(upscaler.promise.limit)}', f'{job.source} {error}') from error
+        if single and upscaler.memory_limit is not None:
+            raise OptionError(f'memory={mib(upscaler.memory_limit.size)}', f'{job.source} {error}') from error
         return Outcome(job.source, str(error))
     # besides missing memory, RuntimeErrors are what a network says of a size that it cannot do
     except (ImageError, OSError, RuntimeError, MemoryError) as error:
@@ -386,7 +386,8 @@ def summary_of(upscaler: Upscaler, outcomes: Iterable[Outcome], total: int, fail
             bar.update()
     seconds = time.perf_counter() - begin
     cost = spent / max(result_pixels, 1)
-    memory = (None, None) if upscaler.promise is None else (upscaler.promise.limit, upscaler.promise.memory.peak())
+    limit = upscaler.memory_limit
+    memory = (None, None) if limit is None else (limit.size, limit.memory.peak())
     return Summary(done, present, failures, result_pixels / 1e6, seconds, cost, counts, notes, left_out, *memory)
 
 
@@ -403,17 +404,17 @@ def _looked_at(upscaler: Upscaler, sources: Sequence[Path], max_megapixels: floa
     """Opens all images that can be read; the others are reported when they are processed."""
     for path in tqdm(sources, 'checking', unit='image', disable=None):
         with suppress(ImageError, OSError, MemoryError):
-            yield from planned_rows(upscaler, read_image(path, max_megapixels, upscaler.promise_of_host).pixels)
+            yield from planned_rows(upscaler, read_image(path, max_megapixels, upscaler.host_limit).pixels)
 
 
 def _upscale_file(upscaler: Upscaler, job: Job, handling: Handling) -> Optional[tuple[Plan, tuple[str, ...]]]:
-    """Upscales one picture.
+    """Upscales one image.
 
     Returns:
         What was run, and what was not done of the image; None if `large` is wanted and already exists.
     """
     source = Path(job.source)
-    picture = read_image(source, handling.max_megapixels, upscaler.promise_of_host)
+    picture = read_image(source, handling.max_megapixels, upscaler.host_limit)
     result, large = Path(job.result), Path(job.large)
     fitting = writable_path(upscaler, picture, result, large)
     if fitting != result and job.large_present:
@@ -476,8 +477,8 @@ def write_upscaled(upscaler: Upscaler,
         for strip in strips:
             yield strip
             watch(strip)
-        if upscaler.promise is not None:
-            upscaler.promise.trim()  # the format takes memory now, which strips and tiles have had
+        if upscaler.memory_limit is not None:
+            upscaler.memory_limit.trim()  # the format takes memory now, which strips and tiles have had
         if temporary is not None:  # pixels have their classes now, and the result has no name yet
             save_difficulty_map(temporary, picture.pixels, plan.class_map().numpy(), upscaler.num_classes)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Protocol, TypeVar
 
-from ..memory import Promise
+from ..memory import MemoryLimit
 from .difficulty_map import draw_over
 from .network import Weights, device_of, same_weights, weights_of
 from .pictures import NotFinite, opened, upscaled_strips
@@ -104,7 +104,7 @@ class Upscaler(ABC):
         num_classes: Number of classes M.
         device, kind: Where the network is, and whether that is 'cuda' or 'cpu'.
         unit: What gets a class.
-        promise: What memory may be held, which `upscale` and `upscale_folder` keep to; see `keep_to`.
+        memory_limit: Of `limit_memory`; `upscale` and `upscale_folder` stay below it.
         watch: Called with the share of an image that is done, between its blocks; what it raises stops the image.
     """
     unit: str
@@ -125,31 +125,31 @@ class Upscaler(ABC):
         self.measured: Optional[Speed] = None
         self.short_of_memory = False
         self.known_to_fit: dict[str, int] = {}  # what is done at once, less than is usual, by what it is
-        self.promise: Optional[Promise] = None
+        self.memory_limit: Optional[MemoryLimit] = None
         self.watch: Callable[[float], None] = lambda share: None
 
     @abstractmethod
     def _copy(self) -> None:
         """Makes the fast copy of the network."""
 
-    def keep_to(self, promise: Promise) -> None:
-        """Keeps to a promise of memory from now on: images are planned such that it holds.
+    def limit_memory(self, memory_limit: MemoryLimit) -> None:
+        """Stays below a limit of memory from now on: images are planned accordingly.
 
         Raises:
             ShortOfMemory: It cannot be kept with any image.
         """
-        self.promise = promise
+        self.memory_limit = memory_limit
         self._update()
         least = self._least_bytes()
-        if least > promise.free():
-            raise promise.short_of(least, 'the smallest tile')
+        if least > memory_limit.free():
+            raise memory_limit.short_of(least, 'the smallest tile')
 
     @abstractmethod
     def _least_bytes(self) -> int:
         """What the smallest forward pass takes."""
 
     def _ask_for(self, size: float, what: str) -> None:
-        """Makes room for what a forward pass takes, if memory is promised.
+        """Makes room for what a forward pass takes, if memory is limited.
 
         Args:
             size: Bytes.
@@ -158,22 +158,22 @@ class Upscaler(ABC):
         Raises:
             ShortOfMemory: There is none.
         """
-        if self.promise is not None and not self.promise.has_room(int(size)):
-            raise self.promise.short_of(int(size), what)
+        if self.memory_limit is not None and not self.memory_limit.has_room(int(size)):
+            raise self.memory_limit.short_of(int(size), what)
 
     def reserving(self, size: int) -> AbstractContextManager[object]:
         """Context in which so many bytes, of the memory that images are read and written in, are not planned with."""
-        promise = self.promise_of_host
-        return nullcontext() if promise is None else promise.reserving(size)
+        memory_limit = self.host_limit
+        return nullcontext() if memory_limit is None else memory_limit.reserving(size)
 
     def beside(self, images: int) -> AbstractContextManager[object]:
         """Context in which that many images are planned, to be upscaled side by side."""
-        return nullcontext() if self.promise is None else self.promise.shared_by(images)
+        return nullcontext() if self.memory_limit is None else self.memory_limit.shared_by(images)
 
     @property
-    def promise_of_host(self) -> Optional[Promise]:
-        """The promise, if it is about the memory that images are read and written in."""
-        return self.promise if self.promise is not None and self.promise.of_host else None
+    def host_limit(self) -> Optional[MemoryLimit]:
+        """The limit, if it is one of the memory that images are read and written in."""
+        return self.memory_limit if self.memory_limit is not None and self.memory_limit.of_host else None
 
     @abstractmethod
     def plan(self, image: Rows) -> Plan:
@@ -293,7 +293,7 @@ class Upscaler(ABC):
                 with self.reserving(4 * self.channels * height * width):
                     plan = self.plan(rows)
             return Upscaled(self._image(rows, plan), plan, time.perf_counter() - begin, image)
-        picture = opened(image, self.promise_of_host)
+        picture = opened(image, self.host_limit)
 
         height, width, channels = picture.pixels.shape
         shape = (*self.size_of(height, width), channels)

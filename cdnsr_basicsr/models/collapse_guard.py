@@ -11,7 +11,8 @@ MAX_RAISES = 10
 
 
 class CollapseGuard:
-    """Notices when the classifier sends nearly all patches to one class, and can raise the average loss against it.
+    """Detects that the classifier sends nearly all patches to one class, and can raise the average loss to counter
+    that.
 
     Every `num_iter` iterations it looks at the classes of all patches since the last time. It costs no synchronisation
     with the device in between.

@@ -20,8 +20,8 @@ from .training_state import CompleteState
 
 
 class FastTraining(CompleteState, SharedValidation, SelfDescribing):
-    """What all models of this package have before SRModel: they train in a chosen precision and memory layout, share
-    validation among processes, and save complete states and checkpoints that say what network they are of.
+    """Base of all models of this package, in front of SRModel: they train in a chosen precision and memory layout,
+    share validation among processes, and save complete states and self-describing checkpoints.
 
     A model computes its losses in `compute_losses`, and may do something to their gradients in `step_optimizer`.
     `option_file` is the dataclass of what its option files may say. Nothing here waits for a GPU, until the log is
@@ -37,7 +37,7 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
 
     @cached_property
     def settings(self):
-        """What the option file says, and defaults of all else."""
+        """The settings of the option file, with defaults for the rest."""
         return filled(self.option_file, self.opt)
 
     def to_device(self, tensor):
@@ -61,7 +61,7 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
         return build_loss(loss_opt).to(self.device) if loss_opt else None
 
     def check_patches(self, multiple, where):
-        """Refuses training patches of a size that a network cannot do.
+        """Refuses training patches of a size that a network cannot process.
 
         Args:
             multiple (int): What the sides of its images must be multiples of.
@@ -219,8 +219,8 @@ class FastTraining(CompleteState, SharedValidation, SelfDescribing):
 
 @MODEL_REGISTRY.register()
 class FastSRModel(FastTraining, SRModel):
-    """SRModel that trains faster, whose processes share validation, and whose checkpoints say what network they are of.
-    For one branch, or any network.
+    """SRModel that trains faster, shares validation among processes, and saves self-describing checkpoints. For one
+    branch, or any network.
 
     What its option files may say beyond SRModel's: FastFile, and docs/Options.md.
     """

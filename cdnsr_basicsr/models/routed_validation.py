@@ -14,8 +14,8 @@ TB_SIDE = 512  # largest side of an image in TensorBoard, in pixels
 
 
 class RoutedValidation:
-    """Part of a model whose network routes: it is tested by the engine that runs it elsewhere, and validation reports
-    what each class got and cost, in the log, in TensorBoard, and as difficulty maps (val.save_map).
+    """Part of a model whose network routes: it is validated with the engine of `basicsr upscale`, and the share and
+    cost of each class go to the log, to TensorBoard, and into difficulty maps (val.save_map).
 
     A model gives `class_names` and `class_costs`, and the words of the report: `unit`, what gets a class;
     `parts`, what is run on it; and `hardest`, what costs are relative to.

@@ -5,7 +5,7 @@ from ..checkpoint import plain, save_checkpoint
 
 
 class SelfDescribing:
-    """Part of a model whose checkpoints say what network they are of."""
+    """Part of a model whose checkpoints describe their network."""
 
     @master_only
     def save_network(self, net, net_label, current_iter, param_key='params'):

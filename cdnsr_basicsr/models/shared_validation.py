@@ -3,7 +3,7 @@ from torch.utils.data import DataLoader, Subset
 
 
 class SharedValidation:
-    """Part of a model whose processes validate a part of the images each; BasicSR lets the others wait for the first.
+    """Part of a model whose processes each validate a part of the images; with BasicSR, all wait for the first.
 
     What a model counts while it validates is in `routing_stats`, which exists meanwhile: numbers and tensors, that are
     summed over the processes.

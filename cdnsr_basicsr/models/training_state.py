@@ -39,7 +39,7 @@ def set_random_state(state, devices=()):
 
 
 class CompleteState:
-    """Part of a model whose training states hold all that going on as if nothing had happened needs.
+    """Part of a model whose training states contain all that is needed to resume exactly.
 
     Beyond BasicSR's: gradient scaler, random states of every process, best metrics, and what `own_state` and
     `own_process_state` add.
@@ -115,7 +115,7 @@ class CompleteState:
         return list(range(torch.cuda.device_count())) if several else [torch.cuda.current_device()]
 
     def resume_training(self, resume_state):
-        """Goes on from a training state.
+        """Resumes from a training state.
 
         Args:
             resume_state (dict): What save_training_state has saved.

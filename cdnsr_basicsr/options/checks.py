@@ -1,4 +1,4 @@
-"""What an option file may say, block by block: checked before BasicSR reads it."""
+"""Checks an option file, block by block, before BasicSR reads it."""
 from __future__ import annotations
 
 import copy
@@ -18,7 +18,7 @@ MAX_LR = 1e6
 
 
 def tried(where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls what BasicSR is going to call; its error is the option's mistake."""
+    """Calls what BasicSR is going to call; an error becomes one of the option."""
     try:
         return function(*args, **kwargs)
     except OptionError:

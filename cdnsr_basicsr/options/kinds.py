@@ -1,4 +1,4 @@
-"""What a key of an option file takes."""
+"""The kinds of values that keys of option files take."""
 from __future__ import annotations
 
 import dataclasses
@@ -13,11 +13,11 @@ MAX_FREQ = 10**12  # never, as some write it
 
 @dataclass(frozen=True)
 class Kind:
-    """What a key takes.
+    """A kind of value.
 
     Args:
-        words: Said in the reference.
-        schema: Said as JSON schema.
+        words: Its description in the reference.
+        schema: Its JSON schema.
         check: Refuses anything else, given the value and its place.
         struct: The keys of the block that it takes, if they are known.
         types: The types of the loss that it takes.
@@ -96,7 +96,7 @@ def loss(*types: str, trains: Optional[str] = None) -> Kind:
 
 
 def word(words: str, schema_type: str = 'string') -> Kind:
-    """A value that is looked at elsewhere, or `~`."""
+    """A value that is checked elsewhere, or `~`."""
     return Kind(words, {'type': [schema_type, 'null']})
 
 

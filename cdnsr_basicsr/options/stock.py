@@ -1,4 +1,4 @@
-"""What stock option files, those of BasicSR's own models and datasets, may hold besides the blocks of schema.py."""
+"""Keys of stock option files, those of BasicSR's own models and datasets, besides the blocks of schema.py."""
 from __future__ import annotations
 
 from typing import Sequence

@@ -477,7 +477,7 @@ def test_networks_are_trained_side_by_side(tmp_path):
     photo = f'photo {ROOT}/options/train_photo_branch1.yml {changes} train:total_iter=2 ' \
         'datasets:train:num_worker_per_gpu=0 datasets:train:dataroot_gt=photographs datasets:train:io_backend:type=disk'
     done = python(command[0], '--degraded', '5', '--val', 'val', '-o', 'degraded', photo, cwd=tmp_path)
-    assert done.returncode == 0 and '5 pictures' in done.stdout, done.stderr
+    assert done.returncode == 0 and '5 images' in done.stdout, done.stderr
     assert load_network(str(tmp_path / 'degraded/photo/net_g_latest.pth')).upscale == 4
     large = python(*command, '-o', 'large', runs[0].replace('gt_size=32', 'gt_size=128'), cwd=tmp_path)
     assert large.returncode == 1 and 'none has 128x128 pixels' in large.stderr
@@ -538,14 +538,14 @@ for scale in (4, 2, 3):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
 def test_a_small_campaign_of_damage_counts_every_case(tmp_path):
-    done = python('fuzz.py', '--pictures', '8', '--options', '6', '--checkpoints', '6', '--seed', '1', cwd=tmp_path)
+    done = python('fuzz.py', '--images', '8', '--options', '6', '--checkpoints', '6', '--seed', '1', cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(' | ') for line in done.stdout.splitlines() if line.startswith('| ')][2:]
-    cases = dict.fromkeys(('picture', 'option', 'checkpoint'), 0)
+    cases = dict.fromkeys(('image', 'option', 'checkpoint'), 0)
     for kind, command, count, *ends in rows:
-        cases[kind[2:]] += int(count) if command != 'calibrate' or kind[2:] != 'picture' else 0
+        cases[kind[2:]] += int(count) if command != 'calibrate' or kind[2:] != 'image' else 0
         assert sum(map(int, (end.rstrip(' |') for end in ends))) == int(count)
-    assert cases == dict(picture=16, option=6, checkpoint=6)  # pictures go through upscale and prepare
+    assert cases == dict(image=16, option=6, checkpoint=6)  # images go through upscale and prepare
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
@@ -568,8 +568,8 @@ print(end(says('', 0)), end(says('basicsr: error: x: is wrong', 2)), end(says('F
       end(says('basicsr: error: x: BasicSR cannot set this up: TypeError', 2)), end(says('', 2)),
       end(lambda argv: 1 / 0), end(lambda argv: bytearray(2**31)), end(lambda argv: os.abort()),
       end(lambda argv: time.sleep(99), 1), sep=', ')
-seeds = fuzz.pictures()
-cases = [[fuzz.picture(seeds, n, seed) for n in range(20)] for seed in (0, 0, 1)]
+seeds = fuzz.images()
+cases = [[fuzz.image(seeds, n, seed) for n in range(20)] for seed in (0, 0, 1)]
 print(cases[0] == cases[1], cases[0] == cases[2])
 ''')
     done = subprocess.run([sys.executable, 'judge.py'], cwd=tmp_path, env=ENV, capture_output=True, text=True)

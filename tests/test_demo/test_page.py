@@ -274,7 +274,7 @@ def test_what_is_loaded_first_is_said_in_one_line_where_it_is_wrong(capsys):
 
 def test_a_port_that_cannot_be_had_is_said_in_one_line(served, capsys):
     port = re.search(r':(\d+)/', served[0]).group(1)
-    for number, reason in ((port, 'taken'), ('70000', 'expected a port up to 65535')):
+    for number, reason in ((port, 'in use'), ('70000', 'expected a port up to 65535')):
         assert cli.main(['demo', '-m', 'cdnsr-fsrcnn-x4', '--no-browser', '--device', 'cpu', '--port', number]) == 2
         said = capsys.readouterr().err
         assert said.count('\n') == 1 and f'--port {number}: ' in said and reason in said
