@@ -88,6 +88,7 @@ class OpenVino:
         self.model = layouts.build()
         self.requests: dict[tuple[Any, ...], Any] = {}  # by precision, and by precision and shape; the latest used last
         self.uses: Counter[tuple[Any, ...]] = Counter()
+        self.is_checked = False  # whether outputs are as large as expected
 
     def _request(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
         """The inference request for inputs of this shape (b, h, w, c)."""
@@ -118,11 +119,15 @@ class OpenVino:
         request = self._request(dtype, tuple(x.shape))
         images = len(shape) == 4
         output = torch.empty([shape[0], *shape[2:], shape[1]] if images else shape)
-        request.set_output_tensor(openvino.Tensor(output.numpy(), shared_memory=True))
+        if self.is_checked:  # a tensor that is too small would not be refused, but corrupt memory
+            request.set_output_tensor(openvino.Tensor(output.numpy(), shared_memory=True))
         request.infer({0: x.numpy()}, share_inputs=True, share_outputs=True)
-        made = tuple(request.get_output_tensor().shape)
-        if made != tuple(output.shape):  # then it did not write there, and says nothing
-            raise ValueError(f'expected an output of {tuple(output.shape)}, but got {made}')
+        made = request.get_output_tensor()
+        if tuple(made.shape) != tuple(output.shape):
+            raise ValueError(f'expected an output of {tuple(output.shape)}, but got {tuple(made.shape)}')
+        if not self.is_checked:
+            output.copy_(torch.from_numpy(made.data))
+            self.is_checked = True
         return output.permute(0, 3, 1, 2) if images else output
 
 

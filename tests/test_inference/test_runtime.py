@@ -167,6 +167,32 @@ def test_signals_are_handled_after_networks_of_openvino_are_gone():
     assert run('-c', SIGNALS).strip().endswith('handled')
 
 
+OTHERS = """
+import torch, cdnsr_basicsr
+cdnsr_basicsr.register()
+from basicsr.archs import build_network
+from cdnsr_basicsr.export import to_onnx
+from cdnsr_basicsr.inference.runtime import OpenVino
+from tests.helpers import carn, fsrcnn
+wrong, right = (to_onnx(build_network(block).eval(), 'net', 3, 1) for block in (fsrcnn(4, 3), carn(8, 2)))
+for turn in range(4):
+    for sides in ((16, 16), (33, 47), (64, 61)):
+        for model, refused in ((wrong, True), (right, False)):
+            shape = (1, 3, *(2 * side for side in sides))
+            try:
+                assert OpenVino(model)(torch.rand(1, 3, *sides), torch.float32, shape).shape == shape and not refused
+            except ValueError:
+                assert refused
+print('alive')
+"""
+
+
+@pytest.mark.slow
+def test_outputs_that_are_larger_than_expected_overwrite_nothing():
+    pytest.importorskip('openvino')
+    assert run('-c', OTHERS).strip().endswith('alive')
+
+
 def test_half_precision_is_openvino_s_own():
     pytest.importorskip('openvino')
     if 'bfloat16' not in precisions('openvino'):
