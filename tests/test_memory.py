@@ -322,6 +322,30 @@ def test_too_little_for_the_smallest_plan_is_refused_with_a_figure_that_suffices
 
 
 @pytest.mark.slow
+def test_what_the_router_frees_does_not_pile_up(tiny_net, monkeypatch):
+    """A heap in which a quarter of each pass is not taken again."""
+    monkeypatch.setitem(tile_upscaler.CLASSIFIED_TOGETHER, 'cpu', 2)
+    fake, lq = Fake(), TensorRows(torch.rand(1, 3, 4000, 90))
+    upscaler = under(TileUpscaler(build_network(tiny_net()).eval(), 96, 92), fake, 300 * MIB, 100, monkeypatch)
+    upscaler.bytes_per_pixel[-1] = 4000.
+    rows, canvas, held = upscaler._lq_rows, tile_upscaler.Canvas, []
+
+    def leaking(*args):
+        fake.take(fake.kept + 1000 * 2 * 96**2)
+        return rows(*args)
+
+    monkeypatch.setattr(upscaler, '_lq_rows', leaking)
+    upscaler.measured = tile_upscaler.Speed([2] * 3, [1.] * 4)
+    plan = upscaler.plan(lq)
+    assert 200 * MIB < fake.most <= 300 * MIB
+    monkeypatch.setattr(upscaler, '_lq_rows', rows)
+    fake.kept = 50 * MIB
+    monkeypatch.setattr(tile_upscaler, 'Canvas', lambda *args: held.append(fake.kept) or canvas(*args))
+    next(upscaler.strips(lq, plan))
+    assert held[0] < 10 * MIB
+
+
+@pytest.mark.slow
 def test_plenty_changes_no_plan(tiny_net, monkeypatch):
     net, lq = spread(build_network(tiny_net()).eval()), TensorRows(torch.rand(1, 3, 150, 300))
     usual = TileUpscaler(net, 96, 92).plan(lq)

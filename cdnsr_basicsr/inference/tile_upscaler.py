@@ -633,7 +633,7 @@ class TileUpscaler(Upscaler):
 
     def _error_map(self, mapper: MapsErrors, image: Rows) -> torch.Tensor:
         """Predicted errors of all cells of an image, of shape (M, rows, columns), on the CPU."""
-        cell, most = mapper.cell, MAPPED_ROWS
+        cell, most, row = mapper.cell, MAPPED_ROWS, 0.
         if self.memory_limit is not None:
             self._take_bytes(self.memory_limit)
             # of the image itself, too: as it comes, and on the device
@@ -645,6 +645,7 @@ class TileUpscaler(Upscaler):
 
         def errors_of(top: int, bottom: int) -> torch.Tensor:
             first, last = max(0, top - mapper.reach), min(bottom + mapper.reach, image.height)
+            self._ask_for(row * (last - first), 'the router')
             rows = to_device(image.rows(first, last), self.device).unsqueeze(0)
             with algorithm_search(False):
                 errors = mapper.error_map(rows.contiguous(memory_format=torch.channels_last))[0]
@@ -655,8 +656,10 @@ class TileUpscaler(Upscaler):
     def _classify(self, classifier: nn.Module, image: Rows, tiling: Tiling) -> torch.Tensor:
         """What the classifier says of the tiles, of shape (n, M)."""
         (height, width), tops, columns = tiling.size, tiling.tops, len(tiling.lefts)
+        tile = row = 0.
 
         def logits_of(first: int, last: int) -> torch.Tensor:
+            self._ask_for(row + tile * (last - first), 'the router')  # what was freed is seldom taken again as a whole
             rows = self._lq_rows(image, tiling, first // columns, (last - 1) // columns)
             places = [divmod(number, columns) for number in range(first, last)]
             starts = [(tops[row] - tops[first // columns], tiling.lefts[column]) for row, column in places]
@@ -667,8 +670,8 @@ class TileUpscaler(Upscaler):
         together = CLASSIFIED_TOGETHER[self.kind]
         if self.memory_limit is not None:
             self._take_bytes(self.memory_limit)
-            tile, rows = self.bytes_per_pixel[-1] * height * width, 8 * self.channels * height * tiling.padded[1]
-            together = max(1, min(together, int((self.memory_limit.free() - rows) / tile)))
+            tile, row = self.bytes_per_pixel[-1] * height * width, 8 * self.channels * height * tiling.padded[1]
+            together = max(1, min(together, int((self.memory_limit.free() - row) / tile)))
         most = together // columns * columns or together  # whole rows, if they are not too long
         return torch.cat(list(self._in_parts('tiles classified', logits_of, len(tiling), most)))
 
@@ -692,6 +695,8 @@ class TileUpscaler(Upscaler):
     def _strips(self, image: Rows, plan: TilePlan) -> Iterator[torch.Tensor]:
         tiling, done = plan.tiling, 0
         canvas: Optional[Canvas] = None
+        if self.memory_limit is not None:
+            self.memory_limit.trim()  # the canvas is larger than anything that the router has freed
         for number, blocks in enumerate(plan.strips):
             first = number * plan.tile_rows
             lq = self._lq_rows(image, tiling, first, min(first + plan.tile_rows, len(tiling.tops)) - 1)
