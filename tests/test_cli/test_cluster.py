@@ -91,7 +91,7 @@ def start(*arguments, **kwargs):
 
 def run(*arguments, code=0, **kwargs):
     process = start(*arguments, **kwargs)
-    output, errors = process.communicate(timeout=500)
+    output, errors = process.communicate(timeout=1200)
     assert process.returncode == code, output + errors
     assert 'Traceback' not in errors
     return output, errors
@@ -152,10 +152,10 @@ def test_an_engine_that_is_killed_loses_nothing(work):
     begin = time.monotonic()
     process = start(*arguments, '-i', 'in', '-o', 'out', '--ray')
     while len(files('out')) < 300:
-        assert process.poll() is None and time.monotonic() < begin + 200
+        assert process.poll() is None and time.monotonic() < begin + 900
         time.sleep(0.2)
     os.kill(engines_of(process)[0], signal.SIGKILL)
-    output, errors = process.communicate(timeout=500)
+    output, errors = process.communicate(timeout=1200)
     seconds = time.monotonic() - begin
     assert process.returncode == 1
     print(f'{seconds:.0f} s for 2000 pictures with an engine killed')
