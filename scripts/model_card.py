@@ -259,8 +259,11 @@ def write_lists():
     """Writes the lists of all models."""
     models = zoo.best_first(zoo.shipped_models().values())
     os.environ['COLUMNS'] = '110'
-    listed = f'\n```text\n{zoo.describe(models)}```\n\n'
-    rewrite(ROOT / 'README.md', 'models', listed)
+    text = zoo.describe(models)
+    *told, notes = text.split('\n\n')  # README leaves out where they were measured and trained
+    told.append(notes.split('\n')[0])
+    rewrite(ROOT / 'README.md', 'models', '\n```text\n' + '\n\n'.join(told) + '\n```\n\n')
+    listed = f'\n```text\n{text}```\n\n'
     cards = ''.join(f'- [{model.name}](models/{model.name}.md)\n' for model in models)
     rewrite(ROOT / 'docs/ModelZoo.md', 'models', f'{listed}The cards of the models:\n\n{cards}\n')
     pages = ''.join(f'      - {model.name}: docs/models/{model.name}.md\n' for model in models)
